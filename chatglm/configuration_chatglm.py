@@ -1,0 +1,226 @@
+"""Configurations of the ChatGLM family, and every quirk of the published config.json files."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+ROPE_PRECISIONS = ("float32", "original")
+
+#: Ids of generation 1's control tokens with the vocabulary of v1.1; v1.0 puts 20,000 image tokens in front of them.
+_V1_CONTROL_IDS = {
+    "mask_token_id": 130000,
+    "gmask_token_id": 130001,
+    "bos_token_id": 130004,
+    "eos_token_id": 130005,
+    "pad_token_id": 3,
+}
+_V1_OLD_VOCAB_SIZE = 150528
+_V1_NUM_IMAGE_TOKENS = 20000
+
+
+def detect_version(config_dict: dict[str, Any], path: str | os.PathLike[str] | None = None) -> int:
+    """Which generation (1, 2 or 3) a `config.json` or `tokenizer_config.json` belongs to.
+
+    The published files of ChatGLM2-6B and ChatGLM3-6B differ in nothing but the name they carry, so the rule is:
+    an explicit `chatglm_version`; the keys that only generation 1 has; the name inside the file
+    (`_name_or_path`, `name_or_path`); the name of the folder or hub id; else 3.
+
+    Raises:
+        ValueError: `chatglm_version` is present but is not 1, 2 or 3.
+    """
+    version = config_dict.get("chatglm_version")
+    if version is not None:
+        if version not in (1, 2, 3):
+            raise ValueError(f"chatglm_version must be 1, 2 or 3, not {version!r}")
+        return int(version)
+    if "inner_hidden_size" in config_dict or "num_image_tokens" in config_dict or "gmask_token" in config_dict:
+        return 1
+    for name in _names(config_dict, path):
+        if found := re.search(r"chatglm[-_]?([23])", name, re.IGNORECASE):
+            return int(found.group(1))
+    return 3
+
+
+def _names(config_dict: dict[str, Any], path: str | os.PathLike[str] | None) -> list[str]:
+    """What a checkpoint calls itself, most trustworthy first."""
+    names = [config_dict.get("_name_or_path"), config_dict.get("name_or_path"), path and Path(path).name]
+    return [str(name) for name in names if name]
+
+
+def _names_a_base_model(config_dict: dict[str, Any], path: str | os.PathLike[str] | None) -> bool:
+    """Whether a checkpoint is one without chat training, such as chatglm3-6b-base: only its name says so."""
+    return any(re.search(r"chatglm[23].*-base\b", name, re.IGNORECASE) for name in _names(config_dict, path))
+
+
+class ChatGLMConfig(PreTrainedConfig):
+    """What all generations share. `ChatGLMConfig.from_pretrained` returns the class of the right generation."""
+
+    model_type = "chatglm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    chatglm_version: int | None = None
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    initializer_range: float = 0.02
+    # "original" computes the rotary tables in the parameters' dtype, as the first public code of generations 1 and 2 did.
+    rope_precision: str = "float32"
+    # P-tuning v2 (https://arxiv.org/abs/2110.07602): number of trained prefix positions, None for none.
+    pre_seq_len: int | None = None
+    prefix_projection: bool = False
+    quantization_bit: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("auto_map", None)  # names .py files that are not copied when the model is saved
+        if self.rope_precision not in ROPE_PRECISIONS:
+            raise ValueError(f"rope_precision must be one of {ROPE_PRECISIONS}, not {self.rope_precision!r}")
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == cls.model_type:
+            config_dict = config_dict | {"chatglm_version": detect_version(config_dict, pretrained_model_name_or_path)}
+        return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> ChatGLMConfig:
+        if cls is ChatGLMConfig:
+            path = kwargs.get("name_or_path")
+            version = detect_version(config_dict, path)
+            chosen = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config}[version]
+            config_dict = config_dict | {"chatglm_version": version}
+            if version != 1 and "is_base_model" not in config_dict:
+                config_dict["is_base_model"] = _names_a_base_model(config_dict, path)
+            return chosen.from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
+
+class ChatGLM1Config(ChatGLMConfig):
+    """ChatGLM-6B (v1.0 with a vocabulary of 150,528 and v1.1 with 130,528)."""
+
+    attribute_map = {
+        "num_hidden_layers": "num_layers",
+        "max_position_embeddings": "max_sequence_length",
+        "intermediate_size": "inner_hidden_size",
+        "num_key_value_heads": "num_attention_heads",
+    }
+    base_model_tp_plan = {
+        "layers.*.attention.query_key_value": "colwise",  # heads are contiguous rows: q, k, v of head 0, of head 1, ...
+        "layers.*.attention.dense": "rowwise",
+        "layers.*.mlp.dense_h_to_4h": "colwise",
+        "layers.*.mlp.dense_4h_to_h": "rowwise",
+    }
+    base_model_pp_plan = {
+        "word_embeddings": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "final_layernorm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 130528
+    hidden_size: int = 4096
+    num_layers: int = 28
+    num_attention_heads: int = 32
+    inner_hidden_size: int = 16384
+    max_sequence_length: int = 2048
+    layernorm_epsilon: float = 1e-5
+    position_encoding_2d: bool = True
+    mask_token_id: int | None = None
+    gmask_token_id: int | None = None
+    quantization_embeddings: bool = False
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.chatglm_version = 1
+        # v1.0's config.json names no mask, gmask or pad id: they follow from the vocabulary.
+        shift = _V1_NUM_IMAGE_TOKENS if self.vocab_size == _V1_OLD_VOCAB_SIZE else 0
+        for name, token_id in _V1_CONTROL_IDS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, token_id + shift)
+        super().__post_init__(**kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class ChatGLM2Config(ChatGLMConfig):
+    """ChatGLM2-6B with its long-context variant, and what ChatGLM3-6B shares with it."""
+
+    attribute_map = {
+        "num_hidden_layers": "num_layers",
+        "max_position_embeddings": "seq_length",
+        "intermediate_size": "ffn_hidden_size",
+        "vocab_size": "padded_vocab_size",
+        "head_dim": "kv_channels",
+    }
+    base_model_tp_plan = {
+        # q, k and v (and the two halves of SwiGLU) have different meanings along the output, so they are gathered.
+        "encoder.layers.*.self_attention.query_key_value": "colwise_gather_output",
+        "encoder.layers.*.self_attention.dense": "rowwise_split_input",
+        "encoder.layers.*.mlp.dense_h_to_4h": "colwise_gather_output",
+        "encoder.layers.*.mlp.dense_4h_to_h": "rowwise_split_input",
+    }
+    base_model_pp_plan = {
+        "embedding": (["input_ids"], ["inputs_embeds"]),
+        "encoder.layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "encoder.final_layernorm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    padded_vocab_size: int = 65024
+    hidden_size: int = 4096
+    num_layers: int = 28
+    num_attention_heads: int = 32
+    kv_channels: int = 128
+    ffn_hidden_size: int = 13696
+    seq_length: int = 8192
+    multi_query_attention: bool = True
+    multi_query_group_num: int = 2
+    add_bias_linear: bool = False
+    add_qkv_bias: bool = True
+    rmsnorm: bool = True
+    layernorm_epsilon: float = 1e-5
+    post_layer_norm: bool = True
+    apply_residual_connection_post_layernorm: bool = False
+    fp32_residual_connection: bool = False
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    classifier_dropout: float | None = None
+    rope_ratio: float = 1
+    # Without chat training (chatglm3-6b-base): chat() refuses, generate() completes texts.
+    is_base_model: bool = False
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = False
+    # Read by the first public code, without effect on torch 2; kept so that a saved config holds what it came with.
+    original_rope: bool = True
+    apply_query_key_layer_scaling: bool = True
+    attention_softmax_in_fp32: bool = True
+    bias_dropout_fusion: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.chatglm_version is None:
+            self.chatglm_version = 2
+        if self.chatglm_version not in (2, 3):
+            raise ValueError(f"this config is for generations 2 and 3, not {self.chatglm_version!r}")
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.multi_query_group_num if self.multi_query_attention else self.num_attention_heads
+
+
+class ChatGLM3Config(ChatGLM2Config):
+    """ChatGLM3-6B, with its -base and long-context variants: the network of ChatGLM2-6B, another prompt format."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.chatglm_version = 3
+        super().__post_init__(**kwargs)

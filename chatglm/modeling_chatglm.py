@@ -1,0 +1,461 @@
+"""The network of ChatGLM-6B, the first generation.
+
+A GLM block (https://arxiv.org/abs/2103.10360): the tokens before `<sop>` see each other both ways, those after it only
+what came before; positions have two parts, one for the place in the context and one counting the answer. Residuals
+start from the normalised input (DeepNorm, https://arxiv.org/abs/2203.00555). Parameter names are those of the published
+checkpoints. Tensors are batch-first.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import Cache, DynamicCache, GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_chatglm import ChatGLM1Config
+from .prefix_encoder import PrefixEncoder, make_prefix_visible
+from .pretrained import ChatGLMPreTrainedModel
+from .rotary import RotaryTable
+
+#: (cos, sin) by place in the context, and by place in the answer with 2-D positions.
+RotaryEmbeddings = list[tuple[torch.Tensor, torch.Tensor]]
+
+# The originals leave the block's depth at its default of 28 whatever num_layers is, so alpha is a constant.
+RESIDUAL_SCALE = (2 * 28) ** 0.5
+
+
+def rotary_angles(length: int, dtype: torch.dtype, device: torch.device, *, dim: int) -> torch.Tensor:
+    # The published frequencies are float16 numbers (a buffer of the checkpoint), whatever the model's dtype is.
+    frequencies = (1.0 / (10000.0 ** (torch.arange(0, dim, 2, device=device).float() / dim))).half().to(dtype)
+    return torch.outer(torch.arange(length, dtype=dtype, device=device), frequencies)
+
+
+def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate dim i with dim i + half.
+
+    Args:
+        states: (batch, heads, tokens, dims)
+        cos, sin: (batch, 1, tokens, dims / 2)
+    """
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain torch; returns (batch, tokens, heads, head_dim) and the weights."""
+    # Deep layers have large scores: the depth is divided out before the half-precision product, as in the originals.
+    depth = module.layer_idx + 1
+    scores = torch.matmul(query * (scaling / depth), key.transpose(2, 3)).float() * depth
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class ChatGLM1Attention(nn.Module):
+    def __init__(self, config: ChatGLM1Config, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = False  # a mask says what is visible; without one everything is
+        self.head_dim = config.head_dim
+        self.scaling = self.head_dim**-0.5
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        prefix_key: torch.Tensor | None,
+        prefix_value: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        rotary: RotaryEmbeddings,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        fused = self.query_key_value(hidden_states).unflatten(-1, (-1, 3 * self.head_dim)).transpose(1, 2)
+        query, key, value = fused.chunk(3, dim=-1)  # each (batch, heads, tokens, head_dim)
+        query, key = self._rotate(query, rotary), self._rotate(key, rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if prefix_key is not None and prefix_value is not None:
+            key, value = torch.cat((prefix_key, key), dim=2), torch.cat((prefix_value, value), dim=2)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        context, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
+        return self.dense(context.flatten(2)), weights
+
+    @staticmethod
+    def _rotate(states: torch.Tensor, rotary: RotaryEmbeddings) -> torch.Tensor:
+        """Each kind of position turns its own share of the head."""
+        shares = states.chunk(len(rotary), dim=-1)
+        rotated = [
+            apply_rotary(share, cos.unsqueeze(1), sin.unsqueeze(1))
+            for share, (cos, sin) in zip(shares, rotary, strict=True)
+        ]
+        return torch.cat(rotated, dim=-1)
+
+
+class ChatGLM1MLP(nn.Module):
+    def __init__(self, config: ChatGLM1Config) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(hidden_states), approximate="tanh"))
+
+
+class ChatGLM1Block(GradientCheckpointingLayer):
+    def __init__(self, config: ChatGLM1Config, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.attention = ChatGLM1Attention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.mlp = ChatGLM1MLP(config)
+
+    # The prefix is positional so that reentrant checkpointing carries its gradient.
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        prefix_key: torch.Tensor | None = None,
+        prefix_value: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None,
+        rotary: RotaryEmbeddings,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        normed = self.input_layernorm(hidden_states)
+        attended, _ = self.attention(
+            normed, prefix_key, prefix_value, attention_mask, rotary, past_key_values, **kwargs
+        )
+        normed = self.post_attention_layernorm(normed * RESIDUAL_SCALE + attended)
+        return normed * RESIDUAL_SCALE + self.mlp(normed)
+
+
+class ChatGLM1PreTrainedModel(ChatGLMPreTrainedModel):
+    config: ChatGLM1Config
+    config_class = ChatGLM1Config
+    _no_split_modules = ["ChatGLM1Block"]
+    _supports_flash_attn = False  # flash attention takes no prefix-LM mask
+    _can_record_outputs = {"hidden_states": ChatGLM1Block, "attentions": ChatGLM1Attention}
+
+
+class ChatGLM1Model(ChatGLM1PreTrainedModel):
+    """Token ids to hidden states."""
+
+    def __init__(self, config: ChatGLM1Config) -> None:
+        super().__init__(config)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        kinds = 2 if config.position_encoding_2d else 1
+        self.rotary_emb = RotaryTable(
+            partial(rotary_angles, dim=config.head_dim // kinds), config.max_sequence_length, config.rope_precision
+        )
+        self.layers = nn.ModuleList(ChatGLM1Block(config, layer_idx) for layer_idx in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.gradient_checkpointing = False
+        self.prefix_encoder: PrefixEncoder | None = None
+        if config.pre_seq_len is not None:
+            self.requires_grad_(False)
+            self.prefix_encoder = PrefixEncoder(
+                config.pre_seq_len,
+                config.num_layers,
+                config.num_attention_heads,
+                config.head_dim,
+                embedding_size=config.hidden_size,
+                projection_size=config.hidden_size if config.prefix_projection else None,
+            )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.word_embeddings = value
+
+    def _context_lengths(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(batch, 1): the index of the first `<sop>`; everything before it is context.
+
+        Raises:
+            ValueError: a row has no `<sop>` (checked outside of compiled graphs).
+        """
+        is_sop = input_ids == self.config.bos_token_id
+        if not torch.compiler.is_compiling() and not bool(is_sop.any(-1).all()):
+            raise ValueError(
+                f"input_ids hold a row without <sop> (id {self.config.bos_token_id}): a prompt of ChatGLM-6B ends with "
+                "[gMASK] <sop>. tokenizer(text) and tokenizer.build_inputs_with_special_tokens(ids) add both."
+            )
+        return is_sop.int().argmax(-1, keepdim=True)
+
+    def get_position_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Positions of whole sequences, from their start.
+
+        Row 0 counts the context and stays at the place of `[gMASK]` (else `[MASK]`) from `<sop>` on; row 1 is 0 in the
+        context and counts 1, 2, ... from `<sop>` on. Left padding named by `attention_mask` is not counted.
+
+        Args:
+            input_ids: (batch, tokens)
+            attention_mask: (batch, tokens), 0 for padding; None counts every token.
+
+        Returns:
+            (batch, 2, tokens), or (batch, tokens) with `position_encoding_2d=False`.
+
+        Raises:
+            ValueError: a row has no `<sop>`, or neither `[gMASK]` nor `[MASK]`.
+        """
+        sop = self._context_lengths(input_ids)
+        is_gmask, is_mask = input_ids == self.config.gmask_token_id, input_ids == self.config.mask_token_id
+        has_gmask = is_gmask.any(-1, keepdim=True)
+        if not torch.compiler.is_compiling() and not bool((is_gmask | is_mask).any(-1).all()):
+            raise ValueError(
+                f"input_ids hold a row without [gMASK] (id {self.config.gmask_token_id}) or [MASK]: a prompt of "
+                "ChatGLM-6B ends with [gMASK] <sop>. tokenizer(text) adds both."
+            )
+        mask_place = torch.where(has_gmask, is_gmask.int().argmax(-1, keepdim=True), is_mask.int().argmax(-1, True))
+        index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        if attention_mask is not None:
+            padding = attention_mask.to(input_ids.device).int().argmax(-1, keepdim=True)
+            index, mask_place, sop = (index - padding).clamp(min=0), mask_place - padding, sop - padding
+        answer = index >= sop
+        if not self.config.position_encoding_2d:
+            return torch.where(answer & ~has_gmask, mask_place, index)
+        context_part = torch.where(answer, mask_place, index)
+        return torch.stack((context_part, (index - sop + 1).clamp(min=0)), dim=1)
+
+    def _attention_mask(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        inputs_embeds: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """What each new token sees, additive, (batch, 1, tokens, keys); None where it is everything."""
+        dtype, device, tokens = inputs_embeds.dtype, inputs_embeds.device, inputs_embeds.shape[1]
+        hidden = torch.finfo(dtype).min
+        if attention_mask is not None and attention_mask.dim() == 4:
+            if attention_mask.dtype != torch.bool:
+                return attention_mask
+            return torch.zeros(attention_mask.shape, dtype=dtype, device=device).masked_fill(attention_mask, hidden)
+        past: int | torch.Tensor = 0
+        keys = tokens
+        if past_key_values is not None:
+            past = past_key_values.get_seq_length()
+            keys = past_key_values.get_mask_sizes(tokens, 0)[0]
+        if tokens == 1 and attention_mask is None and keys == 1 + past:
+            return None
+        queries = torch.arange(tokens, device=device).unsqueeze(-1) + past
+        columns = torch.arange(keys, device=device)
+        visible = (columns <= queries).unsqueeze(0)  # (batch, tokens, keys)
+        if tokens > 1 and (isinstance(past, torch.Tensor) or past == 0):
+            if input_ids is None:
+                raise ValueError("With inputs_embeds, give a 4-D attention_mask: ChatGLM-6B finds <sop> in input_ids.")
+            if not isinstance(past, torch.Tensor) or torch.compiler.is_compiling() or int(past) == 0:
+                # Both ways inside the context, and only for tokens that belong to it.
+                lengths = self._context_lengths(input_ids).unsqueeze(-1)
+                visible = visible | ((queries < lengths) & (columns < lengths))
+        if attention_mask is not None:
+            real = F.pad(attention_mask.bool(), (0, keys - attention_mask.shape[1]), value=True)
+            visible = visible & real.unsqueeze(1)
+        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, hidden)
+        return mask.unsqueeze(1)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: (batch, tokens), or give `inputs_embeds` (batch, tokens, hidden) with a 4-D mask and positions.
+            attention_mask: (batch, past + tokens), 0 for padding; or (batch, 1, tokens, keys), boolean with True =
+                hidden as the original tokenizer makes it, or additive. Without one it follows from `<sop>`.
+            position_ids: (batch, 2, tokens), see `get_position_ids`; found from `input_ids` where there is no past.
+            past_key_values: any transformers `Cache`; the trained prefix is never in it.
+
+        Raises:
+            ValueError: `[gMASK]` or `<sop>` is missing where mask or positions have to be found, or positions are
+                missing on top of a cache.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            if input_ids is None or (past_key_values is not None and past_key_values.get_seq_length() != 0):
+                raise ValueError(
+                    "Give position_ids with inputs_embeds or past_key_values: model.transformer.get_position_ids(ids) of "
+                    "the whole sequence, cut to the new tokens. model.generate() and model.chat() do it by themselves."
+                )
+            padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+            position_ids = self.get_position_ids(input_ids, padding)
+        mask = self._attention_mask(input_ids, attention_mask, past_key_values, inputs_embeds)
+        prefix: list[Any] = [(None, None)] * self.config.num_layers
+        if self.prefix_encoder is not None:
+            prefix = self.prefix_encoder(len(inputs_embeds), inputs_embeds.dtype)
+            mask = make_prefix_visible(mask, self.prefix_encoder.pre_seq_len)
+
+        kinds = position_ids.unbind(1) if position_ids.dim() == 3 else (position_ids,)
+        if len(kinds) != (2 if self.config.position_encoding_2d else 1):
+            raise ValueError(
+                f"position_ids of shape {tuple(position_ids.shape)}: ChatGLM-6B takes (batch, 2, tokens), the place in "
+                "the context and in the answer; leave them out to have them found, or see get_position_ids()."
+            )
+        rotary = [self.rotary_emb(kind, inputs_embeds.dtype) for kind in kinds]
+        hidden_states = inputs_embeds
+        for layer, (prefix_key, prefix_value) in zip(self.layers, prefix, strict=True):
+            hidden_states = layer(
+                hidden_states,
+                prefix_key,
+                prefix_value,
+                attention_mask=mask,
+                rotary=rotary,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        hidden_states = self.final_layernorm(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+
+class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
+    """Token ids to logits over the vocabulary. The head is tied to the embeddings unless the config says otherwise."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: ChatGLM1Config, empty_init: bool = True) -> None:
+        """`empty_init` is accepted for the originals' callers; weights are initialised when they are not loaded."""
+        super().__init__(config)
+        self.transformer = ChatGLM1Model(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.pre_seq_len is not None:
+            self.lm_head.requires_grad_(False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def positions_from(
+        self, input_ids: torch.Tensor, start: int, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Position ids of the tokens from index `start` on, given the whole sequences (batch, tokens)."""
+        return self.transformer.get_position_ids(input_ids, attention_mask)[..., start:]
+
+    def reusable_prefix(self, input_ids: list[int], common: int) -> int:
+        """How many of `common` cached leading tokens hold for `input_ids`: context tokens see all of the context."""
+        sop = self.config.bos_token_id
+        return common if sop in input_ids and common >= input_ids.index(sop) else 0
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """See `ChatGLM1Model.forward`.
+
+        Args:
+            labels: (batch, tokens), shifted inside; -100 is ignored.
+            logits_to_keep: compute the head for the last n positions only (0 = all), or for the given indices.
+        """
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return self._head_outputs(outputs, self.lm_head, labels, logits_to_keep, **kwargs)
+
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' `generate`; also takes the 4-D mask and 2-D positions that the tokenizer makes for a batch."""
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if mask is not None and mask.dim() == 4:
+            kwargs["attention_mask"] = (~mask[:, 0, -1].bool()).long()  # the last token sees all but the padding
+        if positions is not None:
+            # Under another name: transformers would take the second axis for the batch.
+            kwargs["prompt_position_ids"] = kwargs.pop("position_ids")
+        return super().generate(inputs, **kwargs)
+
+    def create_masks_for_generate(self, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """Called by transformers before a compiled step; the mask is made in forward, from the ids."""
+        return attention_mask
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        position_ids: torch.Tensor | None = None,
+        prompt_position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The new tokens with their positions, which follow from all `input_ids` (`position_ids` is not used)."""
+        if prompt_position_ids is None:
+            positions = self.transformer.get_position_ids(input_ids, attention_mask)
+        else:
+            new = input_ids.shape[1] - prompt_position_ids.shape[-1]
+            steps = torch.arange(1, new + 1, device=input_ids.device)
+            last = prompt_position_ids[..., -1:].expand(*prompt_position_ids.shape[:-1], new)
+            moves = torch.ones_like(last) if last.dim() == 2 else torch.tensor([[0], [1]], device=input_ids.device)
+            positions = torch.cat((prompt_position_ids, last + moves * steps), dim=-1)
+        if attention_mask is not None and isinstance(past_key_values, Cache) and past_key_values.is_compileable:
+            # One shape for every step, so that a compiled step is compiled once; unused slots lie in the future.
+            room = past_key_values.layers[0].max_cache_len - attention_mask.shape[1]
+            attention_mask = F.pad(attention_mask, (0, room), value=1)
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        new_inputs = model_inputs["input_ids"] if model_inputs["input_ids"] is not None else model_inputs["inputs_embeds"]
+        model_inputs["position_ids"] = positions[..., -new_inputs.shape[1] :].to(new_inputs.device)
+        return model_inputs

@@ -1,0 +1,463 @@
+"""The network of ChatGLM2-6B and ChatGLM3-6B.
+
+A pre-norm decoder: RMSNorm, multi-query attention with a fused projection, rotary positions on the first half of each
+head, SwiGLU. Parameter names are those of the published checkpoints. Tensors are batch-first.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import Cache, DynamicCache, GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config
+from .prefix_encoder import PrefixEncoder, make_prefix_visible
+from .pretrained import ChatGLMPreTrainedModel
+from .rotary import AngleFunction, RotaryTable
+
+RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotary_angles(
+    length: int, dtype: torch.dtype, device: torch.device, *, config: ChatGLM2Config
+) -> torch.Tensor:
+    """The angles of ChatGLM2 and 3; long-context variants differ in how `rope_ratio` enters."""
+    half = config.kv_channels // 2
+    base, stretch = 10000.0, 1.0
+    if config.chatglm_version == 2:
+        stretch = config.rope_ratio  # chatglm2-6b-32k divides the positions
+    else:
+        base *= config.rope_ratio  # chatglm3-6b-32k and -128k raise the base
+        dtype = torch.float32  # generation 3 computed its table in float32 from the start
+    frequencies = 1.0 / (base ** (torch.arange(0, half, 2, dtype=dtype, device=device) / half))
+    positions = torch.arange(length, dtype=dtype, device=device) / stretch
+    return torch.outer(positions, frequencies).float()
+
+
+def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate neighbouring pairs in the first dims of each head.
+
+    Args:
+        states: (batch, heads, tokens, head_dim)
+        cos, sin: (batch, 1, tokens, rotated dims / 2)
+    """
+    rotated_dims = 2 * cos.shape[-1]
+    even, odd = states[..., 0:rotated_dims:2], states[..., 1:rotated_dims:2]
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((rotated, states[..., rotated_dims:]), dim=-1)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain torch; returns (batch, tokens, heads, head_dim) and the weights."""
+    groups = module.num_key_value_groups
+    key = key.repeat_interleave(groups, dim=1)
+    value = value.repeat_interleave(groups, dim=1)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class RMSNorm(nn.Module):
+    """https://arxiv.org/abs/1910.07467, computed in float32."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        wide = hidden_states.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (wide * self.weight).to(hidden_states.dtype)
+
+
+def make_norm(config: ChatGLM2Config) -> nn.Module:
+    norm = RMSNorm if config.rmsnorm else nn.LayerNorm
+    return norm(config.hidden_size, eps=config.layernorm_epsilon)
+
+
+class ChatGLM2Attention(nn.Module):
+    """Multi-query attention: `multi_query_group_num` key/value heads serve all query heads."""
+
+    def __init__(self, config: ChatGLM2Config, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = True
+        self.head_dim = config.kv_channels
+        self.num_heads = config.num_attention_heads
+        self.num_key_value_heads = config.num_key_value_heads
+        self.num_key_value_groups = self.num_heads // self.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        query_size = self.num_heads * self.head_dim
+        key_size = self.num_key_value_heads * self.head_dim
+        self.query_key_value = nn.Linear(
+            config.hidden_size, query_size + 2 * key_size, bias=config.add_bias_linear or config.add_qkv_bias
+        )
+        self.dense = nn.Linear(query_size, config.hidden_size, bias=config.add_bias_linear)
+
+    def split(self, fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(batch, tokens, fused) -> query, key and value, each (batch, heads, tokens, head_dim)"""
+        if self.config.multi_query_attention:
+            sizes = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
+            parts = fused.unflatten(-1, (-1, self.head_dim)).split(sizes, dim=2)
+        else:  # all three parts of one head stand together
+            parts = fused.unflatten(-1, (self.num_heads, 3 * self.head_dim)).chunk(3, dim=-1)
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        return query, key, value
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        prefix_key: torch.Tensor | None,
+        prefix_value: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        rotary: RotaryEmbedding,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = self.split(self.query_key_value(hidden_states))
+        cos, sin = (part.unsqueeze(1) for part in rotary)
+        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if prefix_key is not None and prefix_value is not None:
+            key, value = torch.cat((prefix_key, key), dim=2), torch.cat((prefix_value, value), dim=2)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        context, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.dense(context.flatten(2)), weights
+
+
+class ChatGLM2MLP(nn.Module):
+    """SwiGLU (https://arxiv.org/abs/2002.05202); the gate is the first half of the fused projection."""
+
+    def __init__(self, config: ChatGLM2Config) -> None:
+        super().__init__()
+        bias = config.add_bias_linear
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_hidden_size, bias=bias)
+        self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)
+        return self.dense_4h_to_h(F.silu(gate) * up)
+
+
+class ChatGLM2Block(GradientCheckpointingLayer):
+    def __init__(self, config: ChatGLM2Config, layer_idx: int) -> None:
+        super().__init__()
+        self.residual_after_norm = config.apply_residual_connection_post_layernorm
+        self.dropout = config.hidden_dropout
+        self.input_layernorm = make_norm(config)
+        self.self_attention = ChatGLM2Attention(config, layer_idx)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = ChatGLM2MLP(config)
+
+    # The prefix is positional so that reentrant checkpointing carries its gradient.
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        prefix_key: torch.Tensor | None = None,
+        prefix_value: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None,
+        rotary: RotaryEmbedding,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        dtype = rotary[0].dtype  # the residual stream may be wider: fp32_residual_connection
+        normed = self.input_layernorm(hidden_states)
+        residual = normed if self.residual_after_norm else hidden_states
+        attended, _ = self.self_attention(
+            normed.to(dtype), prefix_key, prefix_value, attention_mask, rotary, past_key_values, **kwargs
+        )
+        hidden_states = residual + F.dropout(attended, p=self.dropout, training=self.training)
+        normed = self.post_attention_layernorm(hidden_states)
+        residual = normed if self.residual_after_norm else hidden_states
+        return residual + F.dropout(self.mlp(normed.to(dtype)), p=self.dropout, training=self.training)
+
+
+class Embedding(nn.Module):
+    def __init__(self, config: ChatGLM2Config) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.word_embeddings(input_ids)
+
+
+class Encoder(nn.Module):
+    """The blocks and the final norm."""
+
+    def __init__(self, config: ChatGLM2Config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(ChatGLM2Block(config, layer_idx) for layer_idx in range(config.num_layers))
+        self.final_layernorm = make_norm(config) if config.post_layer_norm else nn.Identity()
+
+
+class ChatGLM2PreTrainedModel(ChatGLMPreTrainedModel):
+    config: ChatGLM2Config
+    config_class = ChatGLM2Config
+    _no_split_modules = ["ChatGLM2Block"]
+    _can_record_outputs = {"hidden_states": ChatGLM2Block, "attentions": ChatGLM2Attention}
+
+
+class ChatGLM2Model(ChatGLM2PreTrainedModel):
+    """Token ids to hidden states. Holds the output layer too, as the published checkpoints do."""
+
+    def __init__(self, config: ChatGLM2Config) -> None:
+        super().__init__(config)
+        self.embedding = Embedding(config)
+        self.rotary_pos_emb = RotaryTable(
+            partial(rotary_angles, config=config), config.seq_length, config.rope_precision
+        )
+        self.encoder = Encoder(config)
+        self.output_layer = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
+        self.gradient_checkpointing = False
+        self.prefix_encoder: PrefixEncoder | None = None
+        if config.pre_seq_len is not None:
+            self.requires_grad_(False)
+            kv_size = config.num_layers * 2 * config.num_key_value_heads * config.kv_channels
+            self.prefix_encoder = PrefixEncoder(
+                config.pre_seq_len,
+                config.num_layers,
+                config.num_key_value_heads,
+                config.kv_channels,
+                embedding_size=kv_size,
+                projection_size=config.hidden_size if config.prefix_projection else None,
+            )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embedding.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: (batch, tokens), or give `inputs_embeds` (batch, tokens, hidden).
+            attention_mask: (batch, past + tokens), 1 for real tokens and 0 for padding; or a prepared 4-D mask.
+            position_ids: (batch, tokens); if absent, counted from the cache's length, or by the mask where there is one.
+            past_key_values: any transformers `Cache`; the trained prefix is never in it.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embedding(input_ids)
+        batch_size, tokens = inputs_embeds.shape[:2]
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(tokens, device=inputs_embeds.device) + past).unsqueeze(0)
+            if attention_mask is not None and attention_mask.dim() == 2:
+                # Left pads take no position: they would move the text away from a trained prefix, which has none.
+                places = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+                position_ids = places.gather(1, position_ids.expand(batch_size, -1))
+
+        # position_ids stay out of it: transformers would read restarting positions as packed sequences.
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            allow_is_causal_skip=self.prefix_encoder is None or tokens == 1,
+        )
+        prefix: list[Any] = [(None, None)] * self.config.num_layers
+        if self.prefix_encoder is not None:
+            prefix = self.prefix_encoder(batch_size, inputs_embeds.dtype)
+            mask = make_prefix_visible(mask, self.prefix_encoder.pre_seq_len)
+
+        rotary = self.rotary_pos_emb(position_ids, inputs_embeds.dtype)
+        hidden_states = inputs_embeds.float() if self.config.fp32_residual_connection else inputs_embeds
+        for layer, (prefix_key, prefix_value) in zip(self.encoder.layers, prefix, strict=True):
+            hidden_states = layer(
+                hidden_states,
+                prefix_key,
+                prefix_value,
+                attention_mask=mask,
+                rotary=rotary,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        hidden_states = self.encoder.final_layernorm(hidden_states).to(inputs_embeds.dtype)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+
+class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
+    """Token ids to logits over the vocabulary."""
+
+    _tied_weights_keys = {"transformer.output_layer.weight": "transformer.embedding.word_embeddings.weight"}
+    _tp_plan = {"transformer.output_layer": "colwise_gather_output"}
+    _pp_plan = {"transformer.output_layer": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: ChatGLM2Config, empty_init: bool = True) -> None:
+        """`empty_init` is accepted for the originals' callers; weights are initialised when they are not loaded."""
+        super().__init__(config)
+        self.transformer = ChatGLM2Model(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.transformer.output_layer
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.transformer.output_layer = new_embeddings
+
+    def positions_from(
+        self, input_ids: torch.Tensor, start: int, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Position ids of the tokens from index `start` on, given the whole sequences (batch, tokens)."""
+        if attention_mask is None:
+            return torch.arange(start, input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, start:]
+
+    def reusable_prefix(self, input_ids: list[int], common: int) -> int:
+        """How many of `common` cached leading tokens hold for `input_ids`: all, as no token sees a later one."""
+        return common
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_last_logit: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """See `ChatGLM2Model.forward`.
+
+        Args:
+            labels: (batch, tokens), shifted inside; -100 is ignored.
+            logits_to_keep: compute the head for the last n positions only (0 = all), or for the given indices.
+            return_last_logit: the originals' name for `logits_to_keep=1`.
+        """
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return self._head_outputs(
+            outputs, self.transformer.output_layer, labels, 1 if return_last_logit else logits_to_keep, **kwargs
+        )
+
+
+class ChatGLM2ForSequenceClassification(ChatGLM2PreTrainedModel):
+    """A classifier on the last real token of each sequence."""
+
+    # The head for generation stays in the checkpoint but is not used here.
+    _tied_weights_keys = {"transformer.output_layer.weight": "transformer.embedding.word_embeddings.weight"}
+
+    def __init__(self, config: ChatGLM2Config, empty_init: bool = True) -> None:
+        super().__init__(config)
+        self.transformer = ChatGLM2Model(config)
+        self.classifier_head = nn.Linear(config.hidden_size, config.num_labels, bias=True)
+        self.dropout = nn.Dropout(config.classifier_dropout or 0.0)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """See `ChatGLM2Model.forward`; logits are (batch, num_labels), the loss follows `config.problem_type`."""
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if attention_mask is not None and attention_mask.dim() == 2:
+            # The originals take the last position, which right padding would make a padding token.
+            tokens = hidden_states.shape[1]
+            last = (attention_mask[:, -tokens:].long() * torch.arange(tokens, device=hidden_states.device)).argmax(-1)
+            pooled = hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]
+        else:
+            pooled = hidden_states[:, -1]
+        logits = self.classifier_head(self.dropout(pooled))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class ChatGLM3ForSequenceClassification(ChatGLM2ForSequenceClassification):
+    """The same classifier for checkpoints of generation 3."""
+
+    config: ChatGLM3Config
+    config_class = ChatGLM3Config
