@@ -69,7 +69,7 @@ class ChatGLMConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     initializer_range: float = 0.02
-    # "original" computes the rotary tables in the parameters' dtype, as the first public code of generations 1 and 2 did.
+    # "original" computes the rotary tables in the parameters' dtype, as the first code of generations 1 and 2 did.
     rope_precision: str = "float32"
     # P-tuning v2 (https://arxiv.org/abs/2110.07602): number of trained prefix positions, None for none.
     pre_seq_len: int | None = None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -52,7 +52,7 @@ def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
 
 
 def eager_attention(
-    module: nn.Module,
+    module: ChatGLM1Attention,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -69,6 +69,10 @@ def eager_attention(
         scores = scores + attention_mask
     weights = F.softmax(scores, dim=-1).to(query.dtype)
     return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def is_token(input_ids: torch.Tensor, token_id: int | None) -> torch.Tensor:
+    return torch.eq(input_ids, -1 if token_id is None else token_id)
 
 
 class ChatGLM1Attention(nn.Module):
@@ -189,7 +193,7 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.word_embeddings = value
 
     def _context_lengths(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -198,7 +202,7 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
         Raises:
             ValueError: a row has no `<sop>` (checked outside of compiled graphs).
         """
-        is_sop = input_ids == self.config.bos_token_id
+        is_sop = is_token(input_ids, self.config.bos_token_id)
         if not torch.compiler.is_compiling() and not bool(is_sop.any(-1).all()):
             raise ValueError(
                 f"input_ids hold a row without <sop> (id {self.config.bos_token_id}): a prompt of ChatGLM-6B ends with "
@@ -223,7 +227,8 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
             ValueError: a row has no `<sop>`, or neither `[gMASK]` nor `[MASK]`.
         """
         sop = self._context_lengths(input_ids)
-        is_gmask, is_mask = input_ids == self.config.gmask_token_id, input_ids == self.config.mask_token_id
+        is_gmask = is_token(input_ids, self.config.gmask_token_id)
+        is_mask = is_token(input_ids, self.config.mask_token_id)
         has_gmask = is_gmask.any(-1, keepdim=True)
         if not torch.compiler.is_compiling() and not bool((is_gmask | is_mask).any(-1).all()):
             raise ValueError(
@@ -282,9 +287,9 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -311,8 +316,8 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
         if position_ids is None:
             if input_ids is None or (past_key_values is not None and past_key_values.get_seq_length() != 0):
                 raise ValueError(
-                    "Give position_ids with inputs_embeds or past_key_values: model.transformer.get_position_ids(ids) of "
-                    "the whole sequence, cut to the new tokens. model.generate() and model.chat() do it by themselves."
+                    "Give position_ids with inputs_embeds or past_key_values: model.transformer.get_position_ids(ids) "
+                    "of the whole sequence, cut to the new tokens. generate() and chat() do it by themselves."
                 )
             padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
             position_ids = self.get_position_ids(input_ids, padding)
@@ -364,7 +369,7 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
     def positions_from(
@@ -381,12 +386,12 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
@@ -424,7 +429,7 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         next_sequence_length: int | None = None,
         past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -456,6 +461,8 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        new_inputs = model_inputs["input_ids"] if model_inputs["input_ids"] is not None else model_inputs["inputs_embeds"]
+        new_inputs = (
+            model_inputs["input_ids"] if model_inputs["input_ids"] is not None else model_inputs["inputs_embeds"]
+        )
         model_inputs["position_ids"] = positions[..., -new_inputs.shape[1] :].to(new_inputs.device)
         return model_inputs

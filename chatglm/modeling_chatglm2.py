@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -28,14 +28,12 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
-from .rotary import AngleFunction, RotaryTable
+from .rotary import RotaryTable
 
 RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]
 
 
-def rotary_angles(
-    length: int, dtype: torch.dtype, device: torch.device, *, config: ChatGLM2Config
-) -> torch.Tensor:
+def rotary_angles(length: int, dtype: torch.dtype, device: torch.device, *, config: ChatGLM2Config) -> torch.Tensor:
     """The angles of ChatGLM2 and 3; long-context variants differ in how `rope_ratio` enters."""
     half = config.kv_channels // 2
     base, stretch = 10000.0, 1.0
@@ -63,7 +61,7 @@ def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
 
 
 def eager_attention(
-    module: nn.Module,
+    module: ChatGLM2Attention,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -266,16 +264,16 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embedding.word_embeddings = value
 
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -285,7 +283,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         Args:
             input_ids: (batch, tokens), or give `inputs_embeds` (batch, tokens, hidden).
             attention_mask: (batch, past + tokens), 1 for real tokens and 0 for padding; or a prepared 4-D mask.
-            position_ids: (batch, tokens); if absent, counted from the cache's length, or by the mask where there is one.
+            position_ids: (batch, tokens); if absent, counted from the cache's length, or by a mask's ones.
             past_key_values: any transformers `Cache`; the trained prefix is never in it.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -350,7 +348,7 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.transformer.output_layer
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.transformer.output_layer = new_embeddings
 
     def positions_from(
@@ -368,12 +366,12 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_last_logit: bool = False,
@@ -416,12 +414,12 @@ class ChatGLM2ForSequenceClassification(ChatGLM2PreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:

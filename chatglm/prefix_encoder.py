@@ -46,7 +46,7 @@ class PrefixEncoder(nn.Module):
             )
         self.dropout = nn.Dropout(dropout)
         # A projection costs more than a decoding step of the network: without gradients its result is kept.
-        self._kept: tuple[list[tuple[torch.Tensor, int]], torch.Tensor] | None = None
+        self._kept: tuple[list[tuple[nn.Parameter, int]], torch.Tensor] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": None}
@@ -64,8 +64,9 @@ class PrefixEncoder(nn.Module):
             same = all(a is b and v == w for (a, v), (b, w) in zip(self._kept[0], state, strict=True))
             if same and self._kept[1].device == weight.device and self._kept[1].dtype == weight.dtype:
                 return self._kept[1]
-        self._kept = (state, self.trans(weight))
-        return self._kept[1]
+        finished: torch.Tensor = self.trans(weight)
+        self._kept = (state, finished)
+        return finished
 
     def forward(self, batch_size: int, dtype: torch.dtype) -> list[LayerPrefix]:
         """The prefix of every layer for `batch_size` sequences, in `dtype`."""

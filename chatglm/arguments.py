@@ -1,0 +1,117 @@
+"""Command-line arguments that the front doors share, and the checks of their values, for `/set` while chatting too."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizer
+
+from .loading import load
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("must be 1 or more")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise ValueError("must be 0 or more")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError("must be from 0 to 1")
+    return value
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError("must be 0 (greedy) or more")
+    return value
+
+
+#: Name of a generation setting -> from its text to its value; raises ValueError. Unset means: the model's own default.
+SETTINGS: dict[str, Callable[[str], int | float]] = {
+    "max_length": _positive_int,
+    "max_new_tokens": _positive_int,
+    "top_p": _probability,
+    "temperature": _temperature,
+    "seed": _seed,
+}
+_HELP = {
+    "max_length": "tokens of prompt and answer together; the oldest turns are forgotten to keep to it",
+    "max_new_tokens": "tokens of one answer",
+    "top_p": "sample only from the likeliest tokens that together have this probability",
+    "temperature": "0 = always the likeliest token; higher = more varied",
+    "seed": "the same seed gives the same answers again",
+}
+
+
+def parse_setting(name: str, text: str) -> tuple[str, int | float]:
+    """`("max-length", "512")` -> `("max_length", 512)`; ValueError says what is wrong with the name or the value."""
+    key = name.replace("-", "_")
+    if key not in SETTINGS:
+        raise ValueError(f"there is no setting {name!r}, only {', '.join(SETTINGS)}")
+    try:
+        return key, SETTINGS[key](text)
+    except (ValueError, OverflowError) as error:
+        reason = error if str(error).startswith("must") else "must be a number"
+        raise ValueError(f"{key} {text!r}: {reason}") from error
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model and how to load it; `load_from_arguments` reads them."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="FOLDER_OR_ID", help="a checkpoint folder or hub id (default: $CHATGLM_MODEL, else the demo)"
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group.add_argument("--adapter", metavar="PATH", help="a P-tuning prefix checkpoint to load on top")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    group.add_argument("--dtype", default="auto", help="auto, float16, bfloat16, float32 (default: %(default)s)")
+    group.add_argument("--no-memory-check", action="store_true", help="load even where the memory seems too small")
+
+
+def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
+    """Model and tokenizer by the arguments of `add_model_arguments`; raises what `chatglm.load` raises."""
+    return load(
+        args.model,
+        args.device,
+        args.dtype,
+        adapter=args.adapter,
+        revision=args.revision,
+        check_memory=not args.no_memory_check,
+    )
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """--max-length, --top-p and the others of SETTINGS."""
+    group = parser.add_argument_group("generation (default: as the model's publishers chose)")
+    for name in SETTINGS:
+        group.add_argument(f"--{name.replace('_', '-')}", type=_argument(name), metavar="N", help=_HELP[name])
+
+
+def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, as keyword arguments for `chat` and `stream_chat`."""
+    values: Mapping[str, Any] = vars(args)
+    return {name: values[name] for name in SETTINGS if values[name] is not None}
+
+
+def _argument(name: str) -> Callable[[str], int | float]:
+    def convert(text: str) -> int | float:
+        try:
+            return parse_setting(name, text)[1]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert

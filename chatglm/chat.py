@@ -1,0 +1,466 @@
+"""chat(), stream_chat() and stream_generate() as users of the originals know them, on top of one decode loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
+
+from .configuration_chatglm import ChatGLM3Config
+from .conversation import (
+    clean_response,
+    fit_conversation,
+    has_tools,
+    parse_response,
+    stable_response,
+    stop_token_ids,
+    validate_history,
+)
+from .generation import (
+    DEFAULT_TOP_K,
+    ChatCache,
+    GenerationOptions,
+    GenerationStep,
+    decode,
+    generate_text,
+    weights_stamp,
+)
+from .modeling_chatglm import ChatGLM1ForCausalLM
+from .modeling_chatglm2 import ChatGLM2ForCausalLM
+
+#: Tokens kept free for the answer when an old history is cut, at most a quarter of the context.
+ANSWER_ROOM = 512
+
+
+@dataclass(frozen=True)
+class ChatStep(GenerationStep):
+    """A `GenerationStep` of a conversation.
+
+    `text` is the answer as the user sees it. It may change at its end (generation 1's punctuation depends on what
+    follows); `delta` never does: all deltas together are the last `text`. `response` and `history` are what `chat`
+    returns; before the last step they hold the text so far.
+    """
+
+    delta: str
+    response: str | dict[str, Any]
+    history: list[Any]
+
+
+class ChatMixin:
+    """Conversation methods for a model with `generate`, `positions_from` and `reusable_prefix`."""
+
+    def clear_chat_cache(self) -> None:
+        """Free the KV cache that is kept from the last turn."""
+        self.__dict__.pop("_last_turn", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_last_turn"}
+
+    def train(self, mode: bool = True) -> Any:
+        self.clear_chat_cache()
+        return super().train(mode)  # type: ignore[misc]
+
+    def stream_steps(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query: str,
+        history: Sequence[Any] | None = None,
+        role: str = "user",
+        *,
+        past_key_values: ChatCache | None = None,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        answer_room: int | None = None,
+        cancel: threading.Event | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatStep]:
+        """One answer, step by step, with why it ended, counts and times: what the front doors are built on.
+
+        Args:
+            history: what the last step's `history` gave; not changed.
+            past_key_values: the cache to reuse and extend; by default the model keeps the last turn's.
+            max_length: most tokens of prompt and answer together (at most, and by default, the model's context).
+                The oldest turns are left out of the prompt to leave room for an answer; the question and a system
+                message stay.
+            max_new_tokens: most tokens of the answer.
+            answer_room: tokens to leave for the answer when turns are left out; by default `max_new_tokens` or 512,
+                at most a quarter of `max_length`. 1 keeps all that fits, as the originals did.
+            cancel: set it to end the answer early with the reason "cancelled"; what was said so far stays.
+            **kwargs: see `GenerationOptions`.
+
+        Raises:
+            TypeError, ValueError: the history is malformed, an option is unknown or out of range, or the question
+                does not fit into `max_length`.
+            NonFiniteLogitsError: the network computed NaN.
+        """
+        version = self._check_chat(tokenizer)
+        defaults = self._sampling_defaults() | {"eos_token_id": stop_token_ids(tokenizer), "top_k": DEFAULT_TOP_K}
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        options = GenerationOptions.from_config(
+            GenerationConfig(),
+            **(defaults | given),
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            cancel=cancel,
+        )
+        ids = self._fit(tokenizer, query, history, role, options, answer_room)
+        with_tools = has_tools(history)
+        cache: ChatCache | None = past_key_values if past_key_values is not None else self._take_last_turn()
+        if not options.use_cache:
+            cache = None
+        elif not isinstance(cache, ChatCache):
+            raise TypeError(
+                f"past_key_values must be what chat or stream_chat returned (a ChatCache), not {type(cache).__name__}"
+            )
+        shown = ""
+        steps = generate_text(self, ids, options, self._decoder(tokenizer), self._context(), cache)
+        try:
+            for step in steps:
+                raw = _clean_up(tokenizer, step.text)
+                seen = raw.replace("<|assistant|>", "\n") if version == 3 else raw  # between two messages
+                text = clean_response(version, seen)
+                if step.finish_reason is None:
+                    stable = stable_response(version, seen)
+                    response: Any = text
+                    messages = [{"role": "assistant", "metadata": "", "content": text}]
+                else:
+                    stable = text
+                    answer = parse_response(version, raw, with_tools)
+                    response, messages = answer.content, answer.messages
+                delta = stable[len(shown) :] if stable.startswith(shown) else ""
+                shown += delta
+                yield ChatStep(
+                    **{name: getattr(step, name) for name in GenerationStep.__dataclass_fields__ if name != "text"},
+                    text=text,
+                    delta=delta,
+                    response=response,
+                    history=self._history_after(version, query, history, role, response, messages),
+                )
+        finally:
+            if cache is not None and past_key_values is None:
+                self.__dict__["_last_turn"] = cache
+
+    def _check_chat(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        version = getattr(tokenizer, "chatglm_version", None)
+        ours = self.config.chatglm_version  # type: ignore[attr-defined]
+        if version is None:
+            raise TypeError(f"{type(tokenizer).__name__} is no ChatGLM tokenizer: load it from the model's folder")
+        if version != ours:
+            raise ValueError(f"the tokenizer is of ChatGLM generation {version}, the model of generation {ours}")
+        if getattr(self.config, "is_base_model", False):  # type: ignore[attr-defined]
+            raise ValueError(
+                "this is a base model without chat training: complete texts with model.generate() or "
+                "model.stream_generate(), or set model.config.is_base_model = False to chat all the same"
+            )
+        return version
+
+    def _sampling_defaults(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _context(self) -> int:
+        return self.config.max_position_embeddings  # type: ignore[attr-defined]
+
+    def _fit(
+        self,
+        tokenizer: Any,
+        query: str,
+        history: Sequence[Any] | None,
+        role: str,
+        options: GenerationOptions,
+        answer_room: int | None,
+    ) -> list[int]:
+        limit = min(options.max_length or self._context(), self._context())
+        room = answer_room or min(options.max_new_tokens or ANSWER_ROOM, limit // 4)
+        try:
+            return fit_conversation(tokenizer, query, history, limit - room, role)[0]
+        except ValueError:
+            # The question alone may take the room of the answer, as long as one token is left.
+            return fit_conversation(tokenizer, query, history, limit - 1, role)[0]
+
+    def _take_last_turn(self) -> ChatCache:
+        # Taken out while in use: a second thread then starts with an empty cache instead of sharing this one.
+        cache = self.__dict__.pop("_last_turn", None)
+        return cache if cache is not None else ChatCache(weights_stamp(self))
+
+    @staticmethod
+    def _decoder(tokenizer: Any) -> Any:
+        return lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    @staticmethod
+    def _history_after(
+        version: int,
+        query: str,
+        history: Sequence[Any] | None,
+        role: str,
+        response: str | dict[str, Any],
+        messages: list[dict[str, Any]],
+    ) -> list[Any]:
+        before = validate_history(version, history)
+        if version == 3:
+            return [*before, {"role": role, "content": query}, *messages]
+        return [*before, (query, response)]
+
+    def _chat(
+        self,
+        tokenizer: Any,
+        query: str,
+        history: Sequence[Any] | None,
+        role: str,
+        num_beams: int,
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, list[Any]]:
+        """One whole answer: by the decode loop, or by transformers' `generate` for what only that can do."""
+        beyond = set(kwargs) - GenerationOptions.names() - {"past_key_values", "answer_room"}
+        if num_beams == 1 and not beyond:
+            *_, last = self.stream_steps(tokenizer, query, history, role, **kwargs)
+            return last.response, last.history
+        version = self._check_chat(tokenizer)
+        seed, answer_room = kwargs.pop("seed", None), kwargs.pop("answer_room", None)
+        checked = GenerationOptions(
+            **{name: value for name, value in kwargs.items() if name in GenerationOptions.names()}
+        )
+        ids = self._fit(tokenizer, query, history, role, checked, answer_room)
+        given = {name: value for name, value in kwargs.items() if value is not None and name != "cancel"}
+        given["logits_processor"] = list(given.get("logits_processor") or [])
+        if not checked.do_sample:
+            given = {name: value for name, value in given.items() if name not in ("temperature", "top_p", "top_k")}
+        given |= {"do_sample": checked.do_sample, "num_beams": num_beams}
+        given.setdefault("eos_token_id", stop_token_ids(tokenizer))
+        given["max_length"] = checked.length_limit(len(ids), self._context())
+        given.pop("max_new_tokens", None)
+        inputs = torch.tensor([ids], device=self.device)  # type: ignore[attr-defined]
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            output = self.generate(inputs, attention_mask=torch.ones_like(inputs), **given)  # type: ignore[attr-defined]
+        stops = given["eos_token_id"]
+        answer = [token for token in output[0].tolist()[len(ids) :] if token not in stops]
+        text = _clean_up(tokenizer, self._decoder(tokenizer)(answer))
+        parsed = parse_response(version, text, has_tools(history))
+        return parsed.content, self._history_after(version, query, history, role, parsed.content, parsed.messages)
+
+    def _stream_chat(
+        self,
+        tokenizer: Any,
+        query: str,
+        history: Sequence[Any] | None,
+        role: str,
+        past_key_values: ChatCache | None,
+        return_past_key_values: bool,
+        kwargs: dict[str, Any],
+    ) -> Iterator[Any]:
+        if return_past_key_values and past_key_values is None:
+            past_key_values = ChatCache(weights_stamp(self))
+        before = None
+        for step in self.stream_steps(tokenizer, query, history, role, past_key_values=past_key_values, **kwargs):
+            if step.response in ("", before) and step.finish_reason is None:
+                continue  # nothing new to see: part of a character, or a blank
+            before = step.response
+            if return_past_key_values:
+                yield step.response, step.history, past_key_values
+            else:
+                yield step.response, step.history
+
+    def stream_generate(
+        self,
+        input_ids: torch.Tensor,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: Sequence[Any] | None = None,
+        prefix_allowed_tokens_fn: Any = None,
+        return_past_key_values: bool = False,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """The sequences after every new token.
+
+        Args:
+            input_ids: (batch, tokens), left-padded with an `attention_mask` if the rows differ in length.
+            **kwargs: see `GenerationOptions`; they win over `generation_config` and the model's own.
+
+        Yields:
+            (batch, tokens so far), the last one with the token that ended it; with `return_past_key_values` also the
+            cache.
+        """
+        for name in ("position_ids", "inputs", "past_key_values"):
+            if kwargs.pop(name, None) is not None and name == "past_key_values":
+                raise ValueError("stream_generate starts from input_ids; to go on from a cache use stream_chat")
+        if attention_mask is not None and attention_mask.dim() == 4:  # as the tokenizer of generation 1 makes it
+            attention_mask = (~attention_mask[:, 0, -1].bool()).long()
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        own = generation_config if generation_config is not None else self.generation_config  # type: ignore[attr-defined]
+        limits = {name: kwargs.pop(name, getattr(own, name, None)) for name in ("max_length", "max_new_tokens")}
+        if limits["max_new_tokens"] is not None:
+            limits["max_length"] = None  # as in transformers, the more exact of the two decides
+        options = GenerationOptions.from_config(
+            own,
+            **({"do_sample": bool(own.do_sample)} | kwargs),
+            **limits,
+            logits_processor=logits_processor or [],
+            stopping_criteria=stopping_criteria or [],
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+        )
+        input_ids = input_ids.to(self.device)  # type: ignore[attr-defined]
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(input_ids.device)
+        cache = ChatCache(weights_stamp(self)) if options.use_cache else None
+        limit = options.length_limit(input_ids.shape[1], self._context())
+        for sequence, _ in decode(self, input_ids, options, limit, cache, attention_mask):
+            yield (sequence, cache) if return_past_key_values else sequence
+
+
+def _clean_up(tokenizer: Any, text: str) -> str:
+    """The clean-up of blanks that generation 1's tokenizer does on a whole text."""
+    return tokenizer.clean_up_tokenization(text) if tokenizer.chatglm_version == 1 else text
+
+
+class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):
+    """ChatGLM-6B. History is a list of (question, answer) pairs."""
+
+    def _sampling_defaults(self) -> dict[str, Any]:
+        return {"do_sample": True, "top_p": 0.7, "temperature": 0.95}
+
+    def chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query: str,
+        history: Sequence[tuple[str, str]] | None = None,
+        max_length: int = 2048,
+        num_beams: int = 1,
+        do_sample: bool = True,
+        top_p: float = 0.7,
+        temperature: float = 0.95,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, list[tuple[str, str]]]:
+        """The answer and the history with it. See `ChatMixin.stream_steps` for the arguments and errors."""
+        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
+        return self._chat(
+            tokenizer, query, history, "user", num_beams, kwargs | {"logits_processor": logits_processor or []}
+        )
+
+    def stream_chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query: str,
+        history: Sequence[tuple[str, str]] | None = None,
+        max_length: int = 2048,
+        do_sample: bool = True,
+        top_p: float = 0.7,
+        temperature: float = 0.95,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """The answer so far and the history with it, again and again; the last is what `chat` returns."""
+        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
+        past = kwargs.pop("past_key_values", None)
+        with_past = kwargs.pop("return_past_key_values", False)
+        return self._stream_chat(
+            tokenizer, query, history, "user", past, with_past, kwargs | {"logits_processor": logits_processor or []}
+        )
+
+
+class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
+    """ChatGLM2-6B. History is a list of (question, answer) pairs."""
+
+    def _sampling_defaults(self) -> dict[str, Any]:
+        return {"do_sample": True, "top_p": 0.8, "temperature": 0.8}
+
+    def chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query: str,
+        history: Sequence[tuple[str, str]] | None = None,
+        max_length: int = 8192,
+        num_beams: int = 1,
+        do_sample: bool = True,
+        top_p: float = 0.8,
+        temperature: float = 0.8,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, list[tuple[str, str]]]:
+        """The answer and the history with it. See `ChatMixin.stream_steps` for the arguments and errors."""
+        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
+        return self._chat(
+            tokenizer, query, history, "user", num_beams, kwargs | {"logits_processor": logits_processor or []}
+        )
+
+    def stream_chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query: str,
+        history: Sequence[tuple[str, str]] | None = None,
+        past_key_values: ChatCache | None = None,
+        max_length: int = 8192,
+        do_sample: bool = True,
+        top_p: float = 0.8,
+        temperature: float = 0.8,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        return_past_key_values: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """(answer so far, history) again and again, with `return_past_key_values` also the cache for the next turn."""
+        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
+        kwargs |= {"logits_processor": logits_processor or []}
+        return self._stream_chat(tokenizer, query, history, "user", past_key_values, return_past_key_values, kwargs)
+
+
+class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
+    """ChatGLM3-6B. History is a list of role dicts; with tools in its system message, answers may be calls."""
+
+    config: ChatGLM3Config
+    config_class = ChatGLM3Config
+
+    def _sampling_defaults(self) -> dict[str, Any]:
+        return {"do_sample": True, "top_p": 0.8, "temperature": 0.8}
+
+    def chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query: str,
+        history: Sequence[dict[str, Any]] | None = None,
+        role: str = "user",
+        max_length: int = 8192,
+        num_beams: int = 1,
+        do_sample: bool = True,
+        top_p: float = 0.8,
+        temperature: float = 0.8,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[str | dict[str, Any], list[dict[str, Any]]]:
+        """The answer (a dict where it is a tool call) and the history with it.
+
+        See `ChatMixin.stream_steps` for the arguments and errors; `role="observation"` gives back a tool's result.
+        """
+        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
+        return self._chat(
+            tokenizer, query, history, role, num_beams, kwargs | {"logits_processor": logits_processor or []}
+        )
+
+    def stream_chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query: str,
+        history: Sequence[dict[str, Any]] | None = None,
+        role: str = "user",
+        past_key_values: ChatCache | None = None,
+        max_length: int = 8192,
+        do_sample: bool = True,
+        top_p: float = 0.8,
+        temperature: float = 0.8,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        return_past_key_values: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """(answer so far, history) again and again, with `return_past_key_values` also the cache for the next turn.
+
+        A tool call is raw text until it is complete; the last item has it as a dict.
+        """
+        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
+        kwargs |= {"logits_processor": logits_processor or []}
+        return self._stream_chat(tokenizer, query, history, role, past_key_values, return_past_key_values, kwargs)

@@ -1,0 +1,174 @@
+"""What a checkpoint folder holds, found out without loading it: which files, how large, whole or broken.
+
+Every error says which file it is about and what to do; a broken download is found here, before minutes of loading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Floating-point types as safetensors headers name them; tensors of other types (quantised weights) keep theirs.
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+VOCABULARIES = {1: "ice_text.model", 2: "tokenizer.model", 3: "tokenizer.model"}
+#: Tensor name -> (its type if a floating-point one, elements, bytes).
+Contents = dict[str, tuple[torch.dtype | None, int, int]]
+GET_AGAIN = "download it again (or copy it from where you got the folder)"
+
+
+class ModelLoadError(OSError):
+    """A checkpoint that cannot be loaded: the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of a folder and what is in them, by their tables of contents."""
+
+    files: tuple[Path, ...]
+    names: frozenset[str]  # of the tensors
+    elements: int  # floating-point numbers in all
+    other_bytes: int  # bytes of the tensors of other types
+    dtype: torch.dtype  # what most of the numbers are stored in
+
+    def size(self, itemsize: int) -> int:
+        """Bytes of the weights once the floating-point numbers are `itemsize` bytes each."""
+        return self.elements * itemsize + self.other_bytes
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ModelLoadError unless this is a folder with the config.json of a ChatGLM."""
+    if folder.is_file():
+        raise ModelLoadError(f"{folder} is a file: give the folder that holds config.json and the weights")
+    if not folder.is_dir():
+        raise ModelLoadError(f"there is no folder {folder}: give a folder with config.json, weights and tokenizer")
+    if not (folder / "config.json").is_file():
+        below = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f"did you mean the folder {folder / below[0]}?" if below else "give the folder of a ChatGLM checkpoint"
+        raise ModelLoadError(f"{folder} has no config.json, so it is no checkpoint: {hint}")
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind != "chatglm":
+        raise ModelLoadError(f"{folder / 'config.json'} is of a model of type {kind!r}: only 'chatglm' can be loaded")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that has to be there."""
+    _check_file(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is not valid JSON ({error}): {GET_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} holds no JSON object: {GET_AGAIN}")
+    return content
+
+
+def check_vocabulary(folder: Path, version: int) -> None:
+    """Raises ModelLoadError unless the SentencePiece model of this generation is there."""
+    path = folder / VOCABULARIES[version]
+    if not path.is_file():
+        raise ModelLoadError(f"{folder} has no {path.name}: copy the tokenizer files of ChatGLM{version} into it")
+    _check_file(path)
+
+
+def find_weights(folder: Path) -> Weights:
+    """Finds and checks the weights that transformers would load from `folder`. Raises ModelLoadError."""
+    files = _weight_files(folder)
+    names: set[str] = set()
+    elements: Counter[torch.dtype] = Counter()
+    other_bytes = 0
+    for path in files:
+        for name, (dtype, count, size) in read_contents(path).items():
+            names.add(name)
+            if dtype is None:
+                other_bytes += size
+            else:
+                elements[dtype] += count
+    most = elements.most_common(1)
+    return Weights(files, frozenset(names), elements.total(), other_bytes, most[0][0] if most else torch.float32)
+
+
+def read_contents(path: Path) -> Contents:
+    """The table of contents of one file of weights, which has to be whole. Raises ModelLoadError."""
+    _check_file(path)
+    return _safetensors_contents(path) if path.suffix == ".safetensors" else _torch_contents(path)
+
+
+def _safetensors_contents(path: Path) -> Contents:
+    size = path.stat().st_size
+    contents: Contents = {}
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(file.read(length))
+        expected = 8 + length
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                contents[name] = (FLOATS.get(entry["dtype"]), math.prod(entry["shape"]), end - start)
+                expected = max(expected, 8 + length + end)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelLoadError(f"{path} is not a safetensors file, or its start is broken: {GET_AGAIN}") from error
+    if size != expected:
+        how = "is cut off" if size < expected else "is broken"
+        raise ModelLoadError(f"{path} {how}: it has {size} of {expected} bytes; {GET_AGAIN}")
+    return contents
+
+
+def _torch_contents(path: Path) -> Contents:
+    with path.open("rb") as file:
+        start = file.read(2)
+    is_zip = zipfile.is_zipfile(path)
+    if start == b"PK" and not is_zip:  # the table of contents of a zip file is at its end, and that is gone
+        raise ModelLoadError(f"{path} is cut off (its end is missing): {GET_AGAIN}")
+    try:
+        tensors = torch.load(path, map_location="meta", weights_only=True, mmap=is_zip)
+        return {
+            name: (tensor.dtype if tensor.is_floating_point() else None, tensor.numel(), tensor.nbytes)
+            for name, tensor in tensors.items()
+        }
+    except (RuntimeError, ValueError, KeyError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelLoadError(f"{path} is not a file of weights, or broken: {GET_AGAIN}") from error
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    # The order in which transformers looks: one file before an index, safetensors before torch's own format.
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return (folder / name,)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise ModelLoadError(f"{index} has no weight_map: {GET_AGAIN}")
+            files = tuple(folder / shard for shard in sorted(set(shards.values())))
+            missing = [path.name for path in files if not path.is_file()]
+            if missing:
+                total = f"{len(missing)} of {len(files)} weight files of {index.name} are not in {folder}"
+                raise ModelLoadError(f"{total}: {', '.join(missing)}; download them into it")
+            return files
+    raise ModelLoadError(
+        f"{folder} has a config.json but no weights (model.safetensors, pytorch_model.bin or their .index.json): "
+        "download the weights into it"
+    )
+
+
+def _check_file(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelLoadError(
+            f"{path} is only a git-lfs pointer ({path.stat().st_size} bytes), not the file itself: "
+            f"run `git lfs pull` in {path.parent}, or download the file"
+        )
+    if not start:
+        raise ModelLoadError(f"{path} is empty: {GET_AGAIN}")

@@ -1,0 +1,324 @@
+"""One call from a folder or a hub id to (model, tokenizer) on a device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizer
+from transformers.utils import logging
+
+from . import memory
+from .chat import (
+    ChatGLM1ForConditionalGeneration,
+    ChatGLM2ForConditionalGeneration,
+    ChatGLM3ForConditionalGeneration,
+)
+from .checkpoint_files import (
+    GET_AGAIN,
+    ModelLoadError,
+    Weights,
+    check_folder,
+    check_vocabulary,
+    find_weights,
+    read_contents,
+)
+from .configuration_chatglm import ChatGLMConfig
+from .tokenization_chatglm import ChatGLMTokenizer
+
+__all__ = ["DEMO", "ModelLoadError", "NotEnoughMemoryError", "load"]
+
+DEMO = Path(__file__).parent / "demo" / "chatglm3-demo"
+DTYPES = {
+    "float16": torch.float16, "fp16": torch.float16, "half": torch.float16,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float32": torch.float32, "fp32": torch.float32, "float": torch.float32,
+}  # fmt: skip
+MODELS: dict[int, Any] = {
+    1: ChatGLM1ForConditionalGeneration,
+    2: ChatGLM2ForConditionalGeneration,
+    3: ChatGLM3ForConditionalGeneration,
+}
+SMALL = 2**28  # numbers; below that (1 GiB in float32) the exact type costs nothing worth saving
+HEADROOM = 1.1  # over the weights: buffers while loading, activations, the first turns of the KV cache
+PREFIX = re.compile(r"^(?:transformer\.)?prefix_encoder\.")
+
+
+class NotEnoughMemoryError(ModelLoadError):
+    """The weights would not fit into the memory that is available."""
+
+
+def load(
+    path_or_id: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    quantize: int | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    check_memory: bool = True,
+) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
+    """Loads a ChatGLM of any generation with its tokenizer, ready to chat.
+
+    path_or_id: a folder (then nothing touches the network), or the id of a hub repository, of which only data files are
+        fetched, never code. None: the environment variable CHATGLM_MODEL, else the bundled demo model.
+    device: "auto" (CUDA, else MPS, else CPU), or what torch.device takes.
+    dtype: "auto", a torch.dtype or its name. Auto: float32 for a small model on the CPU; else what the device computes
+        fast: half precision on GPUs (bfloat16 where the weights are bfloat16 and the GPU can), on a CPU bfloat16 where
+        it has instructions for it or where float32 would not fit, else float32.
+    quantize: 4 or 8 bits per weight, once loaded.
+    adapter: a P-tuning prefix: a file, or a folder as the originals' training wrote it; its length and kind are found.
+    revision: branch, tag or commit of a hub repository.
+    check_memory: False tries to load even where the weights seem not to fit.
+
+    Raises ModelLoadError (an OSError) for what is missing, cut off or does not fit together, NotEnoughMemoryError where
+    memory is short, ValueError or TypeError for arguments that mean nothing here.
+    """
+    if quantize not in (None, 4, 8):
+        raise ValueError(f"quantize is {quantize!r}: use 4, 8, or None for no quantisation")
+    target = _device(device)
+    folder = find_folder(path_or_id, revision)
+    check_folder(folder)
+    weights = find_weights(folder)
+    config = ChatGLMConfig.from_pretrained(folder, local_files_only=True)
+    version = config.chatglm_version
+    check_vocabulary(folder, version)
+    model_class = MODELS[version]
+    if quantize and not hasattr(model_class, "quantize"):
+        raise ValueError(f"quantize={quantize}: this version cannot quantise yet; leave it out")
+    kind = _dtype(dtype, target, weights)
+    if check_memory:
+        _check_memory(folder, weights, target, kind, can_quantize=hasattr(model_class, "quantize"))
+    prefix = read_prefix(Path(adapter)) if adapter is not None else None
+    if prefix is not None:
+        config.pre_seq_len = prefix["embedding.weight"].shape[0]
+        config.prefix_projection = any(name.startswith("trans.") for name in prefix)
+    else:
+        _check_prefix(folder, config, weights)
+
+    tokenizer = _tokenizer(folder)
+    model = _model(model_class, folder, config, target, kind, small=weights.elements < SMALL)
+    if prefix is not None:
+        _set_prefix(model, prefix, Path(str(adapter)))
+    if quantize:
+        model = model.quantize(quantize)
+    return model.eval(), tokenizer
+
+
+def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
+    """The folder that `load` reads: a given one as it is, a hub id's after fetching what is not there yet."""
+    source = os.fspath(path_or_id or os.environ.get("CHATGLM_MODEL") or DEMO)
+    path = Path(source).expanduser()
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} is for hub ids, and {source} is a folder: leave it out")
+        return path
+    return _fetch(source, revision)
+
+
+def read_prefix(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a P-tuning prefix encoder by their names in it, from a checkpoint file or the folder of one.
+
+    Raises ModelLoadError where there is no such file or no prefix in it.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            raise ModelLoadError(f"{path} is a LoRA adapter: this version loads P-tuning prefixes only")
+        names = ("model.safetensors", "pytorch_model.bin")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise ModelLoadError(f"{path} holds no prefix: neither {names[0]} nor {names[1]} is there")
+        path = found[0]
+    elif not path.is_file():
+        raise ModelLoadError(f"there is no prefix checkpoint {path}")
+    read_contents(path)  # for its errors
+    if path.suffix == ".safetensors":
+        tensors = load_file(path)
+    else:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    prefix = {PREFIX.sub("", name): tensor for name, tensor in tensors.items() if PREFIX.match(name)}
+    if "embedding.weight" not in prefix:
+        raise ModelLoadError(f"{path} holds no tensors of transformer.prefix_encoder: it is no P-tuning checkpoint")
+    return prefix
+
+
+def _check_prefix(folder: Path, config: Any, weights: Weights) -> None:
+    inside = [name for name in weights.names if PREFIX.match(name)]
+    if inside and len(inside) == len(weights.names):
+        raise ModelLoadError(f"{folder} is a P-tuning prefix: load the model it was trained for, with this as adapter")
+    if config.pre_seq_len and not inside:
+        raise ModelLoadError(
+            f"{folder / 'config.json'} asks for a P-tuning prefix (pre_seq_len = {config.pre_seq_len}) and the weights "
+            "hold none: name its checkpoint with adapter=..., or take pre_seq_len out"
+        )
+
+
+def _set_prefix(model: PreTrainedModel, prefix: dict[str, torch.Tensor], path: Path) -> None:
+    encoder = model.transformer.prefix_encoder
+    wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in prefix.items()}
+    if wanted != given:
+        raise ModelLoadError(f"the prefix {path} is for another model: it has {given}, this one needs {wanted}")
+    encoder.float().load_state_dict(prefix)  # as it was trained: float32 beside half-precision weights
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizer:
+    with _clear_errors(folder, "the tokenizer files"):
+        return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _model(
+    model_class: Any, folder: Path, config: Any, device: torch.device, dtype: torch.dtype, small: bool
+) -> PreTrainedModel:
+    with _clear_errors(folder, "the weights"), _quiet_transformers(progress_bar=not small):
+        model, info = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map=None if device.type == "cpu" else {"": device},
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # not to ignore them: so that the error below can name them
+            output_loading_info=True,
+        )
+    wrong = sorted(
+        f"{name}: {tuple(there)} in the file, {tuple(here)} by config.json"
+        for name, there, here in info["mismatched_keys"]
+    )
+    if wrong:
+        raise ModelLoadError(f"weights and config.json in {folder} do not fit together ({_some(wrong)}): {GET_AGAIN}")
+    if info["missing_keys"]:
+        names = _some(sorted(info["missing_keys"]))
+        raise ModelLoadError(f"the weight files of {folder} lack tensors of the model ({names}): {GET_AGAIN}")
+    if info["unexpected_keys"]:
+        names = _some(sorted(info["unexpected_keys"]))
+        raise ModelLoadError(f"the weight files of {folder} hold tensors that config.json has no place for ({names})")
+    return model
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@contextlib.contextmanager
+def _clear_errors(path: Path, what: str) -> Iterator[None]:
+    """Turns what the libraries raise for broken files into one line about the file."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except (
+        OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError, SafetensorError
+    ) as error:  # fmt: skip
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelLoadError(f"{path}: cannot read {what} ({reason}): {GET_AGAIN}") from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers(progress_bar: bool) -> Iterator[None]:
+    """Without the report on tensors that do not fit, for which there is an error here; the bar is for minutes only."""
+    level, hide_bar = logging.get_verbosity(), logging.is_progress_bar_enabled() and not progress_bar
+    logging.set_verbosity_error()
+    if hide_bar:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if hide_bar:
+            logging.enable_progress_bar()
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown: use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+    if found.type == "cuda" and not (found.index or 0) < torch.cuda.device_count():
+        raise ValueError(f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices; try device='auto'")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' is not available on this machine; try device='auto'")
+    return found
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device, weights: Weights) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype {dtype} cannot hold weights: use float16, bfloat16 or float32")
+        return dtype
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise ValueError(f"dtype {dtype!r} is unknown: use 'auto' or one of {', '.join(DTYPES)}")
+    if device.type == "cuda" and weights.dtype == torch.bfloat16 and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    if device.type != "cpu":
+        return torch.float16
+    if weights.elements < SMALL:
+        return torch.float32
+    room = memory.available(device)
+    too_large = room is not None and weights.size(4) * HEADROOM > room
+    capabilities = torch.cpu.get_capabilities()
+    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is Arm's name
+    return torch.bfloat16 if fast or too_large else torch.float32
+
+
+def _check_memory(folder: Path, weights: Weights, device: torch.device, dtype: torch.dtype, can_quantize: bool) -> None:
+    needed, room = int(weights.size(dtype.itemsize) * HEADROOM), memory.available(device)
+    if room is None or needed <= room:
+        return
+    ways = ["close other programs"]
+    if dtype.itemsize > 2:
+        ways.append(f"load with dtype='bfloat16' ({memory.readable(int(weights.size(2) * HEADROOM))})")
+    if can_quantize:
+        ways.append(f"use an INT4 checkpoint (about {memory.readable(int(weights.elements * 0.6))})")
+    if device.type != "cpu":
+        ways.append("use device='cpu'")
+    raise NotEnoughMemoryError(
+        f"loading {folder} in {str(dtype).removeprefix('torch.')} on {device} needs about {memory.readable(needed)}, "
+        f"and {memory.readable(room)} are available: {', or '.join(ways)}; check_memory=False tries all the same"
+    )
+
+
+def _fetch(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        names = HfApi().list_repo_files(repo_id, revision=revision)
+        kind = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "*.bin"
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", "*.model", kind]))
+    except GatedRepoError as error:
+        raise ModelLoadError(f"the hub's {repo_id} asks you to accept its terms first: do so on its page") from error
+    except RevisionNotFoundError as error:
+        raise ModelLoadError(f"the hub's {repo_id} has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise ModelLoadError(f"there is no folder {repo_id} and no model of this name on the hub") from error
+    except HFValidationError as error:
+        raise ModelLoadError(f"there is no folder {repo_id}, and it cannot be a name on the hub") from error
+    except Exception as error:  # no network, in whatever words the HTTP client of the day has for it
+        try:
+            return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise ModelLoadError(
+                f"there is no folder {repo_id}, and as a hub model it is neither on this machine nor can the hub be "
+                f"reached ({type(error).__name__}): download it elsewhere and give the folder"
+            ) from error

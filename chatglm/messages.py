@@ -1,0 +1,95 @@
+"""What the front doors say to a person, in Chinese and English."""
+
+from __future__ import annotations
+
+import locale
+import os
+from collections.abc import Mapping
+
+LANGUAGES = ("zh", "en")
+
+
+def choose_language(environment: Mapping[str, str] | None = None) -> str:
+    """ "zh" where the locale of the environment is Chinese, else "en"."""
+    env = os.environ if environment is None else environment
+    names = [env[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if env.get(name)]
+    # Windows sets none of the variables but knows its language: "Chinese (Simplified)_China".
+    name = names[0] if names else (locale.getlocale()[0] or "")
+    return "zh" if name.lower().startswith(("zh", "chinese")) else "en"
+
+
+#: Texts of the terminal chat: key -> language -> text.
+TERMINAL: dict[str, dict[str, str]] = {
+    "demo": {
+        "zh": (
+            "注意：这只是随软件附带的微型演示模型（约 {millions} 百万参数），不是 ChatGLM-6B。\n"
+            "它只会简单的寒暄、算术、换算和翻译。\n"
+            "要使用真正的模型：python cli_demo.py --model 模型文件夹（或设置环境变量 CHATGLM_MODEL）"
+        ),
+        "en": (
+            "Note: this is only the tiny demo model that comes with the software ({millions} million parameters), not\n"
+            "ChatGLM-6B. It can do small talk, sums, unit conversions and simple translations, no more.\n"
+            "For a real model: python cli_demo.py --model FOLDER (or set the environment variable CHATGLM_MODEL)"
+        ),
+    },
+    "welcome": {
+        "zh": "欢迎使用 ChatGLM。输入内容即可对话；/help 查看命令，/clear 清空对话，/quit 退出，Ctrl-C 中止回答。",
+        "en": "Welcome: type to chat. /help lists commands, /clear starts over, /quit ends, Ctrl-C stops an answer.",
+    },
+    "user": {"zh": "用户：", "en": "You: "},
+    "more": {"zh": "……", "en": "... "},
+    "observation": {"zh": "工具结果：", "en": "Tool result: "},
+    "assistant": {"zh": "ChatGLM：", "en": "ChatGLM: "},
+    "help": {
+        "zh": """\
+/help               显示本帮助
+/clear（或 clear）   清空对话
+/undo               撤回上一轮
+/regen              重新生成上一个回答
+/system [文字]       设置系统提示并清空对话；不带文字则取消（仅 ChatGLM3）
+/set [名称 值]       修改生成参数（值为 default 则恢复默认）；不带参数则显示全部
+/save 文件          保存对话
+/load 文件          读入对话
+/quit（或 stop）     退出，Ctrl-D 也可以
+\"\"\" ... \"\"\"         多行输入
+Ctrl-C              中止当前回答""",
+        "en": """\
+/help               this help
+/clear (or clear)   start over
+/undo               take the last turn back
+/regen              answer the last question again
+/system [TEXT]      set the system prompt and start over; without a text: none (ChatGLM3 only)
+/set [NAME VALUE]   change a setting (VALUE default: as the model has it); without a name: show all
+/save FILE          save the conversation
+/load FILE          go on with a saved one
+/quit (or stop)     end, as Ctrl-D does
+\"\"\" ... \"\"\"         several lines
+Ctrl-C              stop the answer""",
+    },
+    "cleared": {"zh": "（对话已清空）", "en": "(the conversation is cleared)"},
+    "undone": {"zh": "（已撤回上一轮）", "en": "(the last turn is taken back)"},
+    "nothing": {"zh": "（还没有对话）", "en": "(there is no turn yet)"},
+    "system": {"zh": "（系统提示已设置，对话已清空）", "en": "(the system prompt is set, the conversation is cleared)"},
+    "settings": {"zh": "（{values}）", "en": "({values})"},
+    "saved": {"zh": "（已保存到 {path}）", "en": "(saved to {path})"},
+    "loaded": {"zh": "（已读入 {path}）", "en": "(read {path})"},
+    "needs_file": {"zh": "请写明文件名：{command} 文件", "en": "name a file: {command} FILE"},
+    "unknown": {
+        "zh": "没有 {command} 这个命令，/help 查看全部命令",
+        "en": "there is no command {command}; /help lists them",
+    },
+    "not_text": {
+        "zh": "输入不是 {encoding} 文本，未发送",
+        "en": "the input is not {encoding} text and was not sent",
+    },
+    "tool": {"zh": "[调用工具] {name} {parameters}", "en": "[tool call] {name} {parameters}"},
+    "interrupt": {"zh": "（/quit 或 Ctrl-D 退出）", "en": "(/quit or Ctrl-D ends)"},
+    "speed": {
+        "zh": "[{tokens} 个词元，{rate:.1f} 词元/秒{note}]",
+        "en": "[{tokens} tokens, {rate:.1f} tokens/s{note}]",
+    },
+    "length": {"zh": "，达到长度上限", "en": ", length limit reached"},
+    "cancelled": {"zh": "，已中止", "en": ", stopped"},
+    "bye": {"zh": "再见！", "en": "Bye!"},
+    "error": {"zh": "错误：{reason}", "en": "Error: {reason}"},
+}

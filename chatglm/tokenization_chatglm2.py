@@ -1,0 +1,144 @@
+"""The tokenizer of ChatGLM2-6B and ChatGLM3-6B: one vocabulary, two sets of control tokens and prompt formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sentencepiece
+from transformers.utils import PaddingStrategy
+
+from . import conversation
+from .tokenization_chatglm import ChatGLMTokenizer, clean_text, load_sentencepiece
+
+_CONTROL = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
+_ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+
+
+@dataclass(frozen=True)
+class SPView:
+    """What programs for the originals read under `tokenizer.tokenizer`."""
+
+    sp_model: sentencepiece.SentencePieceProcessor
+    special_tokens: dict[str, int]
+    n_words: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+
+
+class ChatGLM2Tokenizer(ChatGLMTokenizer):
+    """Generations 2 and 3: `tokenizer.model`; control tokens follow its pieces.
+
+    A text gives `[gMASK] sop text`, a pair `[gMASK] sop text answer </s>`; with a mask of 0 and 1 and positions that
+    count from the first token that is no padding.
+
+    Control tokens decode to nothing in generation 2 and to their names in 3, where `skip_special_tokens=True` leaves
+    them out. With `encode_special_tokens=True` (or `split_special_tokens=False`) generation 3 recognises role tokens
+    in text.
+    """
+
+    vocab_files_names = {"vocab_file": "tokenizer.model"}
+
+    def __init__(
+        self,
+        vocab_file: str,
+        padding_side: str = "left",
+        clean_up_tokenization_spaces: bool = False,
+        encode_special_tokens: bool = False,
+        chatglm_version: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        if chatglm_version not in (2, 3):
+            raise ValueError(f"chatglm_version must be 2 or 3 for a tokenizer.model, not {chatglm_version!r}")
+        model = load_sentencepiece(vocab_file)
+        size = model.get_piece_size()
+        pieces = model.id_to_piece(list(range(size)))
+        control = _CONTROL + (_ROLES if chatglm_version == 3 else [])
+        if clash := sorted(set(control) & set(pieces)):
+            raise ValueError(f"{vocab_file} has text pieces named like control tokens: {', '.join(clash)}")
+        self._set_vocabulary(model, pieces + control)
+        self._commands = {token: size + index for index, token in enumerate(control)}
+        self._commands |= {"<bos>": model.bos_id(), "<eos>": model.eos_id(), "<pad>": model.unk_id()}
+        # unk, bos and eos have no text; nor have the control tokens of generation 2.
+        self._silent_ids = {*range(3), *(range(size, size + len(control)) if chatglm_version == 2 else ())}
+        kwargs = {"eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"} | kwargs
+        extra = dict.fromkeys([*control, *(kwargs.get("extra_special_tokens") or [])])
+        kwargs["extra_special_tokens"] = list(extra)
+        if encode_special_tokens:
+            kwargs["split_special_tokens"] = False
+        super().__init__(
+            vocab_file=vocab_file,
+            chatglm_version=chatglm_version,
+            padding_side=padding_side,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            **kwargs,
+        )
+        self._typed_control_tokens = _ROLES if chatglm_version == 3 else []
+
+    @property
+    def commands(self) -> dict[str, int]:
+        return self._commands
+
+    @property
+    def tokenizer(self) -> SPView:
+        ids = self._commands
+        names = {name: index for name, index in ids.items() if index >= self.sp_model.get_piece_size()}
+        return SPView(self.sp_model, names, self.vocab_size, ids["<bos>"], ids["<eos>"], ids["<pad>"])
+
+    @property
+    def encode_special_tokens(self) -> bool:
+        """Whether role tokens spelt out in a text become control tokens (never in the messages of a chat)."""
+        return not self.split_special_tokens
+
+    @encode_special_tokens.setter
+    def encode_special_tokens(self, value: bool) -> None:
+        self.split_special_tokens = not value
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return self.sp_model.encode_as_pieces(text)
+
+    def encode_text(self, text: str) -> list[int]:
+        return self.sp_model.encode_as_ids(clean_text(text))
+
+    def _pieces_to_decode(self, ids: list[int]) -> list[str]:
+        silent = self._silent_ids
+        pieces = super()._pieces_to_decode(ids)
+        return ["" if index in silent else piece for index, piece in zip(ids, pieces, strict=True)]
+
+    def get_prefix_tokens(self) -> list[int]:
+        """`[gMASK] sop`."""
+        return [self.get_command("[gMASK]"), self.get_command("sop")]
+
+    def build_single_message(self, role: str, metadata: str, message: str) -> list[int]:
+        """The ids of one message of generation 3: `<|role|>`, `metadata` and a line break, the message.
+
+        Raises:
+            ValueError: an unknown role, or generation 2, which has none.
+        """
+        return conversation.encode_message(self, role, metadata, message)
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """`[gMASK] sop text`, for a pair `[gMASK] sop text answer </s>`."""
+        ids = [*self.get_prefix_tokens(), *token_ids_0]
+        return ids if token_ids_1 is None else [*ids, *token_ids_1, self.get_command("<eos>")]
+
+    def _pad(
+        self,
+        encoded_inputs: Any,
+        max_length: int | None = None,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+    ) -> dict[str, Any]:
+        positions = encoded_inputs.get("position_ids") or list(range(len(encoded_inputs["input_ids"])))
+        encoded = super()._pad(
+            encoded_inputs, max_length, padding_strategy, pad_to_multiple_of, padding_side, return_attention_mask
+        )
+        padding = [0] * (len(encoded["input_ids"]) - len(positions))
+        on_left = (padding_side or self.padding_side) == "left"
+        encoded["position_ids"] = padding + positions if on_left else positions + padding
+        return encoded

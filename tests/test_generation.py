@@ -1,0 +1,92 @@
+"""The pieces of the decode loop that need no network: incremental decoding, stop strings, options."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+
+from chatglm.generation import ChatCache, GenerationOptions, IncrementalDecoder, _without_started_stop
+
+TEXTS = [
+    "plain text with several words, nothing more",
+    "混合 text 与中文，还有 emoji 😀👨‍👩‍👧 和 \t tabs\n\nnew lines   blanks",
+    "e\u0301 combining, \u200d joiners, 𠮷 outside of the BMP" * 5,
+    "literal \ufffd character \ufffd\ufffd in the middle",
+]
+
+
+def byte_decode(ids: list[int]) -> str:
+    """A vocabulary of bytes; id 256 is the word ' word' and id 257 a replacement character that is meant."""
+    parts = b"".join({256: b" word", 257: "\ufffd".encode()}.get(i, bytes([i]) if i < 256 else b"") for i in ids)
+    return parts.decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("window", [IncrementalDecoder.WINDOW, 20, 17])
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_grows_by_whole_characters_to_the_whole_text(
+    text: str, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IncrementalDecoder, "WINDOW", window)
+    ids = list(text.encode()) + [256] * 3
+    decoder = IncrementalDecoder(byte_decode)
+    shown = ""
+    for token in ids:
+        now = decoder.push(token)
+        assert now.startswith(shown)
+        assert text.startswith(now) or now.startswith(text)
+        shown = now
+    assert decoder.flush() == byte_decode(ids)
+
+
+def test_random_bytes_decode_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(IncrementalDecoder, "WINDOW", 24)
+    for seed in range(200):
+        rng = random.Random(seed)
+        ids = [rng.choice([rng.randrange(256), 256, 257, ord("a")]) for _ in range(120)]
+        decoder = IncrementalDecoder(byte_decode)
+        shown = ""
+        for token in ids:
+            now = decoder.push(token)
+            assert now.startswith(shown)
+            shown = now
+        assert decoder.flush() == byte_decode(ids)
+
+
+def test_a_started_stop_string_is_held_back() -> None:
+    stops = ["</end>", "##"]
+    assert _without_started_stop("text </en", stops) == "text "
+    assert _without_started_stop("text #", stops) == "text "
+    assert _without_started_stop("text", stops) == "text"
+    assert _without_started_stop("a < b", stops) == "a < b"
+    assert _without_started_stop("", stops) == ""
+
+
+def test_the_chain_is_that_of_transformers() -> None:
+    options = GenerationOptions(
+        temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2, no_repeat_ngram_size=3,
+        bad_words_ids=[[3]], min_new_tokens=2, suppress_tokens=[4], eos_token_id=1,
+        logits_processor=LogitsProcessorList(),
+    )  # fmt: skip
+    names = [type(processor).__name__ for processor in options.processors(5, torch.device("cpu"))]
+    assert names == [
+        "RepetitionPenaltyLogitsProcessor", "NoRepeatNGramLogitsProcessor", "NoBadWordsLogitsProcessor",
+        "MinNewTokensLengthLogitsProcessor", "SuppressTokensLogitsProcessor", "TemperatureLogitsWarper",
+        "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper",
+    ]  # fmt: skip
+    assert not GenerationOptions(do_sample=False, temperature=0.8).processors(5, torch.device("cpu"))
+
+
+def test_options_take_what_the_model_says_and_refuse_what_they_do_not_know() -> None:
+    config = GenerationConfig(do_sample=True, top_k=7, eos_token_id=[3, 4])
+    options = GenerationOptions.from_config(config, top_p=0.5)
+    assert (options.top_k, options.top_p, options.stop_ids()) == (7, 0.5, [3, 4])
+    with pytest.raises(TypeError, match="unknown generation option num_beams"):
+        GenerationOptions.from_config(config, num_beams=4)
+
+
+def test_a_cache_is_a_cache_of_transformers() -> None:
+    cache = ChatCache()
+    assert isinstance(cache, DynamicCache) and cache.get_seq_length() == 0

@@ -1,0 +1,760 @@
+"""Our networks against the numbers of the original code, case by case."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LogitsProcessor
+
+from chatglm.configuration_chatglm import ChatGLM1Config
+from chatglm.generation import InvalidScoreLogitsProcessor
+from chatglm.modeling_chatglm import ChatGLM1Model
+from chatglm.modeling_chatglm2 import ChatGLM2ForSequenceClassification
+from conftest import needs_shared
+from deviations import DEVIATIONS
+from goldens import (
+    DATA,
+    Case,
+    assert_close_to_scale,
+    assert_relative,
+    build_model,
+    case,
+    golden_model,
+    pad_left,
+    read_json,
+    read_part,
+    read_tensors,
+    recipe_state,
+    tokenizer_inputs_v1,
+    variant_model,
+)
+
+VERSIONS = (1, 2, 3)
+NEW_TOKENS = 24  # every golden generate() case
+ATTENTION = ("sdpa", "eager")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PTUNING = ("ptuning_noproj", "ptuning_proj")
+FORWARD = {
+    1: [
+        "gmask_tok",
+        "gmask_ids_only",
+        "mask_tok",
+        "mask_ids_only",
+        "both_tok",
+        "both_ids_only",
+        "single",
+        "train_right_pad",
+        "inc_ids_only_b1",
+        "inc_ids_only_batch",
+        "inc_tok_batch",
+        "inc_mask_tok_batch",
+        "built",
+    ],
+    2: [
+        "padded",
+        "padded_no_pos",
+        "padded_no_mask",
+        "unpadded_no_mask",
+        "unpadded_ones_mask",
+        "train_right_pad",
+        "return_last_logit",
+        "inc_b1",
+        "inc_batch",
+        "continuation",
+        "built",
+        "rotary",
+    ],
+}
+FORWARD[3] = FORWARD[2]
+VARIANTS = [
+    "post_ln_residual",
+    "layernorm",
+    "no_final_ln",
+    "mha_bias",
+    "no_qkv_bias",
+    "no_qk_scaling",
+    "fp32_residual",
+    "rope_ratio2",
+    "rope_ratio50",
+]
+
+
+def one_pass(version: int) -> list[str]:
+    return [
+        name for name in FORWARD[version] if not name.startswith(("inc_", "continuation", "built", "rotary", "return"))
+    ]
+
+
+@cache
+def model_of(version: int, folder: str = "model", attention: str = "sdpa") -> Any:
+    """One tiny model per kind for all tests that only read it."""
+    return golden_model(version, folder, attention=attention)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@needs_shared
+def test_no_case_is_forgotten(version: int) -> None:
+    present = {key.split(".")[0] for key in read_tensors(f"v{version}/forward.safetensors")}
+    assert present == set(FORWARD[version])
+
+
+@needs_shared
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_goldens_of_the_repository_are_the_shared_ones(version: int) -> None:
+    for path in sorted((DATA / f"v{version}").rglob("*.safetensors")):
+        shared = read_tensors(str(path.relative_to(DATA).as_posix()))
+        for key, value in load_file(path).items():
+            assert torch.equal(value, shared[key]), key
+
+
+# ---- one pass ------------------------------------------------------------------------------------------------------
+
+
+def check_pass(model: Any, golden: Case, version: int) -> None:
+    """Logits, loss, hidden states, attentions and cache of one pass, whatever the case holds; real rows only."""
+    eager = model.config._attn_implementation == "eager"
+    with torch.no_grad():
+        output = model(
+            **golden.inputs(),
+            output_hidden_states=True,
+            output_attentions=eager and "attentions.last" in golden,
+            use_cache=True,
+        )
+    rows = golden.real_rows(DEVIATIONS["pad_rows_are_not_fully_visible"])
+    assert_close_to_scale(output.logits, golden["logits"], rows=rows)
+    if "loss" in golden:
+        assert_relative(output.loss.item(), golden["loss"].item())
+    states = [golden[name].transpose(0, 1) for name in sorted(golden.tensors) if name.startswith("hidden_states.")]
+    if states:
+        assert len(output.hidden_states) == len(states)
+        if version > 1:
+            assert DEVIATIONS["hidden_states_end_after_the_final_norm"]
+            states[-1] = model.transformer.encoder.final_layernorm(states[-1])
+        for ours, theirs in zip(output.hidden_states, states, strict=True):
+            assert_close_to_scale(ours, theirs, rows=rows)
+    if "attentions.last" in golden and eager:
+        ours = output.attentions[-1].flatten(0, 1)  # (batch * heads, queries, keys)
+        heads = ours.shape[0] // rows.shape[0]
+        assert_close_to_scale(ours, golden["attentions.last"], rows=rows.repeat_interleave(heads, 0))
+    if "past_last.key" in golden:
+        check_cache(output.past_key_values, golden, rows)
+
+
+def check_cache(cache: Any, golden: Case, rows: torch.Tensor) -> None:
+    layer, tokens = cache.layers[-1], rows.shape[1]
+    for ours, field in ((layer.keys, "past_last.key"), (layer.values, "past_last.value")):
+        theirs = golden[field].permute(1, 0, 2, 3)  # (batch, tokens, heads, head_dim)
+        assert theirs.shape[1] == tokens or DEVIATIONS["the_prefix_is_not_in_the_cache"]
+        assert_close_to_scale(ours.transpose(1, 2), theirs[:, -tokens:], rows=rows)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize(("version", "name"), [(version, name) for version in VERSIONS for name in one_pass(version)])
+def test_forward(version: int, name: str, attention: str) -> None:
+    check_pass(model_of(version, attention=attention), case(f"v{version}/forward", name), version)
+
+
+@pytest.mark.parametrize("name", ["gmask_tok", "mask_tok"])
+def test_a_plain_mask_is_the_tokenizer_s_mask(name: str) -> None:
+    """Generation 1 with a 2-D mask and no positions gives what its tokenizer's 4-D mask and positions give."""
+    golden = case("v1/forward", name)
+    assert DEVIATIONS["plain_masks_are_accepted"]
+    rows = ~golden["attention_mask"].all(-1)[:, 0]
+    with torch.no_grad():
+        output = model_of(1)(input_ids=golden["input_ids"], attention_mask=rows.long(), labels=golden["labels"])
+    assert_close_to_scale(output.logits, golden["logits"], rows=rows)
+    assert_relative(output.loss.item(), golden["loss"].item())
+
+
+@pytest.mark.parametrize("name", ["gmask", "mask", "both"])
+def test_masks_and_positions_that_the_original_builds(name: str) -> None:
+    """Given as arguments, they change nothing: they are what generation 1 builds from the ids alone."""
+    built, model = case("v1/forward", f"built.{name}"), model_of(1)
+    with torch.no_grad():
+        assert_close_to_scale(model(**built.inputs()).logits, model(input_ids=built["input_ids"]).logits, 1e-6)
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_the_last_position_alone(version: int) -> None:
+    golden = case(f"v{version}/forward", "return_last_logit")
+    with torch.no_grad():
+        assert_close_to_scale(model_of(version)(**golden.inputs(), logits_to_keep=1).logits, golden["logits"])
+
+
+@pytest.mark.parametrize("with_mask", [True, False], ids=["with_mask", "no_mask"])
+@pytest.mark.parametrize("version", (2, 3))
+def test_four_tokens_on_top_of_a_cache(version: int, with_mask: bool) -> None:
+    golden, model = case(f"v{version}/forward", "continuation"), model_of(version)
+    with torch.no_grad():
+        cache = model(golden["prefix_ids"], use_cache=True).past_key_values
+        mask = torch.ones(1, golden["prefix_ids"].shape[1] + 4, dtype=torch.long) if with_mask else None
+        logits = model(golden["input_ids"], past_key_values=cache, attention_mask=mask).logits
+    assert_close_to_scale(logits, golden[f"{'with' if with_mask else 'no'}_mask.logits"])
+
+
+# ---- incremental decoding ------------------------------------------------------------------------------------------
+
+
+class Forced(LogitsProcessor):
+    """Makes generate() choose the given tokens, [batch, steps], one column per step."""
+
+    def __init__(self, tokens: torch.Tensor, prompt_length: int) -> None:
+        self.tokens, self.prompt_length = tokens, prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.prompt_length
+        chosen = self.tokens[:, min(step, self.tokens.shape[1] - 1)]
+        return torch.full_like(scores, -1e4).scatter(1, chosen[:, None], 0.0)
+
+
+def incremental(version: int) -> list[str]:
+    return ["inc_ids_only_b1", "inc_tok_batch"] if version == 1 else ["inc_b1", "inc_batch"]
+
+
+INCREMENTAL = [
+    *((version, "model", name) for version in VERSIONS for name in FORWARD[version] if name.startswith("inc_")),
+    *((version, folder, name) for version in VERSIONS for folder in PTUNING for name in incremental(version)),
+]
+
+
+def incremental_case(version: int, folder: str, name: str) -> Case:
+    return case(f"v{version}/forward" if folder == "model" else f"v{version}/{folder}/golden", name)
+
+
+@pytest.mark.parametrize(("version", "folder", "name"), INCREMENTAL)
+def test_step_by_step(version: int, folder: str, name: str) -> None:
+    """A prompt, then forced tokens one at a time with the cache and the original's masks and positions."""
+    golden, model = incremental_case(version, folder, name), model_of(version, folder)
+    forced, inputs = golden["forced_tokens"], golden.inputs()
+    rows = golden.real_rows(DEVIATIONS["pad_rows_are_not_fully_visible"])
+    with torch.no_grad():
+        output = model(**inputs, use_cache=True)
+        theirs = golden["step0.logits"]
+        kept = theirs.shape[1]
+        assert_close_to_scale(output.logits[:, -kept:], theirs, rows=rows[:, -kept:])
+        for step in range(1, forced.shape[1] + 1):
+            step_inputs: dict[str, Any] = {"input_ids": forced[:, step - 1 : step]}
+            step_inputs["position_ids"] = torch.tensor(golden.meta["steps"][step]["position_ids"])
+            if version == 1:
+                step_inputs["attention_mask"] = golden.tensors.get(f"step{step}.attention_mask")
+            elif "attention_mask" in golden:
+                step_inputs["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, step), value=1)
+            output = model(**step_inputs, past_key_values=output.past_key_values, use_cache=True)
+            assert_close_to_scale(output.logits, golden[f"step{step}.logits"])
+    if "past_last.key" in golden:
+        check_cache(output.past_key_values, golden, torch.nn.functional.pad(rows, (0, forced.shape[1]), value=True))
+
+
+@pytest.mark.parametrize(("version", "folder", "name"), INCREMENTAL)
+def test_generate_feeds_the_network_as_the_original_did(version: int, folder: str, name: str) -> None:
+    """generate() with forced tokens gives the raw logits of every step: masks and positions grow as they should."""
+    golden, model = incremental_case(version, folder, name), model_of(version, folder)
+    forced, inputs = golden["forced_tokens"], golden.inputs()
+    if version == 1 and "attention_mask" not in inputs:
+        inputs["attention_mask"] = torch.ones_like(
+            inputs["input_ids"]
+        )  # the original sees the pads, too, if it has only ids
+    output = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=forced.shape[1] + 1,
+        eos_token_id=None,
+        logits_processor=[Forced(forced, inputs["input_ids"].shape[1])],
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    assert len(output.logits) == forced.shape[1] + 1
+    for step, logits in enumerate(output.logits):
+        assert_close_to_scale(logits, golden[f"step{step}.logits"][:, -1])
+
+
+# ---- variants ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["untied", "pos1d_gmask", "pos1d_mask"])
+def test_variants_of_generation_1(name: str) -> None:
+    check_pass(model_of(1, f"model_{name.split('_')[0]}"), case("v1/variants", name), 1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("version", (2, 3))
+def test_variants(version: int, name: str) -> None:
+    golden = case(f"v{version}/variants", name)
+    check_pass(variant_model(version, name), golden, version)
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_fp32_residual_in_half_precision(version: int) -> None:
+    assert DEVIATIONS["fp32_residual_works_in_half_precision"]
+    assert read_json(f"v{version}/variants.json")["fp32_residual_half"]["error"] == "RuntimeError"
+    golden = case(f"v{version}/variants", "fp32_residual")
+    model = variant_model(version, "fp32_residual", dtype=torch.bfloat16)
+    with torch.no_grad():
+        logits = model(**golden.inputs()).logits
+    assert_close_to_scale(logits, golden["logits"], 0.1, rows=golden["attention_mask"].bool())
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_classifier(version: int) -> None:
+    golden = case(f"v{version}/variants", "classifier")
+    shapes = read_json(f"v{version}/variants.json")["no_qk_scaling"]["state_dict"]
+    state = recipe_state({key: shape for key, (shape, _) in shapes.items()}, golden.meta["seed"])
+    state |= {"classifier_head.weight": golden["weight"], "classifier_head.bias": golden["bias"]}
+    model = build_model(version, golden.meta["config"], state, model_class=ChatGLM2ForSequenceClassification)
+    with torch.no_grad():
+        output = model(**golden.inputs())
+    assert_close_to_scale(output.logits, golden["logits"])
+    assert_relative(output.loss.item(), golden["loss"].item())
+
+
+# ---- half precision ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_half_precision(version: int, dtype: str) -> None:
+    """With the originals' rotary tables in the model's precision; CPU kernels differ, hence the README's tolerance."""
+    golden = case(f"v{version}/lowp", f"{dtype}_gmask_tok" if version == 1 else dtype)
+    torch_dtype = DTYPES[dtype]
+    model = golden_model(version, dtype=torch_dtype, rope_precision="original")
+    with torch.no_grad():
+        logits = model(**golden.inputs()).logits
+    assert logits.dtype == torch_dtype
+    rows = golden.real_rows(DEVIATIONS["pad_rows_are_not_fully_visible"])
+    if version == 1:
+        assert DEVIATIONS["fully_hidden_rows_in_half_precision"]
+        rows = ~golden["attention_mask"].all(-1)[:, 0]
+    tolerance = 2 * golden.meta["max_diff_vs_fp32"] / golden["logits"].abs().max().item()
+    assert_close_to_scale(logits, golden["logits"], tolerance, rows=rows)
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_rotary_tables(version: int) -> None:
+    golden = case(f"v{version}/forward", "rotary")["cache_fp32"]
+    table = model_of(version).transformer.rotary_pos_emb
+    ours = torch.stack(table(torch.arange(len(golden))[None], torch.float32), -1)[0]
+    assert_close_to_scale(ours, golden, 1e-6)
+    for name, dtype in DTYPES.items():
+        golden = case(f"v{version}/lowp", "rotary")[name]
+        table = golden_model(version, rope_precision="original").transformer.rotary_pos_emb
+        rows = torch.arange(0, 40 * len(golden), 40)[None]
+        assert torch.equal(torch.stack(table(rows, dtype), -1)[0], golden) or dtype == torch.float32
+        assert_close_to_scale(torch.stack(table(rows, dtype), -1)[0], golden, 1e-6)
+
+
+@pytest.mark.parametrize(("name", "dtype"), list(DTYPES.items()))
+def test_rotary_tables_of_generation_1(name: str, dtype: torch.dtype) -> None:
+    """Frequencies are float16 numbers in every precision; the originals' tables hold each angle twice, side by side."""
+    golden = case("v1/lowp", "rotary")
+    config = ChatGLM1Config(
+        num_layers=1,
+        hidden_size=64,
+        num_attention_heads=2,
+        inner_hidden_size=8,
+        vocab_size=8,
+        rope_precision="original",
+    )
+    table = ChatGLM1Model(config).rotary_emb(torch.arange(600)[None], dtype)
+    for ours, field in zip(table, ("cos", "sin"), strict=True):
+        first, second = golden[f"{name}.{field}"][:, 0].chunk(2, -1)
+        assert torch.equal(first, second)
+        assert_close_to_scale(ours[0], first, 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name", ["rope_ratio2", "rope_ratio50"])
+@pytest.mark.parametrize("version", (2, 3))
+def test_rotary_tables_of_long_contexts(version: int, name: str) -> None:
+    golden = case(f"v{version}/variants", name)["rotary_cache"]
+    table = variant_model(version, name).transformer.rotary_pos_emb
+    assert_close_to_scale(torch.stack(table(torch.arange(len(golden))[None], torch.float32), -1)[0], golden, 1e-6)
+
+
+@pytest.mark.parametrize("folder", PTUNING)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_prefixes(version: int, folder: str) -> None:
+    """The keys and values of the first and the last layer, for two sequences."""
+    golden = case(f"v{version}/{folder}/golden", "get_prompt")
+    with torch.no_grad():
+        prefixes = model_of(version, folder).transformer.prefix_encoder(2, torch.float32)
+    for ours, name in ((prefixes[0], "layer0"), (prefixes[-1], "last")):
+        theirs = golden[name].permute(0, 2, 3, 1, 4)  # (key/value, batch, heads, prefix, head_dim)
+        assert_close_to_scale(torch.stack(ours), theirs, 1e-6)
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------
+
+
+def check_gradients(model: Any, inputs: dict[str, torch.Tensor], golden: Case) -> None:
+    loss = model(**inputs).loss
+    loss.backward()
+    assert_relative(loss.item(), golden.meta["loss"])
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, norm in golden.meta["grad_norm"].items():
+        assert_relative(ours[name].double().norm().item(), norm)
+    for field, gradient in golden.tensors.items():
+        if field.startswith("grad."):
+            assert_close_to_scale(ours[field.removeprefix("grad.")], gradient)
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [(1, "gmask_tok"), (1, "mask_ids_only"), (1, "untied_gmask_ids_only")]
+    + [(version, name) for version in (2, 3) for name in ("padded", "unpadded_no_mask")],
+)
+def test_gradients(version: int, name: str) -> None:
+    golden = case(f"v{version}/grads", name)
+    untied = name.startswith("untied")
+    inputs = (case("v1/forward", "gmask_ids_only") if untied else golden).inputs()
+    model = golden_model(version, "model_untied" if untied else "model")
+    check_gradients(model, inputs, golden)
+    trainable = {parameter_name for parameter_name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == set(golden.meta["requires_grad_true"])
+
+
+# ---- P-tuning ------------------------------------------------------------------------------------------------------
+
+PTUNING_FORWARD = {
+    1: ("gmask_tok", "mask_ids_only"),
+    2: ("padded", "unpadded_no_mask"),
+    3: ("padded", "unpadded_no_mask"),
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("folder", PTUNING)
+@pytest.mark.parametrize(
+    ("version", "name"), [(version, name) for version in VERSIONS for name in PTUNING_FORWARD[version]]
+)
+def test_prefix_forward(version: int, folder: str, name: str, attention: str) -> None:
+    check_pass(model_of(version, folder, attention), case(f"v{version}/{folder}/golden", name), version)
+
+
+@pytest.mark.parametrize("folder", PTUNING)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_prefix_gradients(version: int, folder: str) -> None:
+    """Only the prefix is trained, and its gradients are the original's."""
+    name = PTUNING_FORWARD[version][0]
+    golden = case(f"v{version}/{folder}/golden", f"grads.{name}")
+    model = golden_model(version, folder)
+    check_gradients(model, case(f"v{version}/{folder}/golden", name).inputs(), golden)
+    trainable = {parameter_name for parameter_name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == set(golden.meta["requires_grad_true"])
+
+
+# ---- generate() ----------------------------------------------------------------------------------------------------
+
+SETS = ("model", *PTUNING)
+
+
+def generate_cases(version: int, folder: str, *kinds: str) -> list[dict[str, Any]]:
+    if folder == "model":
+        cases = read_json(f"v{version}/generate.json")["cases"]
+    else:
+        cases = read_json(f"v{version}/{folder}/golden.json")["generate"]
+    return [entry for entry in cases if entry["kind"] in kinds]
+
+
+def prompt_inputs(version: int, config: Any, entry: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The arguments that belong to a golden generate() case."""
+    prompts = entry.get("prompts") or [entry["prompt"]]
+    if version == 1 and entry.get("mode") == "tokenizer_mask":
+        return tokenizer_inputs_v1(prompts, config)
+    input_ids = pad_left(prompts, config.pad_token_id)
+    if version == 1:  # the original ignores padding when it has only ids; ours takes a mask of ones for that
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    if "attention_mask" in entry:
+        return {name: torch.tensor(entry[name]) for name in ("input_ids", "attention_mask", "position_ids")}
+    return {"input_ids": input_ids}
+
+
+def run(model: Any, inputs: dict[str, torch.Tensor], **options: Any) -> Any:
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "return_dict_in_generate": True, **options}
+    return model.generate(**inputs, **options)
+
+
+def test_the_inputs_of_generation_1_are_its_tokenizer_s() -> None:
+    golden = case("v1/forward", "inc_tok_batch")
+    prompts = [[token for token in row if token != 3] for row in golden["input_ids"].tolist()]
+    for name, tensor in tokenizer_inputs_v1(prompts, model_of(1).config).items():
+        assert torch.equal(tensor, golden[name]), name
+
+
+@pytest.mark.parametrize("folder", SETS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_greedy(version: int, folder: str) -> None:
+    model = model_of(version, folder)
+    entries = generate_cases(version, folder, "greedy", "greedy_batch", "greedy_batch_no_position_ids")
+    assert entries
+    for entry in entries:
+        inputs = prompt_inputs(version, model.config, entry)
+        if entry["kind"] == "greedy_batch_no_position_ids":
+            # The original counts pads as positions then; ours does it when told to (with a prefix it changes the text).
+            assert DEVIATIONS["pads_take_no_positions"]
+            inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1]).expand_as(inputs["input_ids"])
+        output = run(model, inputs)
+        assert output.sequences.tolist() == entry["sequences"], entry["kind"]
+
+
+@pytest.mark.parametrize("folder", SETS)
+@pytest.mark.parametrize("version", (2, 3))
+def test_greedy_from_padded_ids_alone(version: int, folder: str) -> None:
+    """A batch without mask and positions is read as padded: the same text as with both."""
+    model = model_of(version, folder)
+    (with_both,) = generate_cases(version, folder, "greedy_batch")
+    assert DEVIATIONS["pads_take_no_positions"]
+    output = run(model, {"input_ids": torch.tensor(with_both["input_ids"])})
+    assert output.sequences.tolist() == with_both["sequences"]
+
+
+@pytest.mark.parametrize("folder", SETS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_beams(version: int, folder: str) -> None:
+    model = model_of(version, folder)
+    entries = generate_cases(version, folder, "beam3", "beam3_batch")
+    for entry in entries:
+        inputs = prompt_inputs(version, model.config, entry)
+        output = run(model, inputs, num_beams=3, output_scores=True)
+        assert output.sequences.tolist() == entry["sequences"], entry["kind"]
+        assert DEVIATIONS["beam_scores_count_generated_tokens"]
+        total_length = len(entry["sequences"][0])
+        for ours, theirs in zip(output.sequences_scores.tolist(), entry["sequences_scores"], strict=True):
+            assert_relative(ours * NEW_TOKENS, theirs * total_length)
+
+
+@pytest.mark.parametrize("folder", SETS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_eos_of_the_caller_stops(version: int, folder: str) -> None:
+    model = model_of(version, folder)
+    for entry in generate_cases(version, folder, "eos_override_greedy", "eos_list_greedy"):
+        output = run(model, {"input_ids": torch.tensor([entry["prompt"]])}, eos_token_id=entry["eos_token_id"])
+        assert output.sequences.tolist() == entry["sequences"], entry["kind"]
+
+
+@pytest.mark.parametrize("folder", SETS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_beams_that_may_stop(version: int, folder: str) -> None:
+    """Where hypotheses of different lengths compete, ours is the original's, or another whose score is right."""
+    model = model_of(version, folder)
+    options: dict[str, dict[str, Any]] = {
+        "eos_override_beam3": {},
+        "eos_override_beam3_early": {"early_stopping": True},
+        "eos_override_beam3_lp": {"length_penalty": 2.0, "num_return_sequences": 2},
+    }
+    for entry in generate_cases(version, folder, *options):
+        prompt = torch.tensor([entry["prompt"]])
+        output = run(
+            model,
+            {"input_ids": prompt},
+            num_beams=3,
+            output_scores=True,
+            eos_token_id=entry["eos_token_id"],
+            **options[entry["kind"]],
+        )
+        ours = output.sequences[0].tolist()
+        if ours != entry["sequences"][0]:
+            assert DEVIATIONS["beam_scores_count_generated_tokens"]
+            generated = torch.tensor(ours[prompt.shape[1] :])
+            if entry["eos_token_id"] in generated.tolist():
+                generated = generated[: generated.tolist().index(entry["eos_token_id"]) + 1]
+            with torch.no_grad():
+                logits = model(torch.cat([prompt[0], generated])[None]).logits[0, prompt.shape[1] - 1 : -1]
+            total = logits.log_softmax(-1).gather(1, generated[:, None]).sum().item()
+            penalty = options[entry["kind"]].get("length_penalty", 1.0)
+            assert_relative(output.sequences_scores[0].item(), total / len(generated) ** penalty)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_lengths(version: int) -> None:
+    """max_length counts the prompt, max_new_tokens does not and wins."""
+    golden, model = read_json(f"v{version}/generate.json")["stream_generate"], model_of(version)
+    inputs, whole = {"input_ids": torch.tensor([golden["prompt"]])}, golden["greedy12"]
+    length = len(golden["prompt"])
+    longer = model.generate(**inputs, do_sample=False, max_length=length + 6)
+    assert longer[0].tolist() == whole[: length + 6]
+    counted = model.generate(**inputs, do_sample=False, max_new_tokens=4)
+    assert counted[0].tolist() == whole[: length + 4]
+    stopped = model.generate(**inputs, do_sample=False, max_new_tokens=8, eos_token_id=golden["eos_values"]["third"])
+    assert stopped[0].tolist() == whole[: length + 3]
+
+
+def scores_of(version: int, number: int, processors: list[LogitsProcessor]) -> torch.Tensor:
+    """The scores that generate() makes of the golden logits, with the parameters of processor case `number`."""
+    kwargs = read_part(f"v{version}/generate.json", "processors")[f"case{number}"]["kwargs"]
+    golden = read_tensors(f"v{version}/generate.safetensors")
+    model = golden_model(version)
+    model.get_output_embeddings().register_forward_hook(lambda *args: golden["processors.logits"][:, None].clone())
+    input_ids = golden["processors.input_ids"]
+    options = {"top_k": 50, **kwargs} if kwargs["do_sample"] else kwargs  # 50 was the default of transformers 4.30
+    output = run(
+        model,
+        {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)},
+        **{"max_new_tokens": kwargs.get("min_new_tokens", 1), "output_scores": True, **options},
+        logits_processor=processors,
+    )
+    return output.scores[0]
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_processed_scores(version: int, number: int) -> None:
+    """With the originals' InvalidScoreLogitsProcessor at its place, every case is theirs."""
+    scores = scores_of(version, number, [InvalidScoreLogitsProcessor()])
+    golden = read_tensors(f"v{version}/generate.safetensors")
+    expected = golden[f"processors.case{number}.scores"]
+    if not read_part(f"v{version}/generate.json", "processors")[f"case{number}"]["kwargs"]["do_sample"]:
+        assert DEVIATIONS["greedy_ignores_warpers"]
+        expected = golden[f"processors.case{number}.after_processors"]
+    assert torch.equal(torch.isfinite(scores), torch.isfinite(expected))
+    torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_processed_scores_without_the_invalid_score_processor(version: int, number: int) -> None:
+    """generate() does not add it: what the caller forbids is forbidden, and token 5 is not forced."""
+    scores = scores_of(version, number, [])
+    if "Invalid fires" in read_part(f"v{version}/generate.json", "processors")[f"case{number}"]["name"]:
+        assert DEVIATIONS["minus_infinity_is_a_valid_score"]
+        assert (torch.isfinite(scores).sum(-1) > 1).all()
+    else:
+        torch.testing.assert_close(scores, scores_of(version, number, [InvalidScoreLogitsProcessor()]))
+
+
+@pytest.mark.parametrize(("number", "bad"), [(0, float("nan")), (1, float("inf")), (2, -float("inf"))])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_invalid_scores(version: int, number: int, bad: float) -> None:
+    """One bad score anywhere in the batch, and the processor forces token 5 in every row."""
+    golden = read_tensors(f"v{version}/generate.safetensors")
+    scores = golden["processors.logits"].clone()
+    scores[0, 7] = bad
+    processed = InvalidScoreLogitsProcessor()(golden["processors.input_ids"], scores)
+    assert torch.equal(processed, golden[f"processors.invalid{number}"])
+
+
+# ---- odd inputs ----------------------------------------------------------------------------------------------------
+
+
+def same_error(golden: dict[str, Any], call: Any) -> None:
+    error = {"ValueError": ValueError, "TypeError": TypeError}[golden["error"]]
+    with pytest.raises(error):
+        call()
+
+
+def test_what_generation_1_refuses() -> None:
+    edge, model = read_json("v1/edge.json"), model_of(1)
+    no_bos, no_mask = torch.tensor([[7, 8, 373, 9]]), torch.tensor([[7, 8, 376, 9]])
+    assert edge["int_attention_mask_to_forward"]["error"] == "RuntimeError"
+    whole = torch.tensor([[7, 373, 376, 9]])
+    with pytest.raises(ValueError, match="bool"):  # integers could mean either thing
+        model(whole, attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.long))
+    same_error(edge["no_bos"], lambda: model(no_bos))
+    same_error(edge["no_mask_token"], lambda: model(no_mask))
+    same_error(edge["generate_no_bos"], lambda: model.generate(no_bos, max_new_tokens=2))
+    same_error(edge["generate_no_mask"], lambda: model.generate(no_mask, max_new_tokens=2))
+
+
+def test_a_batch_of_both_mask_tokens() -> None:
+    expected = read_json("v1/edge.json")["generate_batch_mixed_gmask_mask"]["ok"]
+    prompts = torch.tensor([row[:4] for row in expected])
+    assert model_of(1).generate(prompts, do_sample=False, max_new_tokens=6).tolist() == expected
+
+
+def test_longer_than_max_sequence_length() -> None:
+    shape = read_json("v1/edge.json")["longer_than_max_sequence_length"]["ok"]
+    input_ids = torch.tensor([[7] * (shape[1] - 2) + [373, 376]])
+    with torch.no_grad():
+        assert list(model_of(1)(input_ids).logits.shape) == shape
+
+
+def test_two_sop_tokens() -> None:
+    """The first one ends the context."""
+    golden = torch.tensor(read_json("v1/edge.json")["two_bos"]["ok"])
+    with torch.no_grad():
+        logits = model_of(1)(torch.tensor([[7, 373, 376, 8, 376, 9]])).logits
+    assert_close_to_scale(logits[0, -1, :5], golden)
+
+
+def test_sampling_from_beams() -> None:
+    shape = read_json("v1/edge.json")["num_beams2_do_sample_ok"]["ok"]
+    output = model_of(1).generate(torch.tensor([[7, 8, 373, 376]]), num_beams=2, do_sample=True, max_new_tokens=4)
+    assert list(output.shape) == shape
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_padding_on_the_right(version: int) -> None:
+    golden = torch.tensor(read_json(f"v{version}/edge.json")["right_padding_mask"]["ok"])
+    ids, mask = torch.tensor([[5, 6, 7, 0], [5, 6, 7, 8]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    with torch.no_grad():
+        logits = model_of(version)(ids, attention_mask=mask).logits
+    assert DEVIATIONS["pad_rows_are_not_fully_visible"]
+    assert_close_to_scale(logits[..., :5], golden, rows=mask.bool())
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_a_row_of_nothing_but_padding(version: int) -> None:
+    golden = torch.tensor(read_json(f"v{version}/edge.json")["all_pad_row"]["ok"])
+    ids, mask = torch.tensor([[0, 0, 0], [5, 6, 7]]), torch.tensor([[0, 0, 0], [1, 1, 1]])
+    with torch.no_grad():
+        logits = model_of(version)(ids, attention_mask=mask).logits
+    assert DEVIATIONS["pad_rows_are_not_fully_visible"]
+    assert torch.isfinite(logits).all()
+    assert_close_to_scale(logits[1, -1, :5], golden[1])
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_longer_than_seq_length(version: int) -> None:
+    assert DEVIATIONS["rotary_tables_grow"]
+    assert read_json(f"v{version}/edge.json")["longer_than_seq_length_pos"]["error"] == "IndexError"
+    model = golden_model(version)
+    length = model.config.seq_length + 20
+    with torch.no_grad():
+        long = model(torch.randint(10, 300, (1, length), generator=torch.Generator().manual_seed(0))).logits
+    assert long.shape[1] == length
+    assert torch.isfinite(long).all()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_inputs_embeds(version: int) -> None:
+    """Embeddings instead of ids; generation 1 then needs the mask and positions that it cannot read from ids."""
+    assert DEVIATIONS["inputs_embeds_are_accepted"]
+    golden, model = case(f"v{version}/forward", "inc_ids_only_b1" if version == 1 else "inc_b1"), model_of(version)
+    ids = golden["input_ids"]
+    inputs = tokenizer_inputs_v1(ids.tolist(), model.config) if version == 1 else {"input_ids": ids}
+    del inputs["input_ids"]
+    with torch.no_grad():
+        logits = model(inputs_embeds=model.get_input_embeddings()(ids), **inputs).logits
+    assert_close_to_scale(logits[:, -1], golden["step0.logits"][:, -1])
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_attentions(version: int) -> None:
+    assert DEVIATIONS["attentions_are_returned"]
+    golden, model = case(f"v{version}/forward", "unpadded_no_mask"), model_of(version, attention="eager")
+    with torch.no_grad():
+        attentions = model(golden["input_ids"], output_attentions=True).attentions
+    batch, tokens = golden["input_ids"].shape
+    assert len(attentions) == model.config.num_layers
+    assert attentions[0].shape == (batch, model.config.num_attention_heads, tokens, tokens)
+    torch.testing.assert_close(attentions[0].sum(-1), torch.ones(batch, model.config.num_attention_heads, tokens))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_generate_with_and_without_cache(version: int) -> None:
+    edge, model = read_json(f"v{version}/edge.json"), model_of(version)
+    for use_cache in (True, False):
+        expected = edge[f"use_cache_{str(use_cache).lower()}_generate"]["ok"]
+        prompt = torch.tensor([expected[0][:-6]])
+        assert model.generate(prompt, do_sample=False, max_new_tokens=6, use_cache=use_cache).tolist() == expected
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_two_sequences_of_three_beams(version: int) -> None:
+    expected = read_json(f"v{version}/edge.json")["num_return_sequences2_beam3"]["ok"]
+    output = model_of(version).generate(
+        torch.tensor([expected[0][:-6]]), do_sample=False, max_new_tokens=6, num_beams=3, num_return_sequences=2
+    )
+    assert output.tolist() == expected
