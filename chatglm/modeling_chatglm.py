@@ -365,6 +365,8 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
         if config.pre_seq_len is not None:
             self.lm_head.requires_grad_(False)
         self.post_init()
+        if config.tie_word_embeddings:
+            self._tp_plan.pop("lm_head", None)  # one tensor cannot be both whole, for the lookup, and split
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

@@ -344,6 +344,8 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.transformer = ChatGLM2Model(config)
         self.post_init()
+        if config.tie_word_embeddings:
+            self._tp_plan.pop("transformer.output_layer", None)  # see ChatGLM1ForCausalLM
 
     def get_output_embeddings(self) -> nn.Module:
         return self.transformer.output_layer

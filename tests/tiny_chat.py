@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from transformers import AutoModel
 
 import chatglm
 from chatglm.loading import DEMO
@@ -32,4 +33,4 @@ def pair(version: int) -> tuple[Any, Any]:
     config = chatglm.ChatGLMConfig.from_dict(values | small)
     config.initializer_range = 0.3  # spread logits: greedy choices that rounding cannot turn
     torch.manual_seed(version)
-    return chatglm.AutoModel.from_config(config).float().eval(), tokenizer
+    return AutoModel.from_config(config).float().eval(), tokenizer
