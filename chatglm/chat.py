@@ -108,7 +108,7 @@ class ChatMixin:
             cancel=cancel,
         )
         ids = self._fit(tokenizer, query, history, role, options, answer_room)
-        with_tools = has_tools(history)
+        before, with_tools = validate_history(version, history), has_tools(history)
         cache: ChatCache | None = past_key_values if past_key_values is not None else self._take_last_turn()
         if not options.use_cache:
             cache = None
@@ -138,7 +138,7 @@ class ChatMixin:
                     text=text,
                     delta=delta,
                     response=response,
-                    history=self._history_after(version, query, history, role, response, messages),
+                    history=self._history_after(version, query, before, role, response, messages),
                 )
         finally:
             if cache is not None and past_key_values is None:
@@ -194,12 +194,11 @@ class ChatMixin:
     def _history_after(
         version: int,
         query: str,
-        history: Sequence[Any] | None,
+        before: list[Any],
         role: str,
         response: str | dict[str, Any],
         messages: list[dict[str, Any]],
     ) -> list[Any]:
-        before = validate_history(version, history)
         if version == 3:
             return [*before, {"role": role, "content": query}, *messages]
         return [*before, (query, response)]
@@ -241,7 +240,8 @@ class ChatMixin:
         answer = [token for token in output[0].tolist()[len(ids) :] if token not in stops]
         text = _clean_up(tokenizer, self._decoder(tokenizer)(answer))
         parsed = parse_response(version, text, has_tools(history))
-        return parsed.content, self._history_after(version, query, history, role, parsed.content, parsed.messages)
+        before = validate_history(version, history)
+        return parsed.content, self._history_after(version, query, before, role, parsed.content, parsed.messages)
 
     def _stream_chat(
         self,
@@ -315,8 +315,8 @@ class ChatMixin:
 
 
 def _clean_up(tokenizer: Any, text: str) -> str:
-    """The clean-up of blanks that generation 1's tokenizer does on a whole text."""
-    return tokenizer.clean_up_tokenization(text) if tokenizer.chatglm_version == 1 else text
+    """The clean-up of blanks that generation 1's tokenizer (v1.1) does on a whole text."""
+    return tokenizer.clean_up_tokenization(text) if tokenizer.clean_up_tokenization_spaces else text
 
 
 class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):

@@ -30,7 +30,10 @@ _PUNCTUATION_BY_HAN = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00
 _PENDING_MARK = r"\[\[?(?:训(?:练(?:时(?:间\]?)?)?)?)?"
 _PENDING = re.compile(rf"(?:[\s\ufffd]|{_PENDING_MARK})+$")
 _PENDING_V1 = re.compile(rf"(?:\s'[vr]?|\sn'?|[\s\ufffd,!:;?]|{_PENDING_MARK})+$")
-_FENCE = re.compile(r"```[^\n]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
+# Closed by a line of its own: there may be backticks in the arguments of a call.
+_FENCE = re.compile(r"```[^\n]*\n(.*?)(?:\n```|```\s*\Z|\Z)", re.DOTALL)
+_RAW_STRING = re.compile(r"""\b[brf]*r[brf]*['"]""", re.IGNORECASE)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _NAME = re.compile(r"[^\W\d][\w.\-]{0,63}")
 
 Pair = tuple[str, str]
@@ -67,7 +70,7 @@ def validate_history(version: int, history: Sequence[Any] | None) -> list[Any]:
     """
     if history is None:
         return []
-    if isinstance(history, (str, bytes, Mapping)) or not isinstance(history, Iterable):
+    if isinstance(history, (str, bytes)) or not isinstance(history, Sequence):
         raise TypeError(f"history must be a list, not {type(history).__name__}")
     check = _check_message if version == 3 else _check_pair
     return [check(item, f"history[{index}]") for index, item in enumerate(history)]
@@ -102,7 +105,7 @@ def _check_message(item: Any, where: str) -> Message:
     tools = item.get("tools")
     if tools is not None and (isinstance(tools, str) or not isinstance(tools, (Sequence, Mapping))):
         raise TypeError(f"the tools of {where} must be a list of tool descriptions, not {type(tools).__name__}")
-    return copy.deepcopy(dict(item))
+    return {key: value if isinstance(value, str) else copy.deepcopy(value) for key, value in item.items()}
 
 
 def _check_text(text: Any, what: str) -> str:
@@ -305,9 +308,9 @@ def stop_token_ids(tokenizer: ChatTokenizer) -> list[int]:
 def normalize_messages(messages: Sequence[Any], tools: Any = None) -> list[Message]:
     """Chat messages as OpenAI clients and transformers pass them, as role messages of generation 3.
 
-    Contents may be None or lists of text parts; the roles `tool` and `function` become `observation`; an assistant's
-    `tool_calls` become messages with the tool's name as metadata; `tools` go into the system message, which is made
-    where there is none.
+    Contents may be None or lists of text parts; the roles `tool` and `function` become `observation`, `developer`
+    becomes `system`; an assistant's `tool_calls` become messages with the tool's name as metadata; `tools` go into the
+    system message, which is made where there is none.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise TypeError(f"messages must be a list of dicts, not {type(messages).__name__}")
@@ -316,7 +319,8 @@ def normalize_messages(messages: Sequence[Any], tools: Any = None) -> list[Messa
         where = f"messages[{index}]"
         if not isinstance(item, Mapping) or "role" not in item:
             raise TypeError(f"{where} must be a dict like {{'role': 'user', 'content': '…'}}")
-        role = {"tool": "observation", "function": "observation"}.get(item["role"], item["role"])
+        role = item["role"]
+        role = "observation" if role in ("tool", "function") else "system" if role == "developer" else role
         content = _content_text(item.get("content"), where)
         calls = item.get("tool_calls") or ([{"function": item["function_call"]}] if item.get("function_call") else [])
         if content or not calls:
@@ -358,7 +362,10 @@ def _tool_call_message(call: Any, where: str) -> Message:
 
 def tool_call_message(name: str, parameters: Mapping[str, Any]) -> Message:
     """The assistant message with which generation 3 calls a tool; `parse_response` is the way back."""
-    arguments = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    if all(key.isidentifier() for key in parameters):
+        arguments = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    else:
+        arguments = f"**{dict(parameters)!r}"
     return {"role": "assistant", "metadata": name, "content": f"```python\ntool_call({arguments})\n```"}
 
 
@@ -438,19 +445,23 @@ def encode_chat(
         return encode_segments(tokenizer, segments)
     if version == 3:
         *history, last = normalize_messages(messages, tools)
-        return fit_conversation(tokenizer, message_content(last), history, budget, last["role"])[0]
+        if last["role"] not in ("user", "observation"):
+            raise ValueError("truncation needs the last message to be the user's, or an observation")
+        return fit_conversation(tokenizer, last["content"], history, budget, last["role"])[0]
     pairs, question = pairs_from_messages(messages)
     return fit_conversation(tokenizer, question or "", pairs, budget)[0]
 
 
-def render_chat(version: int, messages: Sequence[Any], tools: Any = None, open_answer: bool = True) -> str:
+def render_chat(
+    version: int, messages: Sequence[Any], tools: Any = None, open_answer: bool = True, end: bool = True
+) -> str:
     """`chat_segments` as text with the control tokens spelt out, for people and other programs.
 
     A prompt encoded again with `add_special_tokens=False, split_special_tokens=False` gives the ids of `encode_chat`,
     as long as nobody has typed a control token: ids are the safe form.
     """
     text, after_text = "", False
-    for part, is_token in chat_segments(version, messages, tools, open_answer):
+    for part, is_token in chat_segments(version, messages, tools, open_answer, end):
         # The blank stands for the one with which every text that is encoded on its own begins.
         text += ("</s>" if part == "<eos>" else part) if is_token else " " * (after_text and part != "") + part
         after_text = not is_token
@@ -558,10 +569,10 @@ def _split_metadata(part: str) -> Pair:
     if not newline:
         return "", part
     name = metadata.strip()
-    is_call = name == "interpreter" or content.lstrip().startswith(("```", "tool_call(", "{"))
+    is_call = name == "interpreter" or content.lstrip().startswith(("```", "tool_call(", f"{name}(", "{"))
     if name and not (is_call and _NAME.fullmatch(name)):
         return "", part
-    return (metadata if name else ""), content
+    return metadata, content
 
 
 def _parse_call(name: str, content: str) -> dict[str, Any]:
@@ -572,7 +583,7 @@ def _parse_call(name: str, content: str) -> dict[str, Any]:
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         call: dict[str, Any] = {"name": name, "parameters": None, "content": content}
         if name != "interpreter":
-            call["error"] = f"the tool call cannot be read: {error or type(error).__name__}"
+            call["error"] = f"the tool call cannot be read: {str(error) or type(error).__name__}"
         return call
 
 
@@ -580,16 +591,22 @@ def _parse_arguments(code: str, name: str) -> dict[str, Any]:
     """`tool_call(key=literal, …)` or a JSON object as a dict, without running anything."""
     if code[:1] == "{":
         value = json.loads(code)
-        return value.get("arguments", value) if isinstance(value.get("arguments", value), dict) else value
+        return value["arguments"] if set(value) == {"name", "arguments"} and value["name"] == name else value
+    if not _RAW_STRING.search(code):  # a lone backslash, as in "C:\\dir", is no reason for a warning
+        code = _ESCAPE.sub(lambda pair: pair[0] if pair[1] in "\n\\'\"abfnrtvxuUN01234567" else "\\" + pair[0], code)
     call = ast.parse(code, mode="eval").body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in ("tool_call", name):
         raise ValueError("it is not of the form tool_call(key=value, …)")
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
+    if call.args:
         raise ValueError("every argument needs a name")
-    names = [keyword.arg for keyword in call.keywords]
-    if len(set(names)) < len(names):
-        raise ValueError("an argument is given twice")
-    return {str(keyword.arg): ast.literal_eval(_JsonNames().visit(keyword.value)) for keyword in call.keywords}
+    arguments: dict[str, Any] = {}
+    for keyword in call.keywords:
+        value = ast.literal_eval(_JsonNames().visit(keyword.value))
+        given = {keyword.arg: value} if keyword.arg is not None else value  # `**{…}`
+        if not isinstance(given, dict) or not all(isinstance(key, str) for key in given) or set(given) & set(arguments):
+            raise ValueError("an argument is given twice, or without a name")
+        arguments |= given
+    return arguments
 
 
 class _JsonNames(ast.NodeTransformer):

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 # Of the machinery that loaded a tokenizer, of no use in a saved one.
-_NOT_SAVED = ("auto_map", "backend", "is_local", "local_files_only", "tokenizer_file", "files_loaded", "name_or_path")
+_NOT_SAVED = ("auto_map", "backend", "is_local", "local_files_only", "tokenizer_file", "files_loaded")
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
@@ -42,6 +42,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     chatglm_version: int = 0
     padding_side = "left"
     model_input_names = ["input_ids", "attention_mask", "position_ids"]
+    # Control tokens that are recognised in text where the caller asks for it.
+    _typed_control_tokens: Sequence[str] = ()
 
     def __new__(cls, vocab_file: str | None = None, *args: Any, **kwargs: Any) -> ChatGLMTokenizer:
         if cls is ChatGLMTokenizer:
@@ -52,8 +54,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def __init__(self, vocab_file: str, chatglm_version: int, **kwargs: Any) -> None:
         for name in (*_NOT_SAVED, "model_specific_special_tokens", "tokenizer_class"):
-            if name != "name_or_path":
-                kwargs.pop(name, None)
+            kwargs.pop(name, None)
         self.vocab_file = vocab_file
         self.chatglm_version = chatglm_version
         if kwargs.get("chat_template") is None or is_published_template(kwargs["chat_template"]):
@@ -91,23 +92,25 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         version = detect_version(names, path)
         target = _class_of(version) if cls is ChatGLMTokenizer else cls
         kwargs = target._adapt_to_model(kwargs, model_config)
+        # Found here, as transformers takes a tokenizer.model where there is one, also for generation 1.
+        kwargs.setdefault("vocab_file", target._find_vocabulary(path, kwargs))
         load = super(ChatGLMTokenizer, target).from_pretrained
         return load(path, *init_inputs, chatglm_version=version, **kwargs)
 
     @classmethod
-    def _adapt_to_model(cls, kwargs: dict[str, Any], model_config: dict[str, Any]) -> dict[str, Any]:
-        return kwargs
+    def _find_vocabulary(cls, path: str, kwargs: dict[str, Any]) -> str:
+        name = cls.vocab_files_names["vocab_file"]
+        file = path if os.path.isfile(path) else _find(path, name, kwargs)
+        if file is None:
+            raise FileNotFoundError(
+                f"no {name} in {path}: the folder of a ChatGLM model holds its vocabulary under this name; copy it"
+                " there from the published model"
+            )
+        return file
 
     @classmethod
-    def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
-        # transformers swallows errors of the constructor that follows, and their reason with it.
-        if kwargs.get("vocab_file") is None:
-            wanted = cls.vocab_files_names["vocab_file"]
-            raise FileNotFoundError(
-                f"no {wanted} in {kwargs.get('name_or_path')}: the folder of a ChatGLM model holds its vocabulary under"
-                " this name; copy it there from the published model"
-            )
-        return super().convert_to_native_format(**kwargs)
+    def _adapt_to_model(cls, kwargs: dict[str, Any], model_config: dict[str, Any]) -> dict[str, Any]:
+        return kwargs
 
     def _save_pretrained(
         self,
@@ -209,9 +212,6 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         for index, segment in enumerate(re.split(f"({pattern})", text) if names else [text]):
             if segment:
                 yield segment, index % 2 == 1
-
-    #: Control tokens that are recognised in text where the caller asks for it.
-    _typed_control_tokens: Sequence[str] = ()
 
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
@@ -341,7 +341,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             end = not continue_final_message
             rows = [encode_chat(self, chat, tools, add_generation_prompt, end, budget) for chat in chats]
         else:
-            texts = [render_chat(self.chatglm_version, chat, tools, add_generation_prompt) for chat in chats]
+            end = not continue_final_message
+            texts = [render_chat(self.chatglm_version, chat, tools, add_generation_prompt, end) for chat in chats]
         if not tokenize:
             return texts if is_batch else texts[0]
         if truncation and max_length is not None:
@@ -559,7 +560,7 @@ _BLANKS = re.compile(r" {2,80}")
 _BLANK_PIECE = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 
 
-def _complete_v1(data: bytes) -> bytes:
+def _complete_v1(data: bytes, model: sentencepiece.SentencePieceProcessor) -> bytes:
     """v1.0's file lacks the control, blank and byte pieces, which its code added at run time: adds them.
 
     A SentencePiece model is a protobuf message, of which appended fields continue the list of pieces (field 1) and
@@ -568,9 +569,9 @@ def _complete_v1(data: bytes) -> bytes:
     names = dict.fromkeys(_V1_CONTROL, _SP_CONTROL)
     names |= dict.fromkeys(["<|tab|>", *(f"<|blank_{count}|>" for count in range(2, 81))], _SP_USER_DEFINED)
     names |= dict.fromkeys([f"<0x{byte:02X}>" for byte in range(256)], _SP_BYTE)
-    known = sentencepiece.SentencePieceProcessor(model_proto=data)
+    known = set(model.id_to_piece(list(range(model.get_piece_size()))))
     for name, kind in names.items():
-        if known.id_to_piece(known.piece_to_id(name)) != name:
+        if name not in known:
             piece = name.encode()
             entry = b"\x0a" + bytes([len(piece)]) + piece + b"\x15\0\0\0\0" + b"\x18" + bytes([kind])
             data += b"\x0a" + bytes([len(entry)]) + entry
@@ -580,11 +581,13 @@ def _complete_v1(data: bytes) -> bytes:
 _SP_CONTROL, _SP_USER_DEFINED, _SP_BYTE = 3, 4, 6
 
 
-def load_sentencepiece(vocab_file: str | None, complete: Any = None) -> sentencepiece.SentencePieceProcessor:
+def load_sentencepiece(
+    vocab_file: str | None, complete: Callable[[bytes, Any], bytes] | None = None
+) -> sentencepiece.SentencePieceProcessor:
     """A SentencePiece model from a file, with one clear error for a file that is none.
 
     Args:
-        complete: changes the bytes of a model that lacks the piece `<eop>`.
+        complete: what to do with the bytes of a model that lacks the piece `<eop>`.
 
     Raises:
         FileNotFoundError: no file there.
@@ -594,11 +597,13 @@ def load_sentencepiece(vocab_file: str | None, complete: Any = None) -> sentence
         raise FileNotFoundError(f"no vocabulary file {vocab_file}")
     data = Path(vocab_file).read_bytes()
     try:
+        if not data:
+            raise ValueError("the file is empty")
+        model = sentencepiece.SentencePieceProcessor(model_proto=data)
         if not _has_all_pieces(data):
             raise ValueError("the file ends among the pieces")
-        model = sentencepiece.SentencePieceProcessor(model_proto=data)
         if complete is not None and model.piece_to_id("<eop>") == model.unk_id():
-            model = sentencepiece.SentencePieceProcessor(model_proto=complete(data))
+            model = sentencepiece.SentencePieceProcessor(model_proto=complete(data, model))
     except (RuntimeError, TypeError, ValueError) as error:
         hint = " (a git-lfs pointer: fetch the file itself)" if data[:20].startswith(b"version https://git") else ""
         raise ValueError(
@@ -610,10 +615,9 @@ def load_sentencepiece(vocab_file: str | None, complete: Any = None) -> sentence
 def _has_all_pieces(data: bytes) -> bool:
     """Whether something follows the list of pieces: a file cut between two pieces would load as a smaller model."""
     position = 0
-    while data[position : position + 1] == b"\x0a":
-        first = data[position + 1 : position + 3]
-        long = len(first) == 2 and first[0] >= 128  # a length of two bytes
-        position += 3 + (first[0] & 127) + (first[1] << 7) if long else 2 + sum(first[:1])
+    while position < len(data) and data[position] == 0x0A:  # one piece: its tag, its length in one byte or two
+        length = data[position + 1]
+        position += 2 + length if length < 128 else 3 + (length & 127) + (data[position + 2] << 7)
     return position < len(data)
 
 
@@ -638,12 +642,15 @@ def _has_ice_text(path: str) -> bool:
     return os.path.isfile(os.path.join(path, "ice_text.model")) or os.path.basename(path) == "ice_text.model"
 
 
+def _find(path: str, name: str, kwargs: dict[str, Any]) -> str | None:
+    """A file of a model folder or hub id, or None."""
+    options = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
+
+
 def _read_json(path: str, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """A JSON file of a model folder or hub id; empty where it is missing."""
-    if os.path.isfile(path):
-        path = os.path.dirname(path) or "."
-    options = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
-    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
+    file = _find((os.path.dirname(path) or ".") if os.path.isfile(path) else path, name, kwargs)
     if file is None:
         return {}
     try:

@@ -63,7 +63,7 @@ DEVIATIONS: dict[str, str] = {
         "a prompt of max_length tokens or more: the originals answer with one token or none, ours names the numbers"
     ),
     "a_cached_turn_equals_an_uncached_one": (
-        "with past_key_values the originals feed a differently tokenized new round (v3: with [gMASK] sop in the middle) "
+        "with past_key_values the originals feed a differently tokenized new round (v3: with [gMASK] sop in between) "
         "and count max_length without the past, so that answers depend on whether there was a cache"
     ),
     "the_last_token_is_kept": (
@@ -77,10 +77,9 @@ DEVIATIONS: dict[str, str] = {
     "a_streamed_call_is_text_until_it_is_whole": (
         "v3: the original runs eval on the unfinished call and crashes, or yields dicts of unfinished code"
     ),
-    "blank_metadata_is_none": "v3: metadata that is only a blank is stored as an empty string",
     "half_characters_are_held_back": (
-        "v1 yields texts that end in U+FFFD inside a character; v2 and v3 skip any text that ends in U+FFFD, and lose it "
-        "when it is the last"
+        "v1 yields texts that end in U+FFFD inside a character; v2 and v3 skip any text that ends in U+FFFD, and lose "
+        "it when it is the last"
     ),
     "blank_yields_are_left_out": (
         "v3 lags by a token and starts with an empty text, v1 and v2 yield nothing for an empty answer; here texts come "
@@ -109,14 +108,14 @@ DEVIATIONS: dict[str, str] = {
         " strings: idioms like `tokenizer.pad_token_id = tokenizer.eos_token_id` go through names"
     ),
     "special_tokens_are_listed": (
-        "all_special_tokens of v2/v3 is empty in the original and lacks [gMASK] in v1, so skip_special_tokens=True has no"
-        " effect in v3 (\"[gMASK]sop\" stays in the text); ours lists the control tokens and skips them"
+        "all_special_tokens of v2/v3 is empty in the original and lacks [gMASK] in v1, so skip_special_tokens=True has"
+        ' no effect in v3 ("[gMASK]sop" stays in the text); ours lists the control tokens and skips them'
     ),
     "single_ids_decode_like_lists": (
-        "v2/v3: decode(100) goes through the characters of the piece's name and gives \"<0x61>\"; ours is decode([100])"
+        'v2/v3: decode(100) goes through the characters of the piece\'s name and gives "<0x61>"; ours is decode([100])'
     ),
     "image_names_need_image_tokens": (
-        "v1.1: the original maps \"<image_7>\" to id 7 and id -1 to \"<image_-1>\" although the vocabulary has no image"
+        'v1.1: the original maps "<image_7>" to id 7 and id -1 to "<image_-1>" although the vocabulary has no image'
         " tokens; ours knows such names only where they exist"
     ),
     "wrong_names_are_value_errors": (
@@ -127,7 +126,7 @@ DEVIATIONS: dict[str, str] = {
         " None as parameters; ours never runs it, and the code is in the result"
     ),
     "training_prompts_are_those_of_chat": (
-        "ptuning of v1 trains an empty history with \"[Round 0]\" but chat asks the bare question; ours uses chat's"
+        'ptuning of v1 trains an empty history with "[Round 0]" but chat asks the bare question; ours uses chat\'s'
         " prompt for both"
     ),
 }

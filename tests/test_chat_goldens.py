@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHARED, needs_shared
-from deviations import DEVIATIONS
-from goldens import read_json, stream_model
 from transformers import LogitsProcessor
 
 import chatglm
+from conftest import SHARED, needs_shared
+from deviations import DEVIATIONS
+from goldens import read_json, stream_model
 
 pytestmark = needs_shared
 
@@ -114,11 +114,7 @@ def test_chat(version: str, index: int) -> None:
         assert response.startswith(golden["response"]) and len(response) > len(golden["response"])
         return
     assert response == golden["response"]
-    expected = golden["new_history"]
-    if version == "v3":  # metadata that is only a blank is none
-        assert "blank_metadata_is_none" in DEVIATIONS
-        expected = [item | {"metadata": item["metadata"].strip()} if "metadata" in item else item for item in expected]
-    assert plain(new_history) == expected
+    assert plain(new_history) == golden["new_history"]
 
 
 @pytest.mark.parametrize(("version", "index"), parameters("stream_chat"))
