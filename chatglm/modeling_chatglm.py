@@ -257,8 +257,13 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
         dtype, device, tokens = inputs_embeds.dtype, inputs_embeds.device, inputs_embeds.shape[1]
         hidden = torch.finfo(dtype).min
         if attention_mask is not None and attention_mask.dim() == 4:
-            if attention_mask.dtype != torch.bool:
+            if attention_mask.is_floating_point():
                 return attention_mask
+            if attention_mask.dtype != torch.bool:
+                raise ValueError(
+                    "A 4-D attention_mask must be bool (True = hidden) or of floating point (added to the scores), not "
+                    f"{attention_mask.dtype}: convert it, or give a (batch, tokens) mask with 1 for real tokens."
+                )
             return torch.zeros(attention_mask.shape, dtype=dtype, device=device).masked_fill(attention_mask, hidden)
         past: int | torch.Tensor = 0
         keys = tokens

@@ -46,7 +46,7 @@ class PrefixEncoder(nn.Module):
             )
         self.dropout = nn.Dropout(dropout)
         # A projection costs more than a decoding step of the network: without gradients its result is kept.
-        self._kept: tuple[list[tuple[nn.Parameter, int]], torch.Tensor] | None = None
+        self._kept: tuple[list[tuple[nn.Parameter, int, int]], torch.Tensor] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": None}
@@ -59,9 +59,10 @@ class PrefixEncoder(nn.Module):
         keep = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
         if not keep or any(parameter.is_inference() for parameter in self.parameters()):
             return self.trans(weight)
-        state = [(parameter, parameter._version) for parameter in self.parameters()]
+        # The address finds what assigning to .data changes without a new version.
+        state = [(parameter, parameter._version, parameter.data_ptr()) for parameter in self.parameters()]
         if self._kept is not None and len(self._kept[0]) == len(state):
-            same = all(a is b and v == w for (a, v), (b, w) in zip(self._kept[0], state, strict=True))
+            same = all(old[0] is new[0] and old[1:] == new[1:] for old, new in zip(self._kept[0], state, strict=True))
             if same and self._kept[1].device == weight.device and self._kept[1].dtype == weight.dtype:
                 return self._kept[1]
         finished: torch.Tensor = self.trans(weight)

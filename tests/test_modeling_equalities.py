@@ -288,6 +288,7 @@ def test_compiled_is_eager(version: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while its compiler is imported
 @every_model
 @torch.no_grad()
 def test_compiled_to_machine_code_is_eager(version: int) -> None:
