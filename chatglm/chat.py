@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
@@ -53,6 +53,9 @@ class ChatStep(GenerationStep):
 class ChatMixin:
     """Conversation methods for a model with `generate`, `positions_from` and `reusable_prefix`."""
 
+    #: What `stream_steps` takes where the caller says nothing: the defaults of the generation's `chat`.
+    sampling_defaults: ClassVar[dict[str, Any]] = {"do_sample": True, "top_p": 0.8, "temperature": 0.8}
+
     def clear_chat_cache(self) -> None:
         """Free the KV cache that is kept from the last turn."""
         self.__dict__.pop("_last_turn", None)
@@ -98,7 +101,7 @@ class ChatMixin:
             NonFiniteLogitsError: the network computed NaN.
         """
         version = self._check_chat(tokenizer)
-        defaults = self._sampling_defaults() | {"eos_token_id": stop_token_ids(tokenizer), "top_k": DEFAULT_TOP_K}
+        defaults = self.sampling_defaults | {"eos_token_id": stop_token_ids(tokenizer), "top_k": DEFAULT_TOP_K}
         given = {name: value for name, value in kwargs.items() if value is not None}
         options = GenerationOptions.from_config(
             GenerationConfig(),
@@ -157,9 +160,6 @@ class ChatMixin:
                 "model.stream_generate(), or set model.config.is_base_model = False to chat all the same"
             )
         return version
-
-    def _sampling_defaults(self) -> dict[str, Any]:
-        raise NotImplementedError
 
     def _context(self) -> int:
         return self.config.max_position_embeddings  # type: ignore[attr-defined]
@@ -322,8 +322,7 @@ def _clean_up(tokenizer: Any, text: str) -> str:
 class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):
     """ChatGLM-6B. History is a list of (question, answer) pairs."""
 
-    def _sampling_defaults(self) -> dict[str, Any]:
-        return {"do_sample": True, "top_p": 0.7, "temperature": 0.95}
+    sampling_defaults = {"do_sample": True, "top_p": 0.7, "temperature": 0.95}
 
     def chat(
         self,
@@ -367,9 +366,6 @@ class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):
 
 class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
     """ChatGLM2-6B. History is a list of (question, answer) pairs."""
-
-    def _sampling_defaults(self) -> dict[str, Any]:
-        return {"do_sample": True, "top_p": 0.8, "temperature": 0.8}
 
     def chat(
         self,
@@ -415,9 +411,6 @@ class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
 
     config: ChatGLM3Config
     config_class = ChatGLM3Config
-
-    def _sampling_defaults(self) -> dict[str, Any]:
-        return {"do_sample": True, "top_p": 0.8, "temperature": 0.8}
 
     def chat(
         self,

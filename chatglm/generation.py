@@ -197,7 +197,9 @@ class ChatCache(DynamicCache):
         """
         common = min(len(self.token_ids), len(ids) - 1)
         common = next((i for i in range(common) if self.token_ids[i] != ids[i]), common)
-        if self.stamp != weights_stamp(model):
+        # A forward that was interrupted has left some layers longer than others.
+        whole = all(layer.get_seq_length() == len(self.token_ids) for layer in self.layers)
+        if not whole or self.stamp != weights_stamp(model):
             common = 0
         common = model.reusable_prefix(list(ids), common)
         if common < len(self.token_ids):

@@ -124,6 +124,26 @@ def test_a_cache_of_other_weights_is_not_reused(version: int) -> None:
 
 
 @pytest.mark.parametrize("version", (2, 3))
+def test_an_interrupted_forward_does_not_spoil_the_cache(version: int) -> None:
+    model, tokenizer = copy.deepcopy(pair(version))
+    expected = model.chat(tokenizer, "你好", do_sample=False, max_new_tokens=8)
+    model.clear_chat_cache()
+    calls = 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+
+    hook = model.transformer.encoder.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.chat(tokenizer, "你好", do_sample=False, max_new_tokens=8)
+    hook.remove()
+    assert model.chat(tokenizer, "你好", do_sample=False, max_new_tokens=8) == expected
+
+
+@pytest.mark.parametrize("version", (2, 3))
 def test_past_key_values_go_from_turn_to_turn(version: int) -> None:
     model, tokenizer = pair(version)
     *_, (_, history, past) = model.stream_chat(
