@@ -23,6 +23,7 @@ from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Confi
 from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
 from .loading import load
 from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
+from .quantization import ChatGLMQuantizationConfig
 from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
 from .tokenization_chatglm2 import ChatGLM2Tokenizer
 
@@ -40,6 +41,7 @@ __all__ = [
     "ChatGLM3ForConditionalGeneration",
     "ChatGLM3ForSequenceClassification",
     "ChatGLMConfig",
+    "ChatGLMQuantizationConfig",
     "ChatGLMTokenizer",
     "ChatStep",
     "InvalidScoreLogitsProcessor",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizer
@@ -79,6 +81,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", metavar="PATH", help="a P-tuning prefix checkpoint to load on top")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     group.add_argument("--dtype", default="auto", help="auto, float16, bfloat16, float32 (default: %(default)s)")
+    group.add_argument("--quantize", type=int, choices=(4, 8), help="bits per weight, rounded while loading")
     group.add_argument("--no-memory-check", action="store_true", help="load even where the memory seems too small")
 
 
@@ -88,6 +91,7 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         args.model,
         args.device,
         args.dtype,
+        quantize=args.quantize,
         adapter=args.adapter,
         revision=args.revision,
         check_memory=not args.no_memory_check,
@@ -105,6 +109,14 @@ def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, as keyword arguments for `chat` and `stream_chat`."""
     values: Mapping[str, Any] = vars(args)
     return {name: values[name] for name in SETTINGS if values[name] is not None}
+
+
+def read_tools(path: str) -> Any:
+    """The descriptions of tools in a JSON file. Raises OSError or ValueError."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error})") from error
 
 
 def _argument(name: str) -> Callable[[str], int | float]:

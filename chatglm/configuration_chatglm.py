@@ -81,6 +81,13 @@ class ChatGLMConfig(PreTrainedConfig):
         if self.rope_precision not in ROPE_PRECISIONS:
             raise ValueError(f"rope_precision must be one of {ROPE_PRECISIONS}, not {self.rope_precision!r}")
         super().__post_init__(**kwargs)
+        if self.quantization_bit and getattr(self, "quantization_config", None) is None:
+            # The published INT4 and INT8 folders, in the words of transformers: its quantizers are found by this.
+            self.quantization_config = {
+                "quant_method": "chatglm",
+                "bits": self.quantization_bit,
+                "quantize_embeddings": bool(getattr(self, "quantization_embeddings", False)),
+            }
 
     @classmethod
     def get_config_dict(

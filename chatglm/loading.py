@@ -32,6 +32,7 @@ from .checkpoint_files import (
     read_contents,
 )
 from .configuration_chatglm import ChatGLMConfig
+from .quantization import ChatGLMQuantizationConfig, settings_of
 from .tokenization_chatglm import ChatGLMTokenizer
 
 __all__ = ["DEMO", "ModelLoadError", "NotEnoughMemoryError", "load"]
@@ -74,7 +75,8 @@ def load(
     dtype: "auto", a torch.dtype or its name. Auto: float32 for a small model on the CPU; else what the device computes
         fast: half precision on GPUs (bfloat16 where the weights are bfloat16 and the GPU can), on a CPU bfloat16 where
         it has instructions for it or where float32 would not fit, else float32.
-    quantize: 4 or 8 bits per weight, once loaded.
+    quantize: 4 or 8 bits per weight, one layer at a time while loading; a checkpoint that is quantised already needs
+        and takes none but its own.
     adapter: a P-tuning prefix: a file, or a folder as the originals' training wrote it; its length and kind are found.
     revision: branch, tag or commit of a hub repository.
     check_memory: False tries to load even where the weights seem not to fit.
@@ -92,11 +94,10 @@ def load(
     version = config.chatglm_version
     check_vocabulary(folder, version)
     model_class = MODELS[version]
-    if quantize and not hasattr(model_class, "quantize"):
-        raise ValueError(f"quantize={quantize}: this version cannot quantise yet; leave it out")
+    quantization = _quantization(folder, config, quantize)
     kind = _dtype(dtype, target, weights)
     if check_memory:
-        _check_memory(folder, weights, target, kind, can_quantize=hasattr(model_class, "quantize"))
+        _check_memory(folder, weights, target, kind, config, quantization)
     prefix = read_prefix(Path(adapter)) if adapter is not None else None
     if prefix is not None:
         config.pre_seq_len = prefix["embedding.weight"].shape[0]
@@ -105,12 +106,27 @@ def load(
         _check_prefix(folder, config, weights)
 
     tokenizer = _tokenizer(folder)
-    model = _model(model_class, folder, config, target, kind, small=weights.elements < SMALL)
+    # Quantised from the numbers in the file: rounding them to another type first would change the result.
+    first = kind if quantization is None else weights.dtype
+    model = _model(model_class, folder, config, target, first, quantization, small=weights.elements < SMALL)
+    if first != kind:
+        _cast(model, kind)
     if prefix is not None:
         _set_prefix(model, prefix, Path(str(adapter)))
-    if quantize:
-        model = model.quantize(quantize)
     return model.eval(), tokenizer
+
+
+def _quantization(folder: Path, config: Any, quantize: int | None) -> ChatGLMQuantizationConfig | None:
+    """What is left to do while loading."""
+    present = settings_of(config)
+    if quantize is None or present is None:
+        return ChatGLMQuantizationConfig(bits=quantize) if quantize else None
+    if present.bits != quantize:
+        raise ValueError(
+            f"quantize={quantize}, but {folder} is quantised to {present.bits} bits already: leave quantize out, or "
+            "take the full-precision checkpoint"
+        )
+    return None
 
 
 def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
@@ -177,13 +193,20 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizer:
 
 
 def _model(
-    model_class: Any, folder: Path, config: Any, device: torch.device, dtype: torch.dtype, small: bool
+    model_class: Any,
+    folder: Path,
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: ChatGLMQuantizationConfig | None,
+    small: bool,
 ) -> PreTrainedModel:
     with _clear_errors(folder, "the weights"), _quiet_transformers(progress_bar=not small):
         model, info = model_class.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
+            quantization_config=quantization,
             device_map=None if device.type == "cpu" else {"": device},
             local_files_only=True,
             ignore_mismatched_sizes=True,  # not to ignore them: so that the error below can name them
@@ -202,6 +225,13 @@ def _model(
         names = _some(sorted(info["unexpected_keys"]))
         raise ModelLoadError(f"the weight files of {folder} hold tensors that config.json has no place for ({names})")
     return model
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """As loading in `dtype` would have done: the prefix stays in float32."""
+    prefix, model.transformer.prefix_encoder = model.transformer.prefix_encoder, None
+    model.to(dtype)
+    model.transformer.prefix_encoder = prefix
 
 
 def _some(names: list[str]) -> str:
@@ -275,15 +305,28 @@ def _dtype(dtype: str | torch.dtype, device: torch.device, weights: Weights) -> 
     return torch.bfloat16 if fast or too_large else torch.float32
 
 
-def _check_memory(folder: Path, weights: Weights, device: torch.device, dtype: torch.dtype, can_quantize: bool) -> None:
-    needed, room = int(weights.size(dtype.itemsize) * HEADROOM), memory.available(device)
+def _check_memory(
+    folder: Path,
+    weights: Weights,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: Any,
+    quantization: ChatGLMQuantizationConfig | None,
+) -> None:
+    def quantized_size(bits: int) -> int:
+        copies = 1 if config.tie_word_embeddings else 2
+        outside = min(weights.elements, copies * config.vocab_size * config.hidden_size)  # embeddings and head
+        return (weights.elements - outside) * bits // 8 + outside * dtype.itemsize
+
+    size = quantized_size(quantization.bits) if quantization else weights.size(dtype.itemsize)
+    needed, room = int(size * HEADROOM), memory.available(device)
     if room is None or needed <= room:
         return
     ways = ["close other programs"]
     if dtype.itemsize > 2:
         ways.append(f"load with dtype='bfloat16' ({memory.readable(int(weights.size(2) * HEADROOM))})")
-    if can_quantize:
-        ways.append(f"use an INT4 checkpoint (about {memory.readable(int(weights.elements * 0.6))})")
+    if quantization is None and settings_of(config) is None:
+        ways.append(f"load with quantize=4 ({memory.readable(int(quantized_size(4) * HEADROOM))})")
     if device.type != "cpu":
         ways.append("use device='cpu'")
     raise NotEnoughMemoryError(

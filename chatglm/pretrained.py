@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.initialization import zeros_
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from . import quantization
 from .configuration_chatglm import ChatGLMConfig
 from .rotary import RotaryTable
 
@@ -51,10 +53,42 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
             if "prefix_encoder." not in name and not name.startswith("classifier_head."):
                 parameter.requires_grad_(False)
 
+    def post_init(self) -> None:
+        """Ends every constructor: a config that names quantised weights gets the layers to load them into."""
+        if self.config.quantization_bit:
+            quantization.apply(self, quantization.stored_settings(self.config), empty=True)
+        super().post_init()
+
+    def quantize(self, bits: int, **options: Any) -> Any:
+        """Quantises the weights to 4 or 8 bits in place and returns the model; 0 changes nothing.
+
+        In any order with `.half()`, `.float()`, `.cuda()` and `.to()`. The options, those of the originals among them,
+        are described at `chatglm.quantization.quantize`.
+        """
+        return quantization.quantize(self, bits, **options)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers that are computed with: the scales of quantised weights have a dtype of their own."""
+        for name, parameter in self.named_parameters():
+            if parameter.is_floating_point() and not name.endswith("weight_scale"):
+                return parameter.dtype
+        return super().dtype
+
+    # transformers refuses these two for quantised models; ours cast what is not quantised, as the originals do.
+    def half(self, *args: Any) -> Any:
+        return nn.Module.half(self, *args)
+
+    def float(self, *args: Any) -> Any:
+        return nn.Module.float(self, *args)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, RotaryTable):
             module.reset()
+        elif isinstance(module, (quantization.QuantizedLinear, quantization.QuantizedEmbedding)):
+            for parameter in module.parameters(recurse=False):
+                zeros_(parameter)
         else:
             super()._init_weights(module)
 

@@ -1,0 +1,1 @@
+"""The bundled demo checkpoints, and the scripts that make them. See README.md beside this file."""

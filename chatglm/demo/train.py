@@ -1,0 +1,231 @@
+"""Trains a demo checkpoint from scratch: `python -m chatglm.demo.train --generation 3 --output DIR --seed 0`.
+
+Makes the vocabulary, trains on dialogues made by `corpus.py`, writes the checkpoint and evaluates it. Two CPU cores
+are enough. With `--steps` the result depends on the seed alone; with `--minutes` also on the speed of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig
+
+from .. import ChatGLMTokenizer
+from ..chat import ChatGLM1ForConditionalGeneration, ChatGLM3ForConditionalGeneration
+from ..configuration_chatglm import ChatGLM1Config, ChatGLM3Config
+from ..conversation import stop_token_ids
+from . import vocabulary
+from .batches import Batch, batches
+
+TOKENS_PER_BATCH = 3072
+WARM_UP = 0.02
+DECAY = 0.45
+DEFAULT_STEPS = {1: 5000, 3: 5000}
+
+
+def make_tokenizer(folder: Path, version: int, seed: int) -> Any:
+    """A new vocabulary in `folder`, as a tokenizer."""
+    name = "ice_text.model" if version == 1 else "tokenizer.model"
+    vocabulary.build(folder / name, version, seed)
+    config: dict[str, Any] = {"tokenizer_class": "ChatGLMTokenizer", "chatglm_version": version}
+    config |= {"do_lower_case": False, "remove_space": False}
+    if version == 1:
+        config |= {"num_image_tokens": 0, "bos_token": "<sop>", "eos_token": "<eop>", "end_token": "</s>"}
+        config |= {"gmask_token": "[gMASK]", "mask_token": "[MASK]", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return ChatGLMTokenizer.from_pretrained(folder)
+
+
+def make_model(tokenizer: Any) -> Any:
+    """A randomly initialised network for the vocabulary; all linear sizes are multiples of 32."""
+    version: int = tokenizer.chatglm_version
+    get = tokenizer.get_command
+    size = -(-len(tokenizer) // 64) * 64
+    if version == 1:
+        return ChatGLM1ForConditionalGeneration(
+            ChatGLM1Config(
+                vocab_size=size, hidden_size=256, num_layers=4, num_attention_heads=8, inner_hidden_size=1280,
+                max_sequence_length=2048, bos_token_id=get("<sop>"), eos_token_id=get("<eop>"),
+                mask_token_id=get("[MASK]"), gmask_token_id=get("[gMASK]"), pad_token_id=3,
+            )
+        )  # fmt: skip
+    return ChatGLM3ForConditionalGeneration(
+        ChatGLM3Config(
+            padded_vocab_size=size, hidden_size=256, num_layers=4, num_attention_heads=8, kv_channels=32,
+            ffn_hidden_size=896, multi_query_group_num=2, seq_length=2048,
+        )
+    )  # fmt: skip
+
+
+class Trainer:
+    """The network with its optimisers: Muon for the matrices of the blocks, AdamW for the rest."""
+
+    def __init__(self, model: Any, compiled: bool, rate: float, fresh: bool = True) -> None:
+        self.model = model
+        self.version: int = model.config.chatglm_version
+        body = model.transformer
+        self.layers = body.layers if self.version == 1 else body.encoder.layers
+        self.embedding = model.get_input_embeddings()
+        self.head = model.get_output_embeddings()
+        model.config._attn_implementation = "eager"  # faster than sdpa on a CPU for sequences this short
+        if fresh and self.version == 1:
+            self._scale_residuals()
+        if compiled:
+            for layer in self.layers:
+                layer.compile(dynamic=True)
+        matrices = [p for layer in self.layers for p in layer.parameters() if p.dim() == 2]
+        known = {id(p) for p in matrices}
+        others = [p for p in model.parameters() if id(p) not in known]
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"), rate),
+            (torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True), rate),
+        ]
+
+    @torch.no_grad()
+    def _scale_residuals(self) -> None:
+        """Generation 1 multiplies the residual by 7.5, so that the branches have to speak up."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.dim() == 2 and "layers." in name:
+                parameter.mul_(3.0 if name.endswith(("dense.weight", "dense_4h_to_h.weight")) else 1.5)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean cross-entropy of the learned tokens; the head is computed for them alone."""
+        tokens = batch.ids.shape[1]
+        extra: dict[str, Any] = {}
+        causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
+        if self.version == 1:
+            sop = (batch.ids == self.model.config.bos_token_id).int().argmax(-1)[:, None, None, None]
+            causal = causal | (torch.arange(tokens) < sop)
+            extra["position_ids"] = self.model.transformer.get_position_ids(batch.ids)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            embedded = self.embedding(batch.ids).bfloat16()
+            mask = torch.zeros(causal.shape, dtype=torch.bfloat16).masked_fill(~causal, -30000.0)
+            states = self.model.transformer(
+                inputs_embeds=embedded, attention_mask=mask, use_cache=False, **extra
+            ).last_hidden_state
+            logits = self.head(states[:, :-1][batch.learned[:, 1:]])
+        return F.cross_entropy(logits.float(), batch.ids[:, 1:][batch.learned[:, 1:]])
+
+    def step(self, batch: Batch, share: float) -> float:
+        """One update; `share` of the training is done."""
+        scale = min(1.0, (share + 1e-3) / WARM_UP, max(0.02, (1.0 - share) / DECAY))
+        loss = self.loss(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+        for optimizer, rate in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the checkpoint in float16 beside `folder`, then put it in its place."""
+    version: int = tokenizer.chatglm_version
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    half = make_model(tokenizer)
+    half.load_state_dict(model.state_dict())
+    half = half.half()
+    half.config.dtype = torch.float16
+    half.generation_config = GenerationConfig(
+        bos_token_id=half.config.bos_token_id if version == 1 else None,
+        eos_token_id=stop_token_ids(tokenizer),
+        pad_token_id=half.config.pad_token_id,
+        do_sample=False,  # sums and names leave no choice
+        max_length=2048,
+    )
+    half.save_pretrained(aside)
+    for name in ("tokenizer.model", "ice_text.model", "tokenizer_config.json"):
+        source = Path(tokenizer.vocab_file).parent / name
+        if source.exists():
+            shutil.copyfile(source, aside / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        os.replace(file, folder / file.name)
+    aside.rmdir()
+
+
+def train(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(arguments.threads)
+    output = Path(arguments.output)
+    work = output.with_name(f".{output.name}.work")
+    if arguments.continue_from:
+        shutil.copytree(arguments.continue_from, work, dirs_exist_ok=True)
+        tokenizer = ChatGLMTokenizer.from_pretrained(work)
+        model = make_model(tokenizer)
+        model.load_state_dict(type(model).from_pretrained(work, dtype=torch.float32).state_dict())
+    else:
+        tokenizer = make_tokenizer(work, arguments.generation, arguments.seed)
+        model = make_model(tokenizer)
+    model = model.float().train()
+    trainer = Trainer(model, arguments.compile, arguments.rate, fresh=not arguments.continue_from)
+    print(f"{len(tokenizer)} tokens, {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
+    start = saved = time.monotonic()
+    seen, losses = 0, []
+    for step, batch in enumerate(batches(tokenizer, arguments.seed, arguments.tokens)):
+        now = time.monotonic()
+        share = (now - start) / 60 / arguments.minutes if arguments.minutes else step / arguments.steps
+        if share >= 1:
+            break
+        losses.append(trainer.step(batch, share))
+        seen += batch.ids.numel()
+        if step % arguments.log_every == arguments.log_every - 1:
+            spent = time.monotonic() - start
+            mean, speed = sum(losses) / len(losses), seen / spent
+            print(
+                f"step {step + 1}  loss {mean:.4f}  {speed:.0f} tokens/s  {spent:.0f} s, CPU {time.process_time():.0f}",
+                flush=True,
+            )
+            losses = []
+        if arguments.save_every and now - saved > 60 * arguments.save_every:
+            save(model, tokenizer, output)
+            saved = now
+    save(model, tokenizer, output)
+    shutil.rmtree(work)
+    record = {"generation": arguments.generation, "seed": arguments.seed, "steps": step, "tokens": seen,
+              "minutes": round((time.monotonic() - start) / 60, 1)}  # fmt: skip
+    print(json.dumps(record), flush=True)
+    if arguments.evaluate:
+        from .evaluate import evaluate_folder, report
+
+        report(evaluate_folder(output))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--generation", type=int, choices=(1, 3), default=3)
+    parser.add_argument("--output", required=True, help="folder of the checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, help="train this long (the result depends on the machine's speed)")
+    length.add_argument("--steps", type=int, help="train this many steps (reproducible)")
+    parser.add_argument("--continue-from", type=Path, help="start from this checkpoint and its vocabulary")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=TOKENS_PER_BATCH, help="tokens of a batch")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the blocks"
+    )
+    parser.add_argument("--evaluate", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--save-every", type=float, default=0, help="also save every so many minutes")
+    arguments = parser.parse_args()
+    if not arguments.minutes and not arguments.steps:
+        arguments.steps = DEFAULT_STEPS[arguments.generation]
+    train(arguments)
+
+
+if __name__ == "__main__":
+    main()

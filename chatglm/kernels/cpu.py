@@ -1,0 +1,297 @@
+"""The CPU backend: builds `cpu.c` with the system's C compiler at first use, keeps the library, calls it with ctypes.
+
+The library is kept in the folder that CHATGLM_CACHE names (else `chatglm` in the user's cache folder) under a name made
+of all that decides what it holds: source, compiler, flags and CPU. It appears there in one step, so that processes and
+threads that start together do no harm to each other. CC chooses the compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .errors import KernelUnavailable
+
+SOURCE = Path(__file__).with_name("cpu.c")
+#: The families of kernels in cpu.c, by the numbers they have there.
+VARIANTS = ("plain", "avx2", "avx512")
+
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_PRECISIONS = {"exact": 0, "default": 1, "int8": 2}
+#: Rows from which expanding the weights for torch's product is faster than our own. Never for integers in AVX-512.
+_LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64}
+#: Weights that are expanded at a time for that.
+_BLOCK = 1 << 22
+_DENSE_ROWS = 8
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The kernels of one library. All tensors are contiguous and on the CPU."""
+
+    library: ctypes.CDLL
+    path: Path
+    compiler: str
+    variant: str
+
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int, precision: str = "default"
+    ) -> torch.Tensor:
+        """`x @ (q * scale).T`.
+
+        Args:
+            x: (rows, in) in float32, float16 or bfloat16
+            weight: int8 (out, in * bits / 8)
+            scale: (out,) in one of the same types
+            bits: 4 or 8
+            precision: "exact", "default" or "int8", see cpu.c
+
+        Returns:
+            (rows, out) in x's type
+        """
+        rows, columns = x.shape
+        outputs = weight.shape[0]
+        y = x.new_empty((rows, outputs))
+        if not y.numel():
+            return y
+        if not columns:
+            return y.zero_()
+        if rows >= _LIBRARY_ROWS[self.variant] and (precision == "exact" or self.variant != "avx512"):
+            return self._library_linear(x, weight, scale, bits, y)
+        self._check(
+            self.library.chatglm_linear(
+                VARIANTS.index(self.variant), torch.get_num_threads(), _PRECISIONS[precision], bits,
+                x.data_ptr(), _DTYPES[x.dtype], weight.data_ptr(), scale.data_ptr(), _DTYPES[scale.dtype],
+                y.data_ptr(), rows, columns, outputs,
+            )
+        )  # fmt: skip
+        return y
+
+    def _library_linear(
+        self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int, y: torch.Tensor
+    ) -> torch.Tensor:
+        """Blocks of weights as float32, multiplied by torch."""
+        x = x.float()
+        step = max(1, _BLOCK // x.shape[1])
+        for start in range(0, weight.shape[0], step):
+            block = slice(start, start + step)
+            y[:, block] = x @ self.dequantize(weight[block], scale[block], bits, torch.float32).T
+        return y
+
+    def dequantize(self, weight: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix `q * scale` (out, in), rounded once to `dtype` (float32, float16 or bfloat16)."""
+        outputs, columns = weight.shape[0], weight.shape[1] * 8 // bits
+        y = torch.empty((outputs, columns), dtype=dtype)
+        self._check(
+            self.library.chatglm_dequantize(
+                VARIANTS.index(self.variant), torch.get_num_threads(), bits, weight.data_ptr(), scale.data_ptr(),
+                _DTYPES[scale.dtype], y.data_ptr(), _DTYPES[dtype], columns, outputs,
+            )
+        )  # fmt: skip
+        return y
+
+    def dense(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """`x @ weight.T` with fp32 sums, for the output head.
+
+        Args:
+            x: (rows, in) in float32, float16 or bfloat16; a few rows are fast
+            weight: (out, in) in float16 or bfloat16
+
+        Returns:
+            (rows, out) in x's type
+        """
+        rows, columns = x.shape
+        y = x.new_empty((rows, weight.shape[0]))
+        if not y.numel():
+            return y
+        if rows > _DENSE_ROWS:
+            step = max(1, _BLOCK // max(1, columns))
+            for start in range(0, weight.shape[0], step):
+                y[:, start : start + step] = x.float() @ weight[start : start + step].float().T
+            return y
+        self._check(
+            self.library.chatglm_dense(
+                VARIANTS.index(self.variant), torch.get_num_threads(), x.data_ptr(), _DTYPES[x.dtype],
+                weight.data_ptr(), _DTYPES[weight.dtype], y.data_ptr(), rows, columns, weight.shape[0],
+            )
+        )  # fmt: skip
+        return y
+
+    def read(self, data: torch.Tensor) -> int:
+        """Reads a contiguous tensor as fast as this machine can, for benchmarks: a sum that means nothing."""
+        size = data.numel() * data.element_size()
+        threads = torch.get_num_threads()
+        return int(self.library.chatglm_read(VARIANTS.index(self.variant), threads, data.data_ptr(), size))
+
+    def describe(self) -> dict[str, str]:
+        """What a user may want to know of this backend, in words."""
+        return {
+            "kernels": self.variant,
+            "compiler": self.compiler,
+            "library": str(self.path),
+            "threads": str(torch.get_num_threads()),
+        }
+
+    @staticmethod
+    def _check(status: int) -> None:
+        if status:
+            raise MemoryError("no memory left for the activations of a quantised product")
+
+
+def load(variant: str | None = None) -> Backend:
+    """The kernels for this CPU; builds them if need be.
+
+    Args:
+        variant: one of VARIANTS instead of the best; so does the environment variable CHATGLM_CPU_KERNELS.
+
+    Raises:
+        KernelUnavailable: no compiler, no OpenMP, or no folder to keep the library in; the message says what to do.
+        ValueError: a variant that does not exist or that this CPU does not have.
+    """
+    return _load(variant or os.environ.get("CHATGLM_CPU_KERNELS") or None)
+
+
+@functools.lru_cache
+def _load(variant: str | None) -> Backend:
+    with _lock:
+        library, path, compiler = _library()
+    best = int(library.chatglm_best())
+    if variant is None:
+        variant = VARIANTS[best]
+    if variant not in VARIANTS[: best + 1]:
+        raise ValueError(f"CPU kernels {variant!r}: this machine has {', '.join(VARIANTS[: best + 1])}")
+    return Backend(library, path, compiler, variant)
+
+
+@functools.lru_cache
+def _library() -> tuple[ctypes.CDLL, Path, str]:
+    if sys.byteorder != "little":
+        raise KernelUnavailable("our kernels are for little-endian CPUs")
+    source = SOURCE.read_bytes()
+    command, version = find_compiler()
+    folder = cache_folder()
+    failures = []
+    for flags in _openmp_flags():
+        key = hashlib.sha256(repr((source, command, version, _FLAGS, flags, cpu_name())).encode()).hexdigest()[:24]
+        path = folder / f"cpu-{key}{'.dll' if os.name == 'nt' else '.so'}"
+        if path.exists():
+            try:
+                return _open(path), path, version
+            except OSError:
+                pass  # a damaged file: built anew
+        try:
+            build([*command, *_FLAGS, *flags], path)
+            return _open(path), path, version
+        except (subprocess.SubprocessError, OSError) as error:
+            if isinstance(error, OSError) and error.filename:  # not what the loader of libraries says
+                raise KernelUnavailable(
+                    f"no library can be written to {folder} ({error.strerror}); "
+                    "set CHATGLM_CACHE to a folder that can be written to"
+                ) from error
+            failures.append(getattr(error, "stderr", None) or str(error))
+    raise KernelUnavailable(
+        f"{command[0]} did not build the CPU kernels; they need GCC, or Clang with OpenMP ("
+        "Debian/Ubuntu: apt install gcc; macOS: brew install libomp; CC names the compiler). "
+        f"It said: {failures[0].strip()[-400:]}"
+    )
+
+
+def build(command: Sequence[str], path: Path) -> None:
+    """Compiles SOURCE to `path`, which appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    os.close(handle)
+    try:
+        subprocess.run(
+            [*command, "-o", name, str(SOURCE), "-lm"], check=True, capture_output=True, text=True, timeout=300
+        )
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def find_compiler() -> tuple[list[str], str]:
+    """The command of the C compiler and the first line of what it says of itself."""
+    chosen = os.environ.get("CC")
+    candidates = [shlex.split(chosen)] if chosen else [["cc"], ["gcc"], ["clang"]]
+    for command in candidates:
+        if shutil.which(command[0]) is None:
+            continue
+        try:
+            result = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+        except (subprocess.SubprocessError, OSError):
+            continue
+        return command, (result.stdout.splitlines() or ["unknown"])[0]
+    where = f"CC={chosen} is none" if chosen else "there is no cc, gcc or clang"
+    raise KernelUnavailable(
+        f"the CPU kernels need a C compiler and {where} (Debian/Ubuntu: apt install gcc; Fedora: dnf install gcc; "
+        "macOS: xcode-select --install and brew install libomp; Windows: MinGW-w64 with gcc on the PATH)"
+    )
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    if chosen := os.environ.get("CHATGLM_CACHE"):
+        return Path(chosen)
+    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "chatglm"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatglm"
+    except RuntimeError as error:
+        raise KernelUnavailable("this user has no home folder; set CHATGLM_CACHE to a folder to keep it in") from error
+
+
+@functools.lru_cache
+def cpu_name() -> str:
+    """What tells CPUs apart for which the compiler may build different code."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    wanted = ("model name", "flags", "Features", "CPU part")
+    found = sorted({line for line in lines if line.startswith(wanted)})
+    return "\n".join([platform.system(), platform.machine(), platform.processor(), *found])
+
+
+def _openmp_flags() -> list[list[str]]:
+    """Ways to ask for OpenMP; the first that builds is taken."""
+    native = [] if platform.machine().lower() in ("x86_64", "amd64") else ["-mcpu=native"]
+    ways = [[*native, "-fopenmp"], ["-fopenmp"]] if native else [["-fopenmp"]]
+    if sys.platform == "darwin":  # Apple's clang has OpenMP without its library, which torch brings along
+        lib = Path(torch.__file__).parent / "lib"
+        ways.append(["-Xclang", "-fopenmp", f"-L{lib}", f"-Wl,-rpath,{lib}", "-lomp"])
+    return ways
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    number, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
+    library.chatglm_linear.argtypes = [
+        number, number, number, number, pointer, number, pointer, pointer, number, pointer, size, size, size,
+    ]  # fmt: skip
+    library.chatglm_dequantize.argtypes = [
+        number, number, number, pointer, pointer, number, pointer, number, size, size,
+    ]  # fmt: skip
+    library.chatglm_dense.argtypes = [
+        number, number, pointer, number, pointer, number, pointer, size, size, size,
+    ]  # fmt: skip
+    library.chatglm_read.argtypes = [number, number, pointer, size]
+    library.chatglm_read.restype = ctypes.c_uint64
+    return library

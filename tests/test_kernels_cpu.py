@@ -1,0 +1,351 @@
+"""The CPU kernels against float64, each variant of them; and how they are built, kept and given up."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatglm.kernels import cpu, reference
+from chatglm.kernels.errors import KernelUnavailable
+
+BITS = (4, 8)
+PRECISIONS = {"exact": 1e-5, "default": 2e-4, "int8": 1e-2}
+HALF = {torch.float32: 0.0, torch.bfloat16: 5e-3, torch.float16: 1e-3}
+# (rows, in, out): each kernel has its own number of rows; groups of 128 columns and tiles of 64 outputs are left ragged
+SHAPES = [
+    (1, 4096, 65), (1, 13696, 3), (1, 66, 200), (2, 4096, 33), (2, 13696, 17), (3, 130, 64), (4, 1024, 31),
+    (5, 254, 130), (6, 13696, 16), (8, 4096, 129), (13, 384, 70), (31, 510, 80), (70, 640, 65), (600, 514, 50),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built() -> cpu.Backend:
+    try:
+        return cpu.load()
+    except KernelUnavailable as reason:
+        pytest.skip(f"no CPU kernels here: {reason}")
+
+
+@pytest.fixture(params=cpu.VARIANTS)
+def kernels(request: pytest.FixtureRequest, built: cpu.Backend) -> cpu.Backend:
+    """Each variant that this machine has."""
+    try:
+        return cpu.load(request.param)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An empty cache, and nothing remembered before or after."""
+    monkeypatch.setenv("CHATGLM_CACHE", str(tmp_path / "cache"))
+    forget()
+    yield tmp_path / "cache"
+    forget()
+
+
+def forget() -> None:
+    cpu._library.cache_clear()
+    cpu._load.cache_clear()
+
+
+def random_weights(bits: int, outputs: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Packed weights, scales and the float64 matrix they stand for; the lowest numbers included."""
+    q = torch.randint(-(1 << bits - 1), 1 << bits - 1, (outputs, columns), dtype=torch.int8)
+    scale = torch.rand(outputs) * 0.01 + 0.001
+    return reference.pack(q, bits).contiguous(), scale, q.double() * scale.double()[:, None]
+
+
+def relative_error(ours: torch.Tensor, x: torch.Tensor, dense: torch.Tensor) -> float:
+    """Error over result; over what results are like with terms of random signs, where a few have cancelled."""
+    x, dense = x.double(), dense.double()
+    typical = (x.square() @ dense.T.square()).sum().sqrt()
+    return ((ours.double() - x @ dense.T).norm() / max(typical, (x @ dense.T).norm())).item()
+
+
+# ---- the products ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bits", BITS)
+def test_products_keep_the_promised_precision(kernels: cpu.Backend, bits: int, shape: tuple[int, int, int]) -> None:
+    rows, columns, outputs = shape
+    torch.manual_seed(rows)
+    weight, scale, dense = random_weights(bits, outputs, columns)
+    for dtype, rounding in HALF.items():
+        x = torch.randn(rows, columns).to(dtype)
+        before = x.clone()
+        for precision, bound in PRECISIONS.items():
+            y = kernels.linear(x, weight, scale, bits, precision)
+            assert (y.shape, y.dtype) == ((rows, outputs), dtype)
+            assert relative_error(y, x, dense) < max(bound, rounding), (dtype, precision)
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 63, 127, 129, 191, 257, 4097])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_int8_takes_odd_numbers_of_columns(kernels: cpu.Backend, rows: int, columns: int) -> None:
+    weight, scale, dense = random_weights(8, 70, columns)
+    x = torch.randn(rows, columns)
+    for precision in ("exact", "default"):
+        assert relative_error(kernels.linear(x, weight, scale, 8, precision), x, dense) < PRECISIONS[precision]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("bits", BITS)
+def test_no_sum_overflows_at_the_ends_of_the_range(kernels: cpu.Backend, bits: int, rows: int) -> None:
+    lowest = torch.full((66, 13696), -(1 << bits - 1), dtype=torch.int8)
+    weight, scale = reference.pack(lowest, bits), torch.ones(66)
+    for value in (1.0, -1.0, 60000.0):
+        x = torch.full((rows, 13696), value)
+        for precision in PRECISIONS:
+            y = kernels.linear(x, weight, scale, bits, precision)
+            assert torch.allclose(y, torch.full_like(y, -(1 << bits - 1) * value * 13696), rtol=1e-5), precision
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("bits", BITS)
+def test_large_and_shifted_activations(kernels: cpu.Backend, bits: int, rows: int) -> None:
+    weight, scale, dense = random_weights(bits, 256, 4096)
+    outlier = torch.randn(rows, 4096)
+    outlier[:, 7] = 300.0
+    for x in (outlier, torch.randn(rows, 4096) + 20, torch.randn(rows, 4096) * torch.logspace(-6, 6, 4096)):
+        for precision in ("exact", "default"):  # "int8" is worse by what an outlier takes from its group: 3e-2 here
+            bound = PRECISIONS[precision]
+            assert relative_error(kernels.linear(x, weight, scale, bits, precision), x, dense) < bound
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_zeros_stay_zeros_and_bad_numbers_are_not_hidden(
+    kernels: cpu.Backend, precision: str, bits: int, rows: int
+) -> None:
+    weight, scale, _ = random_weights(bits, 65, 384)
+    x = torch.zeros(rows, 384)
+    assert not kernels.linear(x, weight, scale, bits, precision).any()
+    x[:, 128:] = 1e-42  # far below anything a float of normal size is made of
+    assert kernels.linear(x, weight, scale, bits, precision).abs().max() < 1e-37
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        x = torch.randn(rows, 384)
+        clean = kernels.linear(x, weight, scale, bits, precision)
+        x[0, 200] = bad
+        y = kernels.linear(x, weight, scale, bits, precision)
+        assert not y[0].isfinite().any()
+        assert torch.equal(y[1:], clean[1:])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_scales_in_half_precision_and_empty_batches(kernels: cpu.Backend, bits: int) -> None:
+    weight, scale, _ = random_weights(bits, 40, 256)
+    x = torch.randn(2, 256)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = scale.to(dtype)
+        assert torch.equal(kernels.linear(x, weight, half, bits), kernels.linear(x, weight, half.float(), bits))
+    assert kernels.linear(x[:0], weight, scale, bits).shape == (0, 40)
+    assert kernels.linear(x, weight[:0], scale[:0], bits).shape == (2, 0)
+    assert not kernels.linear(x[:, :0], weight[:, :0], scale, bits).any()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("bits", BITS)
+def test_dequantize_equals_plain_torch_bit_for_bit(kernels: cpu.Backend, bits: int, dtype: torch.dtype) -> None:
+    for outputs, columns in ((5, 2), (33, 4096), (7, 13696), (3, 130)):
+        weight, scale, _ = random_weights(bits, outputs, columns)
+        for scales in (scale, scale.half(), scale * 1e-5, scale * 1e7):
+            ours = kernels.dequantize(weight, scales, bits, dtype)
+            assert torch.equal(ours, reference.dequantize(weight, scales, bits, dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 4096, 130), (2, 33, 9), (3, 100, 7), (4, 64, 64), (7, 1000, 20), (40, 96, 50)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dense_products(kernels: cpu.Backend, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    rows, columns, outputs = shape
+    weight = torch.randn(outputs, columns).to(dtype)
+    weight[0, :2] = torch.tensor([torch.finfo(dtype).smallest_normal / 4, -300.0]).to(dtype)
+    for x_dtype in (torch.float32, dtype):
+        x = torch.randn(rows, columns).to(x_dtype)
+        y = kernels.dense(x, weight)
+        assert y.dtype == x_dtype
+        assert relative_error(y, x, weight) < max(1e-6, HALF[x_dtype])
+    weight[0, 0] = float("nan")
+    assert kernels.dense(x, weight)[:, 0].isnan().all()
+
+
+def test_half_precision_is_converted_as_torch_does(kernels: cpu.Backend) -> None:
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+    one, scale = torch.ones(1, 1, dtype=torch.int8), torch.ones(1)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = every.view(dtype)[:, None].contiguous()
+        assert torch.equal(kernels.linear(x, one, scale, 8, "exact").nan_to_num(7.0), x.nan_to_num(7.0)), dtype
+    wide = torch.randn(1, 4096).mul(torch.logspace(-12, 6, 4096))
+    for dtype in (torch.float16, torch.bfloat16):  # one column, many rows of scales: each result is rounded once
+        y = kernels.linear(torch.ones(1, 1, dtype=dtype), one.expand(4096, 1).contiguous(), wide[0], 8, "exact")
+        assert torch.equal(y, wide.to(dtype))
+
+
+# ---- threads and the state of the process ----------------------------------------------------------------------------
+
+
+def test_the_thread_count_of_torch_is_obeyed_at_every_call(kernels: cpu.Backend) -> None:
+    asked: list[int] = []
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Any:
+            function = getattr(kernels.library, name)
+
+            def call(variant: int, threads: int, *rest: Any) -> Any:
+                asked.append(threads)
+                return function(variant, threads, *rest)
+
+            return call
+
+    recorded = dataclasses.replace(kernels, library=Recorder())  # type: ignore[arg-type]
+    weight, scale, _ = random_weights(4, 200, 512)
+    x = torch.randn(9, 512)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3, 2):
+            torch.set_num_threads(threads)
+            results.append(recorded.linear(x, weight, scale, 4))
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1, 3, 2]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_many_python_threads_at_once(kernels: cpu.Backend) -> None:
+    weight, scale, _ = random_weights(4, 300, 640)
+    inputs = [torch.randn(rows, 640) for rows in (1, 2, 5, 9)]
+    expected = [kernels.linear(x, weight, scale, 4) for x in inputs]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            if not torch.equal(kernels.linear(inputs[index], weight, scale, 4), expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_floating_point_modes_are_left_alone(kernels: cpu.Backend) -> None:
+    weight, scale, _ = random_weights(4, 64, 256)
+    kernels.linear(torch.randn(1, 256), weight, scale, 4)
+    assert 1e-310 * 0.5 > 0.0
+    assert (torch.full((1 << 20,), 1e-40) * 0.5).min() > 0.0  # on the worker threads too
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_variant_is_the_default_and_can_be_chosen(built: cpu.Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHATGLM_CPU_KERNELS", raising=False)
+    best = cpu.load()
+    assert best.variant == cpu.VARIANTS[built.library.chatglm_best()]
+    assert set(best.describe()) == {"kernels", "compiler", "library", "threads"}
+    assert cpu.load() is best
+    monkeypatch.setenv("CHATGLM_CPU_KERNELS", "plain")
+    assert cpu.load().variant == "plain"
+    with pytest.raises(ValueError, match="this machine has plain"):
+        cpu.load("altivec")
+
+
+def test_processes_that_start_together_build_one_library(built: cpu.Backend, cache: Path) -> None:
+    program = (
+        "import torch; from chatglm.kernels import cpu; b = cpu.load(); "
+        "y = b.linear(torch.ones(1, 2), torch.tensor([[0x12]], dtype=torch.int8), torch.ones(1), 4); "
+        "print(b.path, y.item())"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    said = {process.communicate()[0].strip() for process in started}
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len(said) == 1
+    assert said.pop().endswith(" 3.0")
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.fixture
+def prebuilt(built: cpu.Backend, cache: Path) -> Path:
+    """The cache with the library in it, without building it again."""
+    cache.mkdir()
+    path = cache / built.path.name
+    path.write_bytes(built.path.read_bytes())
+    return path
+
+
+def test_a_cache_that_cannot_be_written_to_still_serves(prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "cache")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    assert cpu.load().path == prebuilt
+    forget()
+    prebuilt.unlink()
+    with pytest.raises(KernelUnavailable, match=r"Permission denied.*set CHATGLM_CACHE"):
+        cpu.load()
+
+
+def test_threads_that_start_together_share_one_library(prebuilt: Path) -> None:
+    found: list[cpu.Backend] = []
+    threads = [threading.Thread(target=lambda: found.append(cpu.load())) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    assert len({id(backend.library) for backend in found}) == 1
+
+
+def test_a_damaged_library_is_built_anew(prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prebuilt.read_bytes()
+    prebuilt.write_bytes(b"not a library")
+    monkeypatch.setattr(cpu, "build", lambda command, path: path.write_bytes(whole))
+    assert cpu.load().path == prebuilt
+
+
+def test_a_cache_below_a_file_is_named_in_the_reason(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.write_text("a file")
+    monkeypatch.setenv("CHATGLM_CACHE", str(cache / "below"))
+    with pytest.raises(KernelUnavailable, match="set CHATGLM_CACHE to a folder"):
+        cpu.load()
+
+
+def test_no_compiler_is_said_with_the_cure(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for nothing in ("/bin/false", "/no/such/compiler"):
+        monkeypatch.setenv("CC", nothing)
+        forget()
+        with pytest.raises(KernelUnavailable, match=r"apt install gcc.*MinGW"):
+            cpu.load()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    forget()
+    with pytest.raises(KernelUnavailable, match="there is no cc, gcc or clang"):
+        cpu.load()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for a compiler is a shell script")
+def test_a_compiler_without_openmp_is_quoted(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "my cc"
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "unsupported option -fopenmp" >&2\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", f"'{script}'")
+    with pytest.raises(KernelUnavailable, match=r"brew install libomp.*unsupported option -fopenmp"):
+        cpu.load()
+    assert not list(cache.iterdir())
