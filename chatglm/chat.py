@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,6 +34,9 @@ from .modeling_chatglm2 import ChatGLM2ForCausalLM
 
 #: Tokens kept free for the answer when an old history is cut, at most a quarter of the context.
 ANSWER_ROOM = 512
+
+#: What a checkpoint may say about sampling in its generation_config.json; the published ones have none.
+SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -100,18 +103,11 @@ class ChatMixin:
                 does not fit into `max_length`.
             NonFiniteLogitsError: the network computed NaN.
         """
-        version = self._check_chat(tokenizer)
-        defaults = self.sampling_defaults | {"eos_token_id": stop_token_ids(tokenizer), "top_k": DEFAULT_TOP_K}
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        options = GenerationOptions.from_config(
-            GenerationConfig(),
-            **(defaults | given),
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            cancel=cancel,
-        )
-        ids = self._fit(tokenizer, query, history, role, options, answer_room)
-        before, with_tools = validate_history(version, history), has_tools(history)
+        ids, options = self.prepare_turn(
+            tokenizer, query, history, role,
+            max_length=max_length, max_new_tokens=max_new_tokens, answer_room=answer_room, cancel=cancel, **kwargs,
+        )  # fmt: skip
+        shown = ShownAnswer(tokenizer, query, history, role)
         cache: ChatCache | None = past_key_values if past_key_values is not None else self._take_last_turn()
         if not options.use_cache:
             cache = None
@@ -119,33 +115,39 @@ class ChatMixin:
             raise TypeError(
                 f"past_key_values must be what chat or stream_chat returned (a ChatCache), not {type(cache).__name__}"
             )
-        shown = ""
-        steps = generate_text(self, ids, options, self._decoder(tokenizer), self._context(), cache)
+        steps = generate_text(self, ids, options, ids_to_text(tokenizer), self._context(), cache)
         try:
             for step in steps:
-                raw = _clean_up(tokenizer, step.text)
-                seen = raw.replace("<|assistant|>", "\n") if version == 3 else raw  # between two messages
-                text = clean_response(version, seen)
-                if step.finish_reason is None:
-                    stable = stable_response(version, seen)
-                    response: Any = text
-                    messages = [{"role": "assistant", "metadata": "", "content": text}]
-                else:
-                    stable = text
-                    answer = parse_response(version, raw, with_tools)
-                    response, messages = answer.content, answer.messages
-                delta = stable[len(shown) :] if stable.startswith(shown) else ""
-                shown += delta
-                yield ChatStep(
-                    **{name: getattr(step, name) for name in GenerationStep.__dataclass_fields__ if name != "text"},
-                    text=text,
-                    delta=delta,
-                    response=response,
-                    history=self._history_after(version, query, before, role, response, messages),
-                )
+                yield shown.step(step)
         finally:
             if cache is not None and past_key_values is None:
                 self.__dict__["_last_turn"] = cache
+
+    def prepare_turn(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query: str,
+        history: Sequence[Any] | None = None,
+        role: str = "user",
+        *,
+        answer_room: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[list[int], GenerationOptions]:
+        """The prompt's ids and the options for the arguments of `stream_steps`."""
+        options = self.turn_options(tokenizer, **kwargs)
+        return self._fit(tokenizer, query, history, role, options, answer_room), options
+
+    def turn_options(self, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> GenerationOptions:
+        """The options of `stream_steps`: what is given, else the checkpoint's generation_config.json, else `chat`'s.
+
+        Raises as `stream_steps` where the model cannot chat.
+        """
+        self._check_chat(tokenizer)
+        own = {name: getattr(self.generation_config, name, None) for name in SAMPLING}  # type: ignore[attr-defined]
+        defaults = self.sampling_defaults | {"eos_token_id": stop_token_ids(tokenizer), "top_k": DEFAULT_TOP_K}
+        defaults |= {name: value for name, value in own.items() if value is not None}
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        return GenerationOptions.from_config(GenerationConfig(), **(defaults | given))
 
     def _check_chat(self, tokenizer: PreTrainedTokenizerBase) -> int:
         version = getattr(tokenizer, "chatglm_version", None)
@@ -186,23 +188,6 @@ class ChatMixin:
         cache = self.__dict__.pop("_last_turn", None)
         return cache if cache is not None else ChatCache(weights_stamp(self))
 
-    @staticmethod
-    def _decoder(tokenizer: Any) -> Any:
-        return lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-    @staticmethod
-    def _history_after(
-        version: int,
-        query: str,
-        before: list[Any],
-        role: str,
-        response: str | dict[str, Any],
-        messages: list[dict[str, Any]],
-    ) -> list[Any]:
-        if version == 3:
-            return [*before, {"role": role, "content": query}, *messages]
-        return [*before, (query, response)]
-
     def _chat(
         self,
         tokenizer: Any,
@@ -238,10 +223,10 @@ class ChatMixin:
             output = self.generate(inputs, attention_mask=torch.ones_like(inputs), **given)  # type: ignore[attr-defined]
         stops = given["eos_token_id"]
         answer = [token for token in output[0].tolist()[len(ids) :] if token not in stops]
-        text = _clean_up(tokenizer, self._decoder(tokenizer)(answer))
+        text = clean_up(tokenizer, ids_to_text(tokenizer)(answer))
         parsed = parse_response(version, text, has_tools(history))
         before = validate_history(version, history)
-        return parsed.content, self._history_after(version, query, before, role, parsed.content, parsed.messages)
+        return parsed.content, _history_after(version, query, before, role, parsed.content, parsed.messages)
 
     def _stream_chat(
         self,
@@ -314,7 +299,62 @@ class ChatMixin:
             yield (sequence, cache) if return_past_key_values else sequence
 
 
-def _clean_up(tokenizer: Any, text: str) -> str:
+class ShownAnswer:
+    """What the user sees of an answer while it is generated: `GenerationStep`s in, `ChatStep`s out.
+
+    Args:
+        query, history, role: of the turn that is answered, as in `stream_steps`.
+    """
+
+    def __init__(self, tokenizer: Any, query: str, history: Sequence[Any] | None, role: str = "user") -> None:
+        self._version: int = tokenizer.chatglm_version
+        self._tokenizer, self._query, self._role = tokenizer, query, role
+        self._before, self._with_tools = validate_history(self._version, history), has_tools(history)
+        self._shown = ""
+
+    def step(self, step: GenerationStep) -> ChatStep:
+        version = self._version
+        raw = clean_up(self._tokenizer, step.text)
+        seen = raw.replace("<|assistant|>", "\n") if version == 3 else raw  # between two messages
+        text = clean_response(version, seen)
+        if step.finish_reason is None:
+            stable = stable_response(version, seen)
+            response: Any = text
+            messages = [{"role": "assistant", "metadata": "", "content": text}]
+        else:
+            stable = text
+            answer = parse_response(version, raw, self._with_tools)
+            response, messages = answer.content, answer.messages
+        delta = stable[len(self._shown) :] if stable.startswith(self._shown) else ""
+        self._shown += delta
+        return ChatStep(
+            **{name: getattr(step, name) for name in GenerationStep.__dataclass_fields__ if name != "text"},
+            text=text,
+            delta=delta,
+            response=response,
+            history=_history_after(version, self._query, self._before, self._role, response, messages),
+        )
+
+
+def ids_to_text(tokenizer: Any) -> Callable[[list[int]], str]:
+    """How the ids of an answer become text, before any clean-up."""
+    return lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def _history_after(
+    version: int,
+    query: str,
+    before: list[Any],
+    role: str,
+    response: str | dict[str, Any],
+    messages: list[dict[str, Any]],
+) -> list[Any]:
+    if version == 3:
+        return [*before, {"role": role, "content": query}, *messages]
+    return [*before, (query, response)]
+
+
+def clean_up(tokenizer: Any, text: str) -> str:
     """The clean-up of blanks that generation 1's tokenizer (v1.1) does on a whole text."""
     return tokenizer.clean_up_tokenization(text) if tokenizer.clean_up_tokenization_spaces else text
 

@@ -565,14 +565,23 @@ def parse_response(version: int, text: str, with_tools: bool = False) -> Respons
 
 def _split_metadata(part: str) -> Pair:
     """A message as (metadata, content); a first line that cannot be a tool's name belongs to the content."""
+    return split_message(part, whole=True) or ("", part)
+
+
+def split_message(part: str, whole: bool) -> Pair | None:
+    """A message of generation 3 as (metadata, content); None while more of it has to come before that can be said."""
     metadata, newline, content = part.partition("\n")
+    name, start = metadata.strip(), content.lstrip()
+    if name and not _NAME.fullmatch(name):
+        return "", part
     if not newline:
-        return "", part
-    name = metadata.strip()
-    is_call = name == "interpreter" or content.lstrip().startswith(("```", "tool_call(", f"{name}(", "{"))
-    if name and not (is_call and _NAME.fullmatch(name)):
-        return "", part
-    return metadata, content
+        return ("", part) if whole else None
+    if name in ("", "interpreter"):
+        return metadata, content
+    calls = ("```", "tool_call(", f"{name}(", "{")
+    if start.startswith(calls):
+        return metadata, content
+    return None if not whole and any(call.startswith(start) for call in calls) else ("", part)
 
 
 def _parse_call(name: str, content: str) -> dict[str, Any]:
@@ -607,6 +616,41 @@ def _parse_arguments(code: str, name: str) -> dict[str, Any]:
             raise ValueError("an argument is given twice, or without a name")
         arguments |= given
     return arguments
+
+
+def arguments_so_far(name: str, content: str) -> dict[str, Any]:
+    """The arguments of an unfinished `tool_call(…)` that nothing to come can change, in their order."""
+    code = content.lstrip()
+    if code.startswith("```"):
+        code = code.partition("\n")[2].lstrip()
+    head, bracket, _ = code.partition("(")
+    if not bracket or head.strip() not in ("tool_call", name):
+        return {}
+    depth, quote, end, place = 0, "", 0, len(head)
+    while place < len(code):
+        here = code[place]
+        if quote:
+            if here == "\\":
+                place += 1
+            elif code.startswith(quote, place):
+                place += len(quote) - 1
+                quote = ""
+        elif here in "'\"":
+            quote = here * 3 if code.startswith(here * 3, place) else here
+            place += len(quote) - 1
+        elif here in "([{":
+            depth += 1
+        elif here in ")]}":
+            depth -= 1
+        if depth == 0 or (here == "," and depth == 1 and not quote):
+            end = place
+        if depth == 0:
+            break
+        place += 1
+    try:
+        return _parse_arguments(code[:end] + ")", name) if end else {}
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return {}
 
 
 class _JsonNames(ast.NodeTransformer):

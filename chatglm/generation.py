@@ -153,6 +153,20 @@ class GenerationOptions:
             raise ValueError("give max_length or max_new_tokens: the model has no context length of its own")
         return min(limits)
 
+    def room_for(self, prompt_tokens: int, context: int | None) -> int:
+        """`length_limit`, where it leaves room for a token. Raises ValueError where it does not."""
+        limit = self.length_limit(prompt_tokens, context)
+        if prompt_tokens >= limit:
+            raise ValueError(
+                f"the prompt has {prompt_tokens} tokens and the limit for prompt and answer together is {limit}: "
+                "shorten it, or raise max_length (at most the model's context length)"
+            )
+        return limit
+
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """The source of the choices: of its own with a seed, else torch's (None)."""
+        return None if self.seed is None else torch.Generator(device=device).manual_seed(self.seed)
+
     def processors(self, prompt_tokens: int, device: torch.device) -> LogitsProcessorList:
         """The chain that transformers builds for the same options: penalties, the caller's own, then the sampling."""
         chain = LogitsProcessorList()
@@ -240,7 +254,15 @@ def find_non_finite(model: PreTrainedModel, inputs: dict[str, Any]) -> str | Non
     return found[0] if found else None
 
 
-def _check_finite(model: PreTrainedModel, scores: torch.Tensor, ids: torch.Tensor) -> None:
+def choose(scores: torch.Tensor, do_sample: bool, generator: torch.Generator | None = None) -> torch.Tensor:
+    """One token for each row of processed scores: (batch, vocabulary) -> (batch, 1)."""
+    if do_sample:
+        return torch.multinomial(scores.softmax(-1), 1, generator=generator)
+    return scores.argmax(-1, keepdim=True)
+
+
+def check_finite(model: PreTrainedModel, scores: torch.Tensor, ids: torch.Tensor) -> None:
+    """Raises NonFiniteLogitsError unless all scores that `model` gave for `ids` (batch, tokens) are finite."""
     if bool(torch.isfinite(scores).all()):
         return
     where = find_non_finite(model, {"input_ids": ids, "use_cache": False, "logits_to_keep": 1})
@@ -280,9 +302,7 @@ def decode(
     forgiving = any(isinstance(processor, InvalidScoreLogitsProcessor) for processor in options.logits_processor)
     criteria = StoppingCriteriaList(options.stopping_criteria)
     stop_ids = torch.tensor(options.stop_ids(), device=ids.device, dtype=ids.dtype)
-    generator = None
-    if options.seed is not None:
-        generator = torch.Generator(device=ids.device).manual_seed(options.seed)
+    generator = options.generator(ids.device)
     if cache is None and options.use_cache:
         cache = ChatCache()
     start = len(cache.token_ids) if cache is not None else 0
@@ -306,12 +326,9 @@ def decode(
             start = ids.shape[1]
         scores = outputs.logits[:, -1].float().to(ids.device)
         if not forgiving:
-            _check_finite(model, scores, ids)
+            check_finite(model, scores, ids)
         scores = processors(ids, scores)
-        if options.do_sample:
-            chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)
-        else:
-            chosen = scores.argmax(-1, keepdim=True)
+        chosen = choose(scores, options.do_sample, generator)
         chosen = torch.where(unfinished.unsqueeze(-1), chosen, pad)
         ids = torch.cat((ids, chosen), dim=-1)
         if attention_mask is not None:
@@ -389,34 +406,45 @@ def generate_text(
         NonFiniteLogitsError: see there.
     """
     began = time.perf_counter()
-    limit = options.length_limit(len(ids), context)
-    if len(ids) >= limit:
-        raise ValueError(
-            f"the prompt has {len(ids)} tokens and the limit for prompt and answer together is {limit}: "
-            "shorten it, or raise max_length (at most the model's context length)"
-        )
+    limit = options.room_for(len(ids), context)
     cached = cache.keep_prefix_of(ids, model) if cache is not None else 0
-    decoder, stop_ids = IncrementalDecoder(decode_ids), set(options.stop_ids())
-    stop_strings = list(options.stop_strings or [])
-    text, tokens = "", 0
+    answer = AnswerText(options, decode_ids)
     prompt = torch.tensor([list(ids)], device=model.device)
     for sequence, reason in decode(model, prompt, options, limit, cache):
-        token_id: int | None = int(sequence[0, -1])
-        if reason == "cancelled":
-            token_id = None
-        else:
-            tokens += 1
-            if token_id not in stop_ids:
-                text = decoder.push(int(sequence[0, -1]))
-        if reason is not None:
-            text = decoder.flush()
-        found = [place for place in map(text.find, stop_strings) if place >= 0]
-        if found:
-            text, reason = text[: min(found)], "stop"
-        shown = text if reason is not None else _without_started_stop(text, stop_strings)
-        yield GenerationStep(token_id, shown, reason, len(ids), cached, tokens, time.perf_counter() - began)
+        token_id = None if reason == "cancelled" else int(sequence[0, -1])
+        text, reason = answer.push(token_id, reason)
+        yield GenerationStep(token_id, text, reason, len(ids), cached, answer.tokens, time.perf_counter() - began)
         if reason is not None:
             return
+
+
+class AnswerText:
+    """The text of an answer as its tokens come: whole characters, nothing of a stop string, no stop token.
+
+    Args:
+        decode_ids: as in `generate_text`.
+    """
+
+    def __init__(self, options: GenerationOptions, decode_ids: Callable[[list[int]], str]) -> None:
+        self.tokens = 0
+        self._text = ""
+        self._decoder = IncrementalDecoder(decode_ids)
+        self._stop_ids = set(options.stop_ids())
+        self._stop_strings = list(options.stop_strings or [])
+
+    def push(self, token_id: int | None, reason: FinishReason | None) -> tuple[str, FinishReason | None]:
+        """The text with one more token (None: without), and why the answer ends here if it does."""
+        if token_id is not None:
+            self.tokens += 1
+            if token_id not in self._stop_ids:
+                self._text = self._decoder.push(token_id)
+        if reason is not None:
+            self._text = self._decoder.flush()
+        found = [place for place in map(self._text.find, self._stop_strings) if place >= 0]
+        if found:
+            self._text, reason = self._text[: min(found)], "stop"
+        shown = self._text if reason is not None else _without_started_stop(self._text, self._stop_strings)
+        return shown, reason
 
 
 def _without_started_stop(text: str, stop_strings: Sequence[str]) -> str:

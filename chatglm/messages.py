@@ -93,3 +93,39 @@ Ctrl-C              stop the answer""",
     "bye": {"zh": "再见！", "en": "Bye!"},
     "error": {"zh": "错误：{reason}", "en": "Error: {reason}"},
 }
+
+#: Texts of the web page: key -> language -> text.
+PAGE: dict[str, dict[str, str]] = {
+    "demo": {
+        "zh": (
+            "这只是随软件附带的微型演示模型（约 {millions} 百万参数），不是 ChatGLM-6B；"
+            "它只会简单的寒暄、算术、换算和翻译。要使用真正的模型：`python web_demo.py --model 模型文件夹`"
+        ),
+        "en": (
+            "This is only the tiny demo model that comes with the software ({millions} million parameters), not "
+            "ChatGLM-6B: small talk, sums, unit conversions and simple translations, no more. "
+            "For a real model: `python web_demo.py --model FOLDER`"
+        ),
+    },
+    "placeholder": {"zh": "你好，有什么可以帮你？", "en": "Hello! What can I do for you?"},
+    "question": {"zh": "输入消息，回车发送，Shift+回车换行", "en": "Message: Enter sends, Shift+Enter is a new line"},
+    "observation": {"zh": "模型调用了工具，请输入工具的结果", "en": "The model called a tool: enter its result"},
+    "new": {"zh": "新对话", "en": "New chat"},
+    "delete": {"zh": "删除此对话", "en": "Delete this chat"},
+    "chats": {"zh": "历史对话（只保存在此浏览器中）", "en": "Chats (kept in this browser only)"},
+    "settings": {"zh": "设置", "en": "Settings"},
+    "system": {"zh": "系统提示", "en": "System prompt"},
+    "tools": {"zh": "工具（JSON 列表）", "en": "Tools (a JSON list)"},
+    "max_length": {"zh": "最大长度", "en": "Maximum length"},
+    "max_length_info": {
+        "zh": "提示与回答的词元总数；0 为模型上限",
+        "en": "Tokens of prompt and answer; 0: all that the model can take",
+    },
+    "top_p": {"zh": "Top P", "en": "Top P"},
+    "temperature": {"zh": "温度", "en": "Temperature"},
+    "temperature_info": {"zh": "0 为总取最可能的词元", "en": "0: always the likeliest token"},
+    "busy": {"zh": "还在回答，请先停止", "en": "Still answering: stop it first"},
+    "too_long": {"zh": "消息太长", "en": "The message is too long"},
+    "internal": {"zh": "服务器内部错误，详见其日志", "en": "The server failed; its log says why"},
+    "tools_json": {"zh": "工具须为 JSON 列表：{reason}", "en": "The tools must be a JSON list: {reason}"},
+}

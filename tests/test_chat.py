@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
 import chatglm
 from chatglm.generation import ChatCache, GenerationOptions
@@ -174,6 +174,19 @@ def test_seed_and_temperature(version: int) -> None:
     state = torch.random.get_rng_state()
     answer(seed=2)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_checkpoint_may_say_how_it_is_sampled(version: int) -> None:
+    model, tokenizer = copy.deepcopy(pair(version))
+    model.generation_config = GenerationConfig()  # as for the published checkpoints: the family's defaults
+    options = model.turn_options(tokenizer)
+    assert (options.do_sample, options.top_p, options.temperature, options.top_k) == (
+        (True, 0.7, 0.95, 50) if version == 1 else (True, 0.8, 0.8, 50)
+    )
+    model.generation_config = GenerationConfig(do_sample=False, top_k=7)
+    options = model.turn_options(tokenizer, top_p=0.5)
+    assert (options.do_sample, options.top_k, options.top_p) == (False, 7, 0.5)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

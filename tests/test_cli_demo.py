@@ -85,6 +85,11 @@ def test_several_lines_between_quotes_are_one_message(run: Run) -> None:
     assert done.stdout == "0[user] one\n  two\n\nthree\n1[user] four\n2[user] five\n"
 
 
+@pytest.mark.parametrize("text", ["stop", "/help", "clear"])
+def test_quotes_make_text_of_a_command(run: Run, text: str) -> None:
+    assert run(1, text=f'"""{text}"""\n').stdout == f"0[user] {text}\n"
+
+
 def test_quotes_that_never_end_end_with_the_input(run: Run) -> None:
     assert run(1, text='"""one\ntwo\n').stdout == "0[user] one\ntwo\n"
 
@@ -313,6 +318,18 @@ def test_tools_that_are_none(run: Run, content: str, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there, Ctrl-C cannot be sent to another process")
+def test_ctrl_c_ends_a_program_that_nobody_watches() -> None:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, FAKE, "1", "-p", "forever"], stdout=pipe, stderr=pipe, env=ENVIRONMENT)
+    assert process.stdout and process.stderr
+    assert process.stdout.read(8) == b"0 1 2 3 "
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == b""
+
+
 # ---------------------------------------------------------------------------------------------------- languages
 
 
@@ -363,7 +380,10 @@ def terminal(request: pytest.FixtureRequest) -> Iterator[Any]:
         sys.executable, [program, *arguments], env=ENVIRONMENT, encoding="utf-8", timeout=60, dimensions=(50, 200)
     )
     yield child
-    child.close(force=True)
+    if child.isalive():
+        child.kill(signal.SIGKILL)
+        child.wait()
+    child.close()
 
 
 def test_terminal_chat(terminal: Any) -> None:

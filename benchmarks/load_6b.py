@@ -1,0 +1,208 @@
+"""Loads a full-shape 6B model and says what it took: `python -m benchmarks.load_6b FOLDER`.
+
+Makes a checkpoint with the published shapes and random bfloat16 weights in FOLDER (12.5 GB), then, in a fresh process,
+loads it with `chatglm.load` and generates a few tokens. Prints the peak of the resident memory beside the size of the
+weights, and the time to load beside a plain read of the same files. The files are taken out of the system's cache
+before each of the two, where the system allows it. Deletes what it made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import chatglm
+from chatglm.configuration_chatglm import ChatGLMConfig
+from chatglm.loading import MODELS
+from chatglm.memory import readable
+
+DEMOS = Path(chatglm.__file__).parent / "demo"
+SHARD = 2 * 10**9  # bytes, as in the published repositories
+TINY = {
+    1: {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "inner_hidden_size": 128},
+    2: {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "kv_channels": 32, "ffn_hidden_size": 96},
+}  # fmt: skip
+TINY[3] = TINY[2]
+
+
+def make(folder: Path, generation: int, tiny: bool) -> None:
+    """A checkpoint folder: the published shapes, random weights in shards, the vocabulary of a demo model."""
+    demo = DEMOS / ("chatglm-demo" if generation == 1 else "chatglm3-demo")
+    for path in demo.iterdir():
+        if path.suffix == ".model" or path.name.startswith(("tokenizer", "special_tokens")):
+            shutil.copy(path, folder)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chatglm_version": generation}))
+    # The sizes are the defaults of the config classes; the ids have to be those of the vocabulary.
+    ids = {name: value for name, value in json.loads((demo / "config.json").read_text()).items() if "token_id" in name}
+    values = {"chatglm_version": generation, "dtype": "bfloat16"} | ids | (TINY[generation] if tiny else {})
+    config = ChatGLMConfig.from_dict({"model_type": "chatglm"} | values)
+    config.save_pretrained(folder)
+
+    with torch.device("meta"):
+        model = MODELS[generation](config)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if not tiny:
+        size = 2 * sum(shape.numel() for shape in shapes.values())
+        free = shutil.disk_usage(folder).free
+        if free < size * 1.02:
+            raise SystemExit(f"the disk of {folder} has {readable(free)} free, {readable(size)} are needed")
+    torch.manual_seed(0)
+    shards: list[list[str]] = [[]]
+    room = SHARD
+    for name, shape in shapes.items():
+        room -= 2 * shape.numel()
+        if room < 0 and shards[-1]:
+            shards.append([])
+            room = SHARD - 2 * shape.numel()
+        shards[-1].append(name)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        print(f"writing {file}", file=sys.stderr)
+        # Standard deviation 0.02 as models are initialised, but 1 for the factors of norms.
+        tensors = {
+            name: torch.ones(shapes[name], dtype=torch.bfloat16)
+            if "norm" in name and name.endswith("weight")
+            else torch.empty(shapes[name], dtype=torch.bfloat16).normal_(std=0.02)
+            for name in names
+        }
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def measure(folder: Path, tokens: int, device: str, dtype: str) -> dict[str, Any]:
+    """What this process needs to read the files, to load the model and to generate."""
+    files = sorted(folder.glob("*.safetensors"))
+    forget(files)
+    start = time.perf_counter()
+    buffer = bytearray(2**24)
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    read_seconds = time.perf_counter() - start
+    forget(files)
+
+    before, own = peak_memory(), OwnMemory()
+    start = time.perf_counter()
+    model, tokenizer = chatglm.load(folder, device=device, dtype=dtype)
+    load_seconds = time.perf_counter() - start
+    after_load = peak_memory()
+    inputs = tokenizer("你好", return_tensors="pt").to(model.device)
+    times = []
+    with torch.inference_mode():
+        for length in (1, tokens):
+            start = time.perf_counter()
+            model.generate(**inputs, do_sample=False, min_new_tokens=length, max_new_tokens=length)
+            times.append(time.perf_counter() - start)
+    return {
+        "weights": sum(path.stat().st_size for path in files),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "before": before,
+        "after_load": after_load,
+        "peak": peak_memory(),
+        "own": own.peak,
+        "read_seconds": read_seconds,
+        "load_seconds": load_seconds,
+        "first_seconds": times[0],
+        "all_seconds": times[1],
+    }
+
+
+def forget(files: list[Path]) -> None:
+    """Asks the system to drop the files from its cache, so that reading them is reading the disk."""
+    if hasattr(os, "posix_fadvise"):
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class OwnMemory(threading.Thread):
+    """The peak of the memory that is not pages of files (which the system takes back as it needs room); Linux only."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.start()
+
+    def run(self) -> None:
+        status = Path("/proc/self/status")
+        while found := re.search(r"RssAnon:\s+(\d+) kB", status.read_text() if status.is_file() else ""):
+            self.peak = max(self.peak, int(found[1]) * 1024)
+            time.sleep(0.02)
+
+
+def peak_memory() -> int:
+    """Most bytes that were resident at once so far, mapped file pages included."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # not ru_maxrss, which on Linux starts with the peak of the parent process
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) * 1024
+    import resource  # there is none on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def report(result: dict[str, Any], tokens: int) -> None:
+    grown = result["peak"] - result["before"]
+    rest = (result["all_seconds"] - result["first_seconds"]) / max(1, tokens - 1)
+    print(f"weights on disk                     {readable(result['weights'])}")
+    print(f"computed in                         {result['dtype']} on {result['device']}")
+    print(f"resident before loading             {readable(result['before'])}")
+    print(f"peak while loading                  {readable(result['after_load'])}")
+    print(f"peak with {tokens} tokens generated       {readable(result['peak'])}")
+    print(f"  of it not pages of files          {readable(result['own'])}")
+    print(f"peak over the start, to weights     {grown / result['weights']:.3f}")
+    print(f"plain read of the files             {result['read_seconds']:.1f} s")
+    print(f"chatglm.load                        {result['load_seconds']:.1f} s")
+    print(f"first token (reads what is mapped)  {result['first_seconds']:.1f} s")
+    print(f"every further token                 {rest:.3f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a new folder, on a disk with 13 GB free")
+    parser.add_argument("--generation", type=int, choices=MODELS, default=3)
+    parser.add_argument("--tokens", type=int, default=8, help="tokens to generate (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="as chatglm.load takes it (default: %(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", help="as chatglm.load takes it (default: %(default)s)")
+    parser.add_argument("--keep", action="store_true", help="leave the checkpoint there")
+    parser.add_argument("--tiny", action="store_true", help="a toy shape, to try the script out")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.folder, args.tokens, args.device, args.dtype)))
+        return
+    try:
+        args.folder.mkdir(parents=True)
+    except FileExistsError:
+        parser.error(f"{args.folder} exists: name a new folder")
+    try:
+        make(args.folder, args.generation, args.tiny)
+        command = [sys.executable, "-m", "benchmarks.load_6b", *sys.argv[1:], "--measure"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        report(json.loads(done.stdout), args.tokens)
+    finally:
+        if not args.keep:
+            shutil.rmtree(args.folder)
+
+
+if __name__ == "__main__":
+    main()
