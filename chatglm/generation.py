@@ -34,6 +34,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 #: The originals ran on transformers 4.30, whose sampling always kept the 50 likeliest tokens.
 DEFAULT_TOP_K = 50
+#: Lower temperatures leave only the likeliest token anyway, and scores divided by them would overflow.
+GREEDY_BELOW = 1e-5
 
 
 class NonFiniteLogitsError(ArithmeticError):
@@ -112,7 +114,7 @@ class GenerationOptions:
                 raise ValueError(f"{name} must be {limits}, not {value!r}")
         if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty!r}")
-        if self.temperature == 0 or self.top_p == 0:
+        if (self.temperature is not None and self.temperature < GREEDY_BELOW) or self.top_p == 0:
             self.do_sample = False
         if isinstance(self.stop_strings, str):
             self.stop_strings = [self.stop_strings]

@@ -69,7 +69,6 @@ def test_deltas_make_up_the_text(version: int) -> None:
             model.stream_steps(tokenizer, "x", seed=seed, temperature=3.0, top_k=0, top_p=1.0, max_new_tokens=40)
         )
         assert "".join(step.delta for step in steps) == steps[-1].text
-        assert not any("\ufffd" in step.delta[-1:] for step in steps[:-1])
         assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
 
 
@@ -251,7 +250,10 @@ def test_stop_strings_are_cut_off_and_never_shown(version: int) -> None:
         )
     )
     assert (steps[-1].text, steps[-1].finish_reason) == ("one STtwo", "stop")
-    assert not any(step.delta.endswith(("S", "ST", "STO", "t")) for step in steps[:-1])
+    printed = ""
+    for step in steps:  # an "S" may be shown once what follows rules the stop string out, never before
+        printed += step.delta
+        assert "one STtwo".startswith(printed)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -39,7 +39,6 @@
 #define X86 0
 #endif
 #define INLINE static inline __attribute__((always_inline))
-#define API __attribute__((visibility("default")))
 
 enum { GROUP = 128 };                                  /* columns that share a scale of the activations */
 enum { LEVELS16 = 32512, LEVELS8 = 127 };              /* 32512 = 127 * 256: its high byte stays within +-127 */
@@ -602,7 +601,7 @@ AVX512 static void dense_vnni(const uint16_t *weight, int type, const float *x, 
 /* -------------------------------------------------------------------------------------------------------- the calls */
 
 /* The best family of kernels that this CPU (and its operating system) can run. */
-API int chatglm_best(void) {
+int chatglm_best(void) {
 #if X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -615,8 +614,8 @@ API int chatglm_best(void) {
 static void *aligned(char *memory) { return (void *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); }
 
 /* y (rows, out) = x (rows, in) . weight * scale, y in x's type. Returns 0, or 1 if there is no memory. */
-API int chatglm_linear(int isa, int threads, int precision, int bits, const void *x, int x_type, const void *weight,
-                       const void *scale, int scale_type, void *y, i64 rows, i64 in, i64 out) {
+int chatglm_linear(int isa, int threads, int precision, int bits, const void *x, int x_type, const void *weight,
+                   const void *scale, int scale_type, void *y, i64 rows, i64 in, i64 out) {
     const int integer = precision != EXACT, vnni = isa == VNNI && integer;
     Job job = {.bits = bits, .x_type = x_type, .scale_type = scale_type, .rows = rows, .in = in, .out = out,
                .groups = (in + GROUP - 1) / GROUP, .row_bytes = in * bits / 8, .group_bytes = GROUP * bits / 8,
@@ -682,8 +681,8 @@ API int chatglm_linear(int isa, int threads, int precision, int bits, const void
 }
 
 /* y (out, in) = weight * scale, rounded once to y's type. Returns 0, or 1 if there is no memory. */
-API int chatglm_dequantize(int isa, int threads, int bits, const void *weight, const void *scale, int scale_type,
-                           void *y, int y_type, i64 in, i64 out) {
+int chatglm_dequantize(int isa, int threads, int bits, const void *weight, const void *scale, int scale_type,
+                       void *y, int y_type, i64 in, i64 out) {
     Job job = {.bits = bits, .scale_type = scale_type, .in = in, .out = out, .row_bytes = in * bits / 8,
                .scale = scale, .weight = weight};
     void (*floats)(const Job *, i64, float *) = CHOOSE(isa, floats);
@@ -712,8 +711,8 @@ API int chatglm_dequantize(int isa, int threads, int bits, const void *weight, c
 }
 
 /* y (rows, out) = x (rows, in) . weight, a few rows, weight in fp16 or bf16, y in x's type. Returns 0, or 1. */
-API int chatglm_dense(int isa, int threads, const void *x, int x_type, const void *weight, int weight_type, void *y,
-                      i64 rows, i64 in, i64 out) {
+int chatglm_dense(int isa, int threads, const void *x, int x_type, const void *weight, int weight_type, void *y,
+                  i64 rows, i64 in, i64 out) {
     float *floats = malloc((size_t)(rows * in) * 4 + 64);
     if (!floats) return 1;
     for (i64 r = 0; r < rows; r++) load_numbers(x, x_type, r * in, (int)in, floats + r * in);
@@ -768,7 +767,7 @@ AVX512 static uint64_t read_avx512(const char *data, i64 bytes) {
 #endif
 
 /* Reads memory and does nothing with it: what the kernels are measured against. Returns a sum, so that it is done. */
-API uint64_t chatglm_read(int isa, int threads, const void *data, i64 bytes) {
+uint64_t chatglm_read(int isa, int threads, const void *data, i64 bytes) {
     uint64_t (*read)(const char *, i64) = isa == VNNI ? read_avx512 : read_plain;
     uint64_t sum = 0;
     #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : sum)

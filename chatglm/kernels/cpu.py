@@ -30,14 +30,15 @@ SOURCE = Path(__file__).with_name("cpu.c")
 #: The families of kernels in cpu.c, by the numbers they have there.
 VARIANTS = ("plain", "avx2", "avx512")
 
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _PRECISIONS = {"exact": 0, "default": 1, "int8": 2}
 #: Rows from which expanding the weights for torch's product is faster than our own. Never for integers in AVX-512.
 _LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64}
 #: Weights that are expanded at a time for that.
 _BLOCK = 1 << 22
-_DENSE_ROWS = 8
+#: Rows up to which reading the head is what takes the time.
+_DENSE_ROWS = 4
 
 _lock = threading.Lock()
 
@@ -121,6 +122,8 @@ class Backend:
         y = x.new_empty((rows, weight.shape[0]))
         if not y.numel():
             return y
+        if rows > _DENSE_ROWS and x.dtype == weight.dtype == torch.bfloat16:
+            return torch.nn.functional.linear(x, weight)
         if rows > _DENSE_ROWS:
             step = max(1, _BLOCK // max(1, columns))
             for start in range(0, weight.shape[0], step):

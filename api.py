@@ -1,0 +1,78 @@
+"""Serve a ChatGLM over HTTP: `python api.py`. OpenAI's routes under /v1, those of the original api.py at /."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from chatglm.arguments import add_model_arguments, load_from_arguments
+from chatglm.loading import DEMO, find_folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves until it is told to stop: the exit status, 0 then, 1 where the model or the address is not to be had."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_model_arguments(parser)
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    group.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    group.add_argument("--api-key", metavar="KEY", help="that clients have to give (default: $CHATGLM_API_KEY)")
+    group.add_argument("--name", action="append", metavar="NAME", help="what clients call the model; may be repeated")
+    group.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
+    group.add_argument("--max-queue", type=int, default=64, metavar="N", help="that may wait (default: %(default)s)")
+    group.add_argument("--cache-tokens", type=int, metavar="N", help="of all KV caches (default: by the free memory)")
+    group.add_argument("--timeout", type=float, default=600.0, metavar="S", help="per answer (default: %(default)s)")
+    group.add_argument("--grace", type=float, default=6.0, metavar="S", help="for answers at the end (default: 6)")
+    group.add_argument("--cors-origin", action="append", default=[], metavar="URL", help="web pages that may call us")
+    group.add_argument("--log-text", action="store_true", help="write what users ask into the log, too")
+    args = parser.parse_args(arguments)
+    try:
+        import uvicorn  # noqa: F401
+
+        from chatglm.serving.app import Server, create_app
+        from chatglm.serving.engine import Engine
+    except ImportError as error:
+        print(f"the server needs {error.name}: pip install -r requirements.txt", file=sys.stderr)
+        return 1
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    failures: list[BaseException] = []
+
+    def load() -> Engine:
+        model, tokenizer = load_from_arguments(args)
+        if DEMO.parent in Path(model.name_or_path).resolve().parents:
+            logging.getLogger("chatglm").warning("this is only the tiny demo model; --model names a real one")
+        return Engine(
+            model, tokenizer, max_batch=args.max_batch, max_queue=args.max_queue, cache_tokens=args.cache_tokens
+        )
+
+    def fail(error: BaseException) -> None:
+        failures.append(error)
+        if not isinstance(error, (OSError, ValueError)):  # those say what is wrong in one line
+            logging.getLogger("chatglm").error("the model could not be loaded", exc_info=error)
+        server.should_exit = True
+
+    source = args.model or os.environ.get("CHATGLM_MODEL") or str(find_folder())
+    app = create_app(
+        load,
+        args.name or [Path(source).name],
+        api_key=args.api_key or os.environ.get("CHATGLM_API_KEY") or None,
+        cors_origins=args.cors_origin,
+        timeout=args.timeout,
+        log_text=args.log_text,
+        on_failure=fail,
+    )
+    server = Server(app, args.host, args.port, args.grace)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn takes them while it runs, and raises them again at its end
+    server.run()
+    if failures:
+        print(failures[0], file=sys.stderr)
+    return 1 if failures or not server.started else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Speed of a full-shape quantised 6B model on a CPU: `python -m benchmarks.decode_6b`.
+
+Makes the model with random weights directly in quantised form (no checkpoint), runs a prompt of 512 tokens, then
+decodes at 64 tokens of context, each token beside a loop that reads the same bytes. Prints medians, the share of that
+loop (minimum / median / maximum) and the peak of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from benchmarks.load_6b import peak_memory
+from chatglm.configuration_chatglm import ChatGLMConfig
+from chatglm.kernels import cpu
+from chatglm.loading import MODELS
+from chatglm.rotary import RotaryTable
+
+
+def make(generation: int, bits: int, head: int | None, dtype: torch.dtype, precision: str, **sizes: int) -> Any:
+    """The published shapes (or `sizes`), random weights of the size real ones have; on the CPU, for inference."""
+    config = ChatGLMConfig.from_dict({"model_type": "chatglm", "chatglm_version": generation} | sizes)
+    with torch.device("meta"):
+        model = MODELS[generation](config)
+    model = model.to(dtype).quantize(bits, quantize_head=head, precision=precision, empty_init=True).eval()
+    model = model.to_empty(device="cpu")
+    for module in model.modules():
+        if isinstance(module, RotaryTable):
+            module.reset()
+    for name, parameter in model.named_parameters():
+        fill(name, parameter, bits)
+    return model.requires_grad_(False)
+
+
+@torch.no_grad()
+def fill(name: str, parameter: nn.Parameter, bits: int) -> None:
+    """Random numbers for one parameter, by its name and type."""
+    if parameter.dtype == torch.int8:
+        parameter.random_(-128, 128)
+    elif name.endswith("weight_scale"):
+        parameter.fill_(0.02 / 2 ** (bits - 2))
+    elif parameter.ndim == 1:
+        parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    else:
+        parameter.normal_(0.0, 0.02)
+
+
+def weights_read(model: nn.Module) -> list[torch.Tensor]:
+    """What every token has to read: all matrices but the table of the input embeddings."""
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    return [weight for weight in model.parameters() if weight.ndim == 2 and weight is not table]
+
+
+def run(model: Any, ids: torch.Tensor, cache: DynamicCache) -> tuple[torch.Tensor, float]:
+    """`ids` (1, tokens), of which `cache` holds all but the new ones, with the next token; and the seconds it took."""
+    new = ids[:, cache.get_seq_length() :]
+    start = time.perf_counter()
+    positions = {}
+    if model.config.chatglm_version == 1:  # two-dimensional positions, told from the whole sequence
+        positions["position_ids"] = model.transformer.get_position_ids(ids)[..., -new.shape[1] :]
+    logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions).logits
+    token = logits[:, -1:].argmax(-1)
+    seconds = time.perf_counter() - start
+    if not torch.isfinite(logits).all():
+        raise SystemExit("the logits are not finite: nothing here means anything")
+    return torch.cat((ids, token), dim=1), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=2)
+    parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
+    parser.add_argument("--head", type=int, choices=(4, 8), help="bits of the output head; without: not quantised")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--precision", choices=("default", "int8", "exact"), default="default")
+    parser.add_argument("--threads", type=int, help="instead of torch's choice")
+    parser.add_argument("--context", type=int, default=64, help="tokens that are there when a token is decoded")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that is timed; 0 for none")
+    parser.add_argument("--tokens", type=int, default=24, help="tokens to decode; the median counts")
+    parser.add_argument("--layers", type=int, help="fewer than the model has, to try things")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    sizes = {"num_layers": args.layers} if args.layers else {}
+    model = make(args.generation, args.bits, args.head, getattr(torch, args.dtype), args.precision, **sizes)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    streamed, backend = weights_read(model), cpu.load()
+    bytes_read = sum(weight.numel() * weight.element_size() for weight in streamed)
+    shape = f"INT{args.bits} {args.precision}, head {args.head or args.dtype}, activations {args.dtype}"
+    print(f"ChatGLM generation {args.generation}, {shape}, {torch.get_num_threads()} threads, {backend.variant}")
+
+    with torch.inference_mode():
+        if args.prompt:
+            taken = [run(model, prompt_of(model, args.prompt), DynamicCache())[1] for _ in range(2)]
+            print(f"prefill of {args.prompt} tokens: {args.prompt / min(taken):.1f} tokens/s (better of two)")
+        cache = DynamicCache()
+        ids, _ = run(model, prompt_of(model, args.context), cache)
+        reads, tokens = [], []
+        for _ in range(args.tokens):
+            start = time.perf_counter()
+            for weight in streamed:
+                backend.read(weight)
+            reads.append(time.perf_counter() - start)
+            ids, taken_one = run(model, ids, cache)
+            tokens.append(taken_one)
+    shares = [read / token_ for read, token_ in zip(reads, tokens, strict=True)]
+    middle = statistics.median(tokens)
+    print(
+        f"decode at {args.context} tokens: {1 / middle:.1f} tokens/s ({middle * 1e3:.1f} ms; reading alone "
+        f"{statistics.median(reads) * 1e3:.1f} ms, {bytes_read / statistics.median(reads) / 1e9:.1f} GB/s); "
+        f"share of the read loop {min(shares):.2f} / {statistics.median(shares):.2f} / {max(shares):.2f}"
+    )
+    print(f"weights {size / 1e6:.0f} MB, peak of the process {peak_memory() / 1e6:.0f} MB")
+
+
+def prompt_of(model: Any, tokens: int) -> torch.Tensor:
+    """Ids (1, tokens) with what ends a prompt of generation 1 at its end."""
+    config = model.config
+    ids = torch.arange(1, tokens + 1).unsqueeze(0) % 1000 + 1000
+    if config.chatglm_version == 1:
+        ids[0, -2], ids[0, -1] = config.gmask_token_id, config.bos_token_id
+    return ids
+
+
+if __name__ == "__main__":
+    main()

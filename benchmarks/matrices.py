@@ -1,0 +1,180 @@
+"""Speed of the CPU products with the matrices of a 6B model beside memory and torch: `python -m benchmarks.matrices`.
+
+Walks over all matrices of the model (random weights, no norms, no attention) as decoding a token does. A loop that only
+reads the same bytes runs before every walk, and the ratio of their times is what counts: the bandwidth of a machine
+changes from second to second. Prints a Markdown table; `share` is that ratio, as minimum / median / maximum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from chatglm.kernels import cpu, reference
+from chatglm.memory import host_available
+
+#: (out, in) of the matrices of a layer, by generation, and of the head.
+LAYER = {
+    1: ((12288, 4096), (4096, 4096), (16384, 4096), (4096, 16384)),
+    2: ((4608, 4096), (4096, 4096), (27392, 4096), (4096, 13696)),
+}
+HEAD = {1: (130528, 4096), 2: (65024, 4096)}
+GROUP = 128  # columns that share a scale in torch's INT4 format
+FOREIGN = "torch INT4 (layout of its own)"
+
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # x, weight, scale
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to multiply: `bits` of its weights, the type of x, and the product."""
+
+    name: str
+    bits: int
+    dtype: torch.dtype
+    product: Product
+
+
+def ours(backend: cpu.Backend) -> list[Kernel]:
+    """Every precision of our kernels, and the head's."""
+    kernels = []
+    for bits in (4, 8):
+        for precision in ("default", "int8", "exact"):
+
+            def product(
+                x: torch.Tensor, w: torch.Tensor, s: torch.Tensor, bits: int = bits, precision: str = precision
+            ) -> torch.Tensor:
+                return backend.linear(x, w, s, bits, precision)
+
+            kernels.append(Kernel(f"INT{bits} {precision}", bits, torch.float32, product))
+    kernels.append(Kernel("bf16", 16, torch.bfloat16, lambda x, w, s: backend.dense(x, w)))
+    return kernels
+
+
+def peers() -> list[Kernel]:
+    """What torch has for such weights; only its bfloat16 versions are fast."""
+
+    @functools.cache
+    def groups(columns: int, out: int) -> torch.Tensor:
+        return torch.zeros(columns // GROUP, out, 2, dtype=torch.bfloat16)
+
+    def int4(x: torch.Tensor, w: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, w.view(torch.uint8), GROUP, groups(x.shape[1], len(s)))
+
+    def int8(x: torch.Tensor, w: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten._weight_int8pack_mm(x, w, s.to(x.dtype))
+
+    return [
+        Kernel(FOREIGN, 4, torch.bfloat16, int4),
+        Kernel("torch INT8", 8, torch.bfloat16, int8),
+        Kernel("torch bf16", 16, torch.bfloat16, lambda x, w, s: F.linear(x, w)),
+    ]
+
+
+def random_weights(shape: tuple[int, int], bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight in our format (bfloat16 for 16 bits) and its scales. Every page of it is written."""
+    out, columns = shape
+    scale = torch.rand(out) * 1e-2
+    if bits == 16:
+        return torch.empty(shape, dtype=torch.bfloat16).uniform_(-1, 1), scale
+    weight = torch.empty((out, columns * bits // 8), dtype=torch.int8)
+    weight.view(torch.int64).random_()
+    return weight, scale
+
+
+def error(kernel: Kernel) -> str:
+    """Relative error of a random product with 4096 columns against float64."""
+    if kernel.name == FOREIGN:
+        return "-"  # the weights mean something else there
+    torch.manual_seed(0)
+    weight, scale = random_weights((512, 4096), kernel.bits)
+    x = torch.randn(1, 4096).to(kernel.dtype)
+    dense = weight.double() if kernel.bits == 16 else reference.dequantize(weight, scale, kernel.bits, torch.float64)
+    exact = x.double() @ dense.T
+    return f"{float((kernel.product(x, weight, scale).double() - exact).norm() / exact.norm()):.1e}"
+
+
+def measure(
+    backend: cpu.Backend, kernels: list[Kernel], generation: int, layers: int, rows: int, repeats: int
+) -> list[list[str]]:
+    """The table's rows for kernels whose weights have the same number of bits."""
+    bits = kernels[0].bits
+    layer = sum(out * columns for out, columns in LAYER[generation]) * bits // 8
+    room = (host_available() or 8 << 30) * 0.6 - HEAD[generation][0] * HEAD[generation][1] * bits / 8
+    layers = max(1, min(layers, int(room / layer)))
+    weights = [random_weights(shape, bits) for shape in (*LAYER[generation] * layers, HEAD[generation])]
+    size = sum(weight.numel() * weight.element_size() for weight, _ in weights)
+    columns = {shape[1] for shape in (*LAYER[generation], HEAD[generation])}
+
+    def walk(kernel: Kernel, inputs: dict[int, torch.Tensor]) -> None:
+        for weight, scale in weights:
+            kernel.product(inputs[weight.shape[1] * (8 // bits if bits < 8 else 1)], weight, scale)
+
+    def read() -> None:
+        for weight, _ in weights:
+            backend.read(weight)
+
+    table = []
+    inputs = {k.dtype: {c: torch.randn(rows, c).to(k.dtype) for c in columns} for k in kernels}
+    walks = [lambda k=k: walk(k, inputs[k.dtype]) for k in kernels]
+    times: list[list[float]] = [[] for _ in kernels]
+    limits: list[list[float]] = [[] for _ in kernels]
+    for repeat in range(repeats + 1):
+        for index, run in enumerate(walks):
+            pair = seconds(read), seconds(run)
+            if repeat:  # the first warms up
+                limits[index].append(pair[0])
+                times[index].append(pair[1])
+    for index, kernel in enumerate(kernels):
+        middle = statistics.median(times[index])
+        shares = [limit / taken for limit, taken in zip(limits[index], times[index], strict=True)]
+        table.append([
+            kernel.name, f"{rows}", f"{layers}", f"{middle * 1e3:.1f}", f"{size / middle / 1e9:.1f}",
+            f"{size / statistics.median(limits[index]) / 1e9:.1f}",
+            f"{min(shares):.2f} / {statistics.median(shares):.2f} / {max(shares):.2f}",
+            f"{2 * rows * size * 8 / bits / middle / 1e9:.0f}", error(kernel),
+        ])  # fmt: skip
+    return table
+
+
+def seconds(function: Callable[[], None]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generation", type=int, choices=(1, 2), default=2, help="2 stands for 3 as well")
+    parser.add_argument("--layers", type=int, default=28, help="fewer if they do not fit into 60 %% of the free memory")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="rows of the input")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="instead of torch's choice")
+    parser.add_argument("--bits", type=int, nargs="+", choices=(4, 8, 16), default=[4, 8, 16])
+    parser.add_argument("--no-peers", action="store_true", help="our kernels only")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    backend = cpu.load()
+    print(f"torch {torch.__version__}, kernels: {backend.describe()}\n")
+    print("| kernel | rows | layers | ms | GB/s | read loop GB/s | share of it | GOP/s | relative error |")
+    print("|---" * 9 + "|")
+    everything = ours(backend) + ([] if args.no_peers else peers())
+    for bits in args.bits:
+        for rows in args.rows:
+            kernels = [kernel for kernel in everything if kernel.bits == bits]
+            for cells in measure(backend, kernels, args.generation, args.layers, rows, args.repeats):
+                print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

@@ -1,0 +1,142 @@
+"""The raw text of an answer, as it comes, as what OpenAI's format has for it: content and tool calls."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor
+
+from ..chat import clean_up
+from ..conversation import (
+    arguments_so_far,
+    clean_response,
+    parse_response,
+    split_message,
+    stable_response,
+)
+from .service import dumps
+
+MESSAGE_END = "<|assistant|>"
+
+
+@dataclass
+class Call:
+    """A tool call as far as it is known."""
+
+    name: str
+    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+    arguments: str = ""
+
+
+@dataclass
+class Change:
+    """What one more token made known. `calls`: (index, call, new part of its arguments, whether the call is new)."""
+
+    content: str = ""
+    calls: list[tuple[int, Call, str, bool]] = field(default_factory=list)
+
+
+class Answer:
+    """Sorts the text of an answer; whether it is fed at once or piece by piece, it says the same in the end.
+
+    Args:
+        tools: names that may be called. A message that begins with another name is text: an answer like "Python" with
+            a block of code in the next line looks the same.
+    """
+
+    def __init__(self, tokenizer: Any, tools: Sequence[str] = (), at_most_one_call: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._version: int = tokenizer.chatglm_version
+        self._tools, self._at_most_one = list(tools), at_most_one_call
+        self._raw = ""
+        self.content = ""
+        self.calls: list[Call] = []
+
+    def feed(self, delta: str, whole: bool) -> Change:
+        """More of the raw text; `whole`: it ends here."""
+        self._raw += delta
+        raw = clean_up(self._tokenizer, self._raw)
+        texts, change = [raw], Change()
+        if self._version == 3:
+            texts = raw.split(MESSAGE_END)
+            if self._tools:
+                texts = self._sort(texts, whole, change)
+        seen = "\n".join(texts)
+        shown = clean_response(self._version, seen) if whole else stable_response(self._version, seen)
+        if shown.startswith(self.content):
+            change.content = shown[len(self.content) :]
+            self.content = shown
+        return change
+
+    def _sort(self, parts: list[str], whole: bool, change: Change) -> list[str]:
+        """Takes the calls out; gives the texts."""
+        texts, calls = [], 0
+        for number, part in enumerate(parts):
+            ends = whole or number < len(parts) - 1
+            name = part.partition("\n")[0].strip()
+            could_be = name in self._tools or ("\n" not in part and any(one.startswith(name) for one in self._tools))
+            message = split_message(part, ends) if could_be or not name else ("", part)
+            if message is None:
+                continue
+            if not message[0].strip():
+                texts.append(message[1])
+                continue
+            if calls == 0 or not self._at_most_one:
+                self._update_call(calls, name, message[1], part if ends else None, change)
+            calls += 1
+        return texts
+
+    def _update_call(self, index: int, name: str, content: str, part: str | None, change: Change) -> None:
+        is_new = index == len(self.calls)
+        if is_new:
+            self.calls.append(Call(name))
+        call = self.calls[index]
+        if part is None:
+            now = _json_object(arguments_so_far(name, content))
+            now = "" if now in (None, "{}") else str(now)[:-1]
+        else:
+            parsed = parse_response(3, part, with_tools=True).content
+            parameters = parsed.get("parameters") if isinstance(parsed, dict) else None
+            whole = None if parameters is None else _json_object(parameters)
+            # What cannot be read goes to the client as it is, for OpenAI's arguments need not be valid JSON either.
+            now = whole if whole is not None else content.strip()
+        if now.startswith(call.arguments) and (is_new or now != call.arguments):
+            change.calls.append((index, call, now[len(call.arguments) :], is_new))
+            call.arguments = now
+        elif is_new:
+            change.calls.append((index, call, "", True))
+
+
+def _json_object(values: dict[str, Any]) -> str | None:
+    """JSON, made so that more values only add to its end; None for what JSON has no words for."""
+    try:
+        json.dumps(values, allow_nan=False)
+        return "{" + ", ".join(f"{dumps(name)}: {dumps(value)}" for name, value in values.items()) + "}"
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+class StartWith(LogitsProcessor):
+    """Lets an answer begin with one of these token sequences only; what follows is free."""
+
+    def __init__(self, starts: Sequence[Sequence[int]], prompt_tokens: int) -> None:
+        self._starts = [list(start) for start in starts]
+        self._prompt_tokens = prompt_tokens
+        self._longest = max(map(len, self._starts))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        length = input_ids.shape[1] - self._prompt_tokens
+        if length >= self._longest:
+            return scores
+        said = input_ids[0, self._prompt_tokens :].tolist()
+        allowed = sorted({start[length] for start in self._starts if len(start) > length and start[:length] == said})
+        if not allowed:
+            return scores
+        only = torch.full_like(scores, float("-inf"))
+        only[:, allowed] = scores[:, allowed]
+        return only

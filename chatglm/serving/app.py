@@ -1,0 +1,138 @@
+"""The HTTP application, and the server that ends it well."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse, Response
+
+from . import legacy, openai
+from .engine import Engine
+from .errors import ApiError, validation_message
+from .gate import Gate
+from .service import Json, Service
+
+#: Bytes of a request. A context of 32k tokens in Chinese is about 200 kB.
+MAX_BODY = 4 * 2**20
+
+
+def create_app(
+    load: Callable[[], Engine],
+    names: Sequence[str],
+    *,
+    api_key: str | None = None,
+    cors_origins: Sequence[str] = (),
+    timeout: float = 600.0,
+    max_body: int = MAX_BODY,
+    log_text: bool = False,
+    on_failure: Callable[[BaseException], None] | None = None,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        load: makes the engine; called in a thread when the server starts, while /health says 503.
+        names: what clients call the model.
+        api_key: asked for as a bearer token on every route but /health.
+        cors_origins: web pages of these origins may use the API.
+        timeout: seconds that an answer may take.
+        log_text: requests' texts go to the log as well.
+        on_failure: told when `load` fails.
+    """
+    service = Service(names, timeout)
+
+    def start() -> None:
+        try:
+            service.loaded = load()
+        except Exception as error:
+            service.failure = error
+            if on_failure is not None:
+                on_failure(error)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # A daemon: who stops the server while a large model loads does not want to wait for it.
+        threading.Thread(target=start, name="chatglm-load", daemon=True).start()
+        yield
+        if service.loaded is not None:
+            await asyncio.to_thread(service.loaded.close)
+
+    app = FastAPI(title="ChatGLM", lifespan=lifespan, redoc_url=None)
+    app.state.service = service
+    app.include_router(openai.router)
+    app.include_router(legacy.router)
+
+    @app.get("/health", tags=["server"])
+    async def health() -> Response:
+        """200 while requests are taken, else 503."""
+        if service.failure is not None:
+            return Json({"status": "failed"}, 503)
+        if service.loaded is None:
+            return Json({"status": "loading"}, 503)
+        return Json({"status": "ok"}) if service.loaded.is_alive else Json({"status": "stopped"}, 503)
+
+    @app.get("/metrics", tags=["server"])
+    async def metrics() -> Response:
+        """Counts and times for Prometheus."""
+        return PlainTextResponse(service.metrics.text(service.loaded), media_type="text/plain; version=0.0.4")
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        message, param = validation_message(list(error.errors()))
+        return ApiError(400 if request.url.path.startswith("/v1") else 422, message, param=param).response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        known = {404: f"there is no {request.url.path} here", 405: f"{request.url.path} takes no {request.method}"}
+        message = known.get(error.status_code, str(error.detail))
+        return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
+
+    paths = frozenset(app.openapi()["paths"])
+    app.add_middleware(
+        Gate,
+        api_key=api_key,
+        max_body=max_body,
+        timeout=timeout,
+        metrics=service.metrics,
+        log_text=log_text,
+        paths=lambda: paths,
+    )
+    if cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn that ends its answers when it is told to stop: those that run may finish, for `grace` seconds."""
+
+    def __init__(self, app: FastAPI, host: str, port: int, grace: float = 6.0) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=int(grace) + 3
+            )
+        )
+        self._app, self._grace = app, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        engine: Any = self._app.state.service.loaded
+        if engine is not None:
+            engine.close(self._grace, wait=False)
+        await super().shutdown(sockets)
+
+    @property
+    def port(self) -> int:
+        """Where it listens, once it is started; with port 0 the system has chosen."""
+        return int(self.servers[0].sockets[0].getsockname()[1])

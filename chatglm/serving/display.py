@@ -1,0 +1,145 @@
+"""How a conversation is shown in gradio's chat box: Markdown whose HTML is inert and whose formulas are MathML.
+
+Only what is shown goes through here; the model gets the raw text of the history.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+from xml.etree import ElementTree
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # mdtex2html 1.3 has invalid escapes in its strings, which Python 3.12 warns of
+    import mdtex2html
+
+#: Put behind the first character of what would be markup: invisible, and then it is text in Markdown and HTML alike.
+MARK = "\u2060"
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])|!(?=\[)")  # tags, entities, and images, which would be fetched
+_MARKED = re.compile(rf"(?<=[<&!]){MARK}")
+
+# Every alternative is bounded or stops at the next opener, so that no text takes more than linear time.
+_PARTS = re.compile(
+    r"""
+    (?P<code> ^[ \t>]*(?P<fence>`{3,}|~{3,})[^\n`]*(?:\n|\Z)(?s:.*?)(?:^[ \t>]*(?P=fence)[`~]*[ \t]*$|\Z)
+            | (?<![`\\])(?P<ticks>`+)(?!`)(?:(?!\n\n)[\s\S]){1,2000}?(?<!`)(?P=ticks)(?!`) )
+    | \\\[ (?P<bracket> (?:(?!\\[\[\]])[\s\S]){1,4000}? ) \\\]
+    | \\\( (?P<paren> (?:(?!\\[()]|\n\n)[\s\S]){1,4000}? ) \\\)
+    | (?<![\\$]) \$\$ (?P<dollars> (?:\\[\s\S]|[^$\\]){1,4000}? ) \$\$
+    | (?<![\\$]) \$ (?P<dollar> (?![\s$]) (?:\\.|[^$\\\n]){1,1000}? (?<!\s)
+                              | [ ] (?=[^$\n]*[\\^_={}]) (?:\\.|[^$\\\n]){1,1000}? [ ] ) \$ (?!\d)
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+
+_TAGS = {
+    "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "ms", "mfrac", "msqrt", "mroot", "mstyle", "mpadded",
+    "mphantom", "menclose", "msub", "msup", "msubsup", "munder", "mover", "munderover", "mmultiscripts",
+    "mprescripts", "none", "mtable", "mtr", "mtd", "mlabeledtr",
+}  # fmt: skip
+_ATTRIBUTES = {
+    "accent", "accentunder", "columnalign", "columnlines", "columnspacing", "depth", "displaystyle", "fence", "form",
+    "frame", "height", "largeop", "linethickness", "lspace", "mathbackground", "mathcolor", "mathsize", "mathvariant",
+    "maxsize", "minsize", "movablelimits", "notation", "rowlines", "rowspacing", "rspace", "scriptlevel", "separator",
+    "stretchy", "symmetric", "voffset", "width",
+}  # fmt: skip
+
+
+def inert(text: str) -> str:
+    """Text whose HTML tags, entities and images are shown as they are written; `raw` undoes it."""
+    return _MARKUP.sub(lambda match: match[0] + MARK, text)
+
+
+def raw(text: str) -> str:
+    """What `inert` was given, from what the visitor edited or copied in the chat box."""
+    return _MARKED.sub("", text)
+
+
+def question_markdown(text: str) -> str:
+    """A question for the chat box. Its formulas stay as typed: the visitor may edit it there."""
+    return _markdown(text, lambda match: inert(match[0]))
+
+
+def answer_markdown(text: str) -> str:
+    """An answer, also an unfinished one, for the chat box: formulas that are whole become MathML."""
+    return _markdown(text, _formula)
+
+
+def _markdown(text: str, formula: Callable[[re.Match[str]], str]) -> str:
+    shown, end = [], 0
+    for match in _PARTS.finditer(text):
+        shown.append(inert(text[end : match.start()]))
+        shown.append(match[0] if match["code"] else formula(match))
+        end = match.end()
+    return "".join([*shown, inert(text[end:])])
+
+
+def question(text: str) -> dict[str, Any]:
+    """A question as a message of gradio."""
+    return {"role": "user", "content": question_markdown(text)}
+
+
+def answer(text: str, metadata: str = "") -> dict[str, Any]:
+    """An answer as a message of gradio; with metadata (generation 3 calls a tool) one that is folded."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer_markdown(text)}
+    if metadata.strip():
+        message["metadata"] = {"title": f"⚙ {inert(metadata.strip())}", "status": "done"}
+    return message
+
+
+def messages(version: int, history: Sequence[Any]) -> list[dict[str, Any]]:
+    """A history, of generation 3 without its system message, as gradio's messages, in the order of `texts`."""
+    if version != 3:
+        return [show(text) for pair in history for show, text in zip((question, answer), pair, strict=True)]
+    answers = [turn["role"] == "assistant" for turn in history]
+    return [
+        answer(turn["content"], turn.get("metadata") or "") if is_answer else question(turn["content"])
+        for is_answer, turn in zip(answers, history, strict=True)
+    ]
+
+
+def texts(version: int, history: Sequence[Any]) -> list[str]:
+    """The raw text of each of the `messages`."""
+    return [turn["content"] for turn in history] if version == 3 else [text for pair in history for text in pair]
+
+
+def _formula(match: re.Match[str]) -> str:
+    tex = match["bracket"] or match["paren"] or match["dollars"] or match["dollar"]
+    block = match["bracket"] is not None or match["dollars"] is not None
+    return mathml(tex, block) or inert(match[0])
+
+
+@lru_cache(maxsize=4096)  # while an answer streams, its formulas come again with every refresh
+def mathml(tex: str, block: bool) -> str | None:
+    """MathML of a formula by mdtex2html, with nothing in it but mathematics; None where it is none."""
+    try:
+        html = mdtex2html.convert(f"$${' '.join(tex.split())}$$")
+        found = re.search(r"<math.*</math>", html, re.DOTALL)
+        tree = ElementTree.fromstring(found[0]) if found else None
+        if tree is None:
+            return None
+        inside = "".join(_markup(child) for child in tree)
+    except (ElementTree.ParseError, RecursionError, ValueError):
+        return None
+    return f'<math display="{"block" if block else "inline"}">{inside}</math>'
+
+
+def _markup(element: ElementTree.Element) -> str:
+    tag = element.tag.rpartition("}")[2]
+    inside = _text(element.text) + "".join(_markup(child) for child in element)
+    if tag not in _TAGS:  # mdtex2html lets tags through that are written in a formula
+        return _text(f"<{tag}>") + inside + _text(f"</{tag}>") + _text(element.tail)
+    given = (
+        f' {name}="{value}"'
+        for name, value in element.attrib.items()
+        if name in _ATTRIBUTES and re.fullmatch(r"[\w.#%+ -]*", value)
+    )
+    return f"<{tag}{''.join(given)}>{inside}</{tag}>{_text(element.tail)}"
+
+
+def _text(text: str | None) -> str:
+    """Everything but letters and digits as a number: neither Markdown nor HTML find anything of theirs in it."""
+    return "".join(char if char.isalnum() else f"&#{ord(char)};" for char in text or "")

@@ -1,0 +1,738 @@
+"""Many requests at once on one model: taken from any thread or task, run together, answered token by token.
+
+One thread owns the model. Between two steps requests join and leave; a step reads the prompts of those that join, row
+by row as `chat` does, then runs one token of every row together. All generations go the same way: positions come from
+the model's `positions_from`, and what a row does not hold is masked.
+
+This loop is ours and not transformers' continuous batching: that one has one seed for all requests, takes no logits
+processors of a request's own, changes the model's attention implementation under the feet of its other users, and has
+no place for generation 1's mask. It is slower on a CPU, too: 16 answers of 32 tokens at once by a model of 36M numbers
+on two busy cores came at 218 tokens/s here and at 53 (first run) and 82 (second) there; see `benchmarks/serving.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+
+from .. import memory
+from ..chat import ChatStep, ShownAnswer, ids_to_text
+from ..generation import (
+    AnswerText,
+    FinishReason,
+    GenerationOptions,
+    GenerationStep,
+    InvalidScoreLogitsProcessor,
+    check_finite,
+    choose,
+)
+from .rows import BLOCK, RowCache
+
+#: Tokens of prompts that are read between two steps of the running answers, so that a long prompt does not stop them.
+PREFILL_TOKENS = 512
+#: Share of the free memory that the KV caches may take.
+MEMORY_SHARE = 0.5
+
+Result = TypeVar("Result")
+
+
+class QueueFullError(RuntimeError):
+    """As many requests are waiting as may; `retry_after` is a guess in seconds."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already: try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class EngineStoppedError(RuntimeError):
+    """The engine takes no requests (any more), or stopped before this one was finished."""
+
+
+class PromptTooLongError(ValueError):
+    """The prompt leaves no room for an answer."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural logarithms of the probabilities that the model gave, before temperature and penalties."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class EngineStep:
+    """One token of an answer: like `GenerationStep`, but with what is new of the text only.
+
+    All deltas together are the text: a long answer that nobody reads costs memory once.
+    """
+
+    token_id: int | None
+    delta: str
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    seconds: float
+    logprob: TokenLogprob | None = None
+
+
+@dataclass
+class Statistics:
+    """Counts since the start."""
+
+    requests: int = 0
+    refused: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    preempted: int = 0
+    steps: int = 0
+
+
+class Stream:
+    """The steps of one answer, for `for` and `async for`, by one reader.
+
+    Raises what ended the request, if not its answer: NonFiniteLogitsError, EngineStoppedError.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[EngineStep | BaseException] = deque()
+        self._ready = threading.Condition()
+        self._wake: Callable[[], object] | None = None
+        self._ended = False
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Ends the answer with the reason "cancelled" at the next step; may be called from anywhere, and twice."""
+        self.cancelled = True
+
+    def put(self, item: EngineStep | BaseException) -> None:
+        with self._ready:
+            self._items.append(item)
+            self._ready.notify_all()
+            if self._wake is not None:
+                with contextlib.suppress(RuntimeError):  # the reader's event loop is closed
+                    self._wake()
+
+    def _take(self) -> EngineStep:
+        item = self._items.popleft()
+        if isinstance(item, BaseException):
+            self._ended = True
+            raise item
+        self._ended = item.finish_reason is not None
+        return item
+
+    def __iter__(self) -> Iterator[EngineStep]:
+        return self
+
+    def __next__(self) -> EngineStep:
+        if self._ended:
+            raise StopIteration
+        with self._ready:
+            self._ready.wait_for(lambda: self._items)
+            return self._take()
+
+    def __aiter__(self) -> AsyncIterator[EngineStep]:
+        return self
+
+    async def __anext__(self) -> EngineStep:
+        if self._ended:
+            raise StopAsyncIteration
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        with self._ready:
+            if self._items:
+                return self._take()
+            self._wake = lambda: loop.call_soon_threadsafe(arrived.set)
+        await arrived.wait()
+        with self._ready:
+            return self._take()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cancel()
+
+
+class _Request:
+    """One request while it waits and runs."""
+
+    def __init__(
+        self,
+        ids: Sequence[int],
+        options: GenerationOptions,
+        limit: int,
+        top_logprobs: int | None,
+        decode_ids: Callable[[list[int]], str],
+    ) -> None:
+        self.ids = list(ids)  # of prompt and answer
+        self.options, self.limit, self.top_logprobs = options, limit, top_logprobs
+        self.number = 0
+        self.prompt_tokens = len(ids)
+        self.cached_tokens = 0
+        self.stream = Stream()
+        self.began = time.perf_counter()
+        self.started = False
+        self._answer = AnswerText(options, decode_ids)
+        self._stop_ids = set(options.stop_ids())
+        self._shown = ""
+
+    def start(self, model: PreTrainedModel) -> None:
+        """What needs the device, done by the engine's thread, once."""
+        if self.started:
+            return
+        self.started = True
+        options, device = self.options, model.device
+        self.generator = options.generator(device)
+        self.processors = options.processors(self.prompt_tokens, device)
+        self.criteria = StoppingCriteriaList(options.stopping_criteria)
+        self.forgiving = any(isinstance(one, InvalidScoreLogitsProcessor) for one in options.logits_processor)
+        # (1, limit): what is behind the sequence repeats its last id, which tells the positions nothing new.
+        self.sequence = torch.tensor([self.ids + self.ids[-1:] * (self.limit - len(self.ids))], device=device)
+        #: (1, limit) or (1, 2, limit): those of tokens to come as well.
+        self.positions = model.positions_from(self.sequence, 0)
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.stream.cancelled or (self.options.cancel is not None and self.options.cancel.is_set())
+
+    def choose(self, model: PreTrainedModel, scores: torch.Tensor) -> tuple[int, bool, TokenLogprob | None]:
+        """The next token by `scores` (1, vocabulary), and whether the caller's own criteria end the answer with it."""
+        so_far = self.sequence[:, : len(self.ids)]
+        if not self.forgiving:
+            check_finite(model, scores, so_far)
+        processed = self.processors(so_far, scores)
+        chosen = choose(processed, self.options.do_sample, self.generator)
+        token_id, ends = int(chosen), False
+        if self.criteria:
+            ends = bool(self.criteria(torch.cat((so_far, chosen), dim=-1), processed).any())
+        if self.top_logprobs is None:
+            return token_id, ends, None
+        logprobs = scores[0].log_softmax(-1)
+        values, indices = logprobs.topk(self.top_logprobs)
+        top = list(zip(indices.tolist(), values.tolist(), strict=True))
+        return token_id, ends, TokenLogprob(token_id, float(logprobs[token_id]), top)
+
+    def take(
+        self, token_id: int | None, reason: FinishReason | None = None, logprob: TokenLogprob | None = None
+    ) -> FinishReason | None:
+        """Hands the next token (None: the end without one) to the reader; gives why it was the last, if it was."""
+        if token_id is not None:
+            self.sequence[0, len(self.ids)] = token_id
+            self.ids.append(token_id)
+            if token_id in self._stop_ids:
+                reason = "stop"
+            elif reason is None and len(self.ids) >= self.limit:
+                reason = "length"
+        text, reason = self._answer.push(token_id, reason)
+        delta, self._shown = text[len(self._shown) :], text
+        self.stream.put(
+            EngineStep(
+                token_id,
+                delta,
+                reason,
+                self.prompt_tokens,
+                self.cached_tokens,
+                self._answer.tokens,
+                time.perf_counter() - self.began,
+                logprob,
+            )
+        )
+        return reason
+
+
+@dataclass
+class _Row:
+    """A row of the cache: which tokens it holds, and for whom (None: for whoever goes on from there)."""
+
+    ids: list[int] = field(default_factory=list)
+    request: _Request | None = None
+    used: int = 0
+
+
+class Engine:
+    """Runs requests together on `model`, which belongs to this engine until `close`.
+
+    Args:
+        max_batch: answers that run at once.
+        max_queue: requests that may wait besides.
+        cache_tokens: tokens that the KV caches of all rows may hold together; None takes half of the free memory.
+            A request that would need more on its own ends with the reason "length".
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_batch: int = 16,
+        max_queue: int = 64,
+        cache_tokens: int | None = None,
+    ) -> None:
+        for name, value, lowest in (("max_batch", max_batch, 1), ("max_queue", max_queue, 0)):
+            if value < lowest:
+                raise ValueError(f"{name} must be {lowest} or more, not {value}")
+        if cache_tokens is not None and cache_tokens < 2:
+            raise ValueError(f"cache_tokens must be 2 or more, not {cache_tokens}")
+        self.model, self.tokenizer = model, tokenizer
+        self.context: int = model.config.max_position_embeddings
+        self.max_batch, self.max_queue = max_batch, max_queue
+        self.cache_tokens = min(cache_tokens or affordable_tokens(model), max_batch * self.context)
+        self.statistics = Statistics()
+        self._decode_ids = ids_to_text(tokenizer)
+        self._cache = RowCache()
+        self._rows: list[_Row] = []  # those that answer, then at most one whose prompt is being read, then idle ones
+        self._answering = 0
+        self._busy = 0
+        self._waiting: deque[_Request] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._changed = threading.Condition()
+        self._unfinished = 0
+        self._numbers = 0
+        self._clock = 0
+        self._faults = 0
+        self._seconds_per_request = 1.0
+        self._closing_at: float | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="chatglm-engine", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------------------------------- for any thread
+
+    @property
+    def is_alive(self) -> bool:
+        """Takes requests."""
+        return self._failure is None and self._closing_at is None and self._thread.is_alive()
+
+    @property
+    def running(self) -> int:
+        return self._busy
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def cached(self) -> tuple[int, int]:
+        """Tokens that the rows hold, and bytes that they take."""
+        return sum(len(row.ids) for row in list(self._rows)), self._cache.size
+
+    def submit(self, ids: Sequence[int], options: GenerationOptions, top_logprobs: int | None = None) -> Stream:
+        """Starts an answer to the prompt `ids`; `top_logprobs` asks for probabilities, with that many likeliest tokens.
+
+        Raises as `submit_all`.
+        """
+        return self.submit_all([(ids, options)], top_logprobs)[0]
+
+    def submit_all(
+        self, requests: Sequence[tuple[Sequence[int], GenerationOptions]], top_logprobs: int | None = None
+    ) -> list[Stream]:
+        """Starts all of these answers or none.
+
+        Raises:
+            PromptTooLongError: a prompt leaves no room for an answer, in the context or the cache.
+            ValueError: a prompt is no prompt for this model.
+            QueueFullError: as many requests are waiting as may.
+            EngineStoppedError: the engine was closed, or failed.
+        """
+        made = [self._make_request(ids, options, top_logprobs) for ids, options in requests]
+        places = self.max_batch + self.max_queue
+        if len(made) > places:
+            raise ValueError(f"{len(made)} answers at once are more than this server ever takes ({places})")
+        with self._changed:
+            self._check_open()
+            if self._unfinished + len(made) > places:
+                self.statistics.refused += len(made)
+                waves = self._unfinished / self.max_batch
+                raise QueueFullError(len(self._waiting), max(1, math.ceil(self._seconds_per_request * waves)))
+            for request in made:
+                self._numbers += 1
+                request.number = self._numbers
+                self._waiting.append(request)
+            self._unfinished += len(made)
+            self.statistics.requests += len(made)
+            self._changed.notify_all()
+        return [request.stream for request in made]
+
+    def _make_request(self, ids: Sequence[int], options: GenerationOptions, top_logprobs: int | None) -> _Request:
+        if not ids:
+            raise ValueError("the prompt is empty")
+        vocabulary = self.model.config.vocab_size
+        if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU one wrong id would be the end of the process
+            raise ValueError(f"token ids must be from 0 to {vocabulary - 1}")
+        try:
+            limit = options.room_for(len(ids), min(self.context, self.cache_tokens))
+        except ValueError as error:
+            raise PromptTooLongError(str(error)) from error
+        self.model.positions_from(torch.tensor([list(ids)]), 0)  # for its errors
+        return _Request(ids, options, limit, top_logprobs, self._decode_ids)
+
+    def chat(
+        self, query: str, history: Sequence[Any] | None = None, role: str = "user", **settings: Any
+    ) -> Iterator[ChatStep]:
+        """`model.stream_steps` with the same arguments and the same answers, together with everybody else's.
+
+        The request is made at once; closing the iterator cancels it. Raises as `stream_steps` and `submit`.
+        """
+        ids, options = self.model.prepare_turn(self.tokenizer, query, history, role, **settings)
+        shown = ShownAnswer(self.tokenizer, query, history, role)
+        stream = self.submit(ids, options)
+        return self._chat_steps(stream, shown)
+
+    @staticmethod
+    def _chat_steps(stream: Stream, shown: ShownAnswer) -> Iterator[ChatStep]:
+        text = ""
+        with stream:
+            for step in stream:
+                text += step.delta
+                yield shown.step(
+                    GenerationStep(
+                        step.token_id,
+                        text,
+                        step.finish_reason,
+                        step.prompt_tokens,
+                        step.cached_tokens,
+                        step.completion_tokens,
+                        step.seconds,
+                    )
+                )
+
+    def call(self, function: Callable[[], Result]) -> Future[Result]:
+        """Runs a function that needs the model between two steps.
+
+        Raises:
+            QueueFullError, EngineStoppedError: as `submit_all`.
+        """
+        future: Future[Result] = Future()
+        with self._changed:
+            self._check_open()
+            if len(self._jobs) >= max(self.max_queue, 1):
+                self.statistics.refused += 1
+                raise QueueFullError(len(self._jobs), 1)
+            self._jobs.append((function, future))
+            self._changed.notify_all()
+        return future
+
+    def close(self, grace: float = 0.0, wait: bool = True) -> None:
+        """Takes nothing more, ends what waits, lets what runs finish for `grace` seconds, then ends that too."""
+        with self._changed:
+            closing_at = time.monotonic() + grace
+            self._closing_at = closing_at if self._closing_at is None else min(self._closing_at, closing_at)
+            self._changed.notify_all()
+        if wait and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise EngineStoppedError(f"the engine has failed: {self._failure}") from self._failure
+        if self._closing_at is not None:
+            raise EngineStoppedError("the server is shutting down")
+
+    # -------------------------------------------------------------------------------------- the engine's thread
+
+    def _run(self) -> None:
+        try:
+            with torch.no_grad():
+                while self._wait_for_work():
+                    self._do_jobs()
+                    self._drop_cancelled()
+                    self._read_prompts()
+                    self._answer_step()
+        except BaseException as error:  # whatever it was, nobody may be left waiting
+            self._failure = error
+        finally:
+            self._end_all()
+
+    def _wait_for_work(self) -> bool:
+        """Waits until there is something to do; False where the engine is to stop."""
+        with self._changed:
+            while not (self._waiting or self._busy or self._jobs or self._closing_at is not None):
+                self._changed.wait()
+        if self._closing_at is None:
+            return True
+        self._fail_waiting(EngineStoppedError("the server is shutting down"))
+        return self._busy > 0 and time.monotonic() < self._closing_at
+
+    def _fail_waiting(self, error: Exception) -> None:
+        with self._changed:
+            waiting, jobs = list(self._waiting), list(self._jobs)
+            self._waiting.clear()
+            self._jobs.clear()
+        for request in waiting:
+            self._fail(request, error)
+        for _, future in jobs:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    def _end_all(self) -> None:
+        reason = "the server is shutting down" if self._failure is None else f"the engine has failed: {self._failure}"
+        with self._changed:
+            if self._closing_at is None:
+                self._closing_at = time.monotonic()
+        self._fail_waiting(EngineStoppedError(reason))
+        for row in self._rows[: self._busy]:
+            if row.request is not None:
+                self._fail(row.request, EngineStoppedError(reason))
+        self._rows, self._busy, self._answering, self._cache = [], 0, 0, RowCache()
+
+    def _do_jobs(self) -> None:
+        while self._jobs:
+            function, future = self._jobs.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except Exception as error:  # for whoever asked for it
+                    future.set_exception(error)
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            cancelled = [request for request in self._waiting if request.is_cancelled]
+            for request in cancelled:
+                self._waiting.remove(request)
+        for index in reversed(range(self._busy)):
+            if self._request(index).is_cancelled:
+                cancelled.append(self._release(index))
+        for request in cancelled:
+            self._count(request, request.take(None, "cancelled"))
+
+    def _fail(self, request: _Request, error: Exception) -> None:
+        request.stream.put(error)
+        self._count(request, "error")
+
+    def _count(self, request: _Request, reason: str | None) -> None:
+        spent = time.perf_counter() - request.began
+        self._seconds_per_request += 0.1 * (spent - self._seconds_per_request)
+        with self._changed:
+            self._unfinished -= 1
+        finished = self.statistics.finished
+        finished[str(reason)] = finished.get(str(reason), 0) + 1
+
+    # ---- rows
+
+    def _request(self, index: int) -> _Request:
+        request = self._rows[index].request
+        if request is None:
+            raise RuntimeError(f"row {index} of the cache is idle")
+        return request
+
+    def _swap(self, first: int, second: int) -> None:
+        if first != second:
+            self._cache.swap(first, second, max(len(self._rows[first].ids), len(self._rows[second].ids)))
+            self._rows[first], self._rows[second] = self._rows[second], self._rows[first]
+
+    def _release(self, index: int, damaged: bool = False) -> _Request:
+        """Takes a row out of the busy ones; what it holds is kept for a later turn unless it is damaged."""
+        request = self._request(index)
+        if damaged:
+            self._cache.clear(index)
+            self._rows[index].ids = []
+        if index < self._answering:
+            self._answering -= 1
+            self._swap(index, self._answering)
+            index = self._answering
+        self._busy -= 1
+        self._swap(index, self._busy)
+        self._clock += 1
+        self._rows[self._busy].request, self._rows[self._busy].used = None, self._clock
+        return request
+
+    def _oldest_idle(self) -> int:
+        return min(range(self._busy, len(self._rows)), key=lambda index: self._rows[index].used)
+
+    def _make_room(self, rows: int, tokens: int) -> bool:
+        """Sees to it that there are `rows` rows of `tokens` tokens, at the cost of idle ones where it has to be."""
+        cache = self._cache
+        if rows <= cache.rows and tokens <= cache.capacity:
+            return True
+        if rows * tokens > self.cache_tokens:
+            return False
+        capacity = max(cache.capacity, min(-(-tokens * 5 // (4 * BLOCK)) * BLOCK, self.context))  # a quarter to spare
+        capacity = min(capacity, self.cache_tokens // rows)
+        wanted = cache.rows if rows <= cache.rows else min(2 * rows, self.max_batch)  # to keep idle conversations
+        wanted = max(rows, min(wanted, self.cache_tokens // capacity))
+        while len(self._rows) > wanted:
+            self._swap(self._oldest_idle(), len(self._rows) - 1)
+            del self._rows[-1]
+        cache.resize(wanted, capacity)
+        for row in self._rows:
+            del row.ids[capacity:]
+        self._rows += [_Row() for _ in range(wanted - len(self._rows))]
+        return True
+
+    def _longest(self) -> int:
+        return max((len(row.ids) for row in self._rows[: self._busy]), default=0)
+
+    def _admit(self) -> bool:
+        """Gives the request that has waited longest a row behind the answering ones, if there is room."""
+        if not self._waiting or self._busy == self.max_batch:
+            return False
+        request = self._waiting[0]
+        # Room for a few tokens each, or the next step would have to take somebody's row away again.
+        spare = min(BLOCK // 2, request.limit - len(request.ids)) if self._busy else 1
+        if not self._make_room(self._busy + 1, max(len(request.ids), self._longest()) + spare):
+            return False
+        with self._changed:
+            if not self._waiting or self._waiting[0] is not request:
+                return False
+            self._waiting.popleft()
+        try:
+            request.start(self.model)
+        except Exception as error:  # a processor that cannot be made, memory: this request's trouble only
+            self._fail(request, error)
+            return self._admit()
+        source, common = self._best_prefix(request.ids)
+        target = self._oldest_idle()
+        if source >= self._busy and 2 * common >= len(self._rows[source].ids):
+            target = source  # its conversation goes on
+        if common and source != target:
+            self._cache.copy(source, target, common)
+        row = self._rows[target]
+        row.ids, row.request = request.ids[:common], request
+        self._swap(target, self._busy)
+        self._busy += 1
+        request.cached_tokens = min(common, request.prompt_tokens)
+        self.statistics.prompt_tokens += request.prompt_tokens
+        self.statistics.cached_tokens += request.cached_tokens
+        return True
+
+    def _best_prefix(self, ids: list[int]) -> tuple[int, int]:
+        """The row that has most in common with `ids`, and how many tokens that are (not the last: it has to be run)."""
+        best, most = -1, 0
+        for index, row in enumerate(self._rows):
+            common = min(len(row.ids), len(ids) - 1)
+            if row.ids[:common] != ids[:common]:
+                common = next(i for i in range(common) if row.ids[i] != ids[i])
+            common = self.model.reusable_prefix(ids, common)
+            if common > most:
+                best, most = index, common
+        return best, most
+
+    # ---- steps
+
+    def _read_prompts(self) -> None:
+        """Reads prompts of requests that join, for about as long as a step may be delayed."""
+        left = PREFILL_TOKENS
+        while left > 0 and (self._busy > self._answering or self._admit()):
+            left -= self._read_prompt(self._answering)
+
+    def _read_prompt(self, index: int) -> int:
+        """A piece of a prompt; gives its length. Its end gives the first token."""
+        row, request = self._rows[index], self._request(index)
+        start, ids = len(row.ids), request.ids
+        end = min(start + PREFILL_TOKENS, len(ids))
+        if self.model.reusable_prefix(ids, end) != end:
+            end = len(ids)  # generation 1: tokens of the context see each other both ways
+        self._cache.select_row(index, start)
+        try:
+            scores = self._forward(request.sequence[:, start:end], request.positions[..., start:end], None)
+        except Exception as error:  # most likely memory: of this request's making
+            self._blame(error)
+            self._fail(self._release(index, damaged=True), error)
+            return end - start
+        row.ids = ids[:end]
+        if end == len(ids):
+            self._answering += 1
+            self._deliver(scores, index)
+        return end - start
+
+    def _answer_step(self) -> None:
+        """One token of every answer."""
+        while self._busy and not self._make_room(self._busy, self._longest() + 1):
+            self._preempt()
+        count = self._answering
+        if not count:
+            return
+        requests = [self._request(index) for index in range(count)]
+        lengths = [len(row.ids) for row in self._rows[:count]]
+        tokens = torch.tensor([[request.ids[-1]] for request in requests], device=self.model.device)
+        places = zip(requests, lengths, strict=True)
+        positions = torch.cat([request.positions[..., length : length + 1] for request, length in places])
+        mask = None
+        if count == 1:
+            self._cache.select_row(0, lengths[0])
+        else:
+            self._cache.select_rows(lengths, self.model.device)
+            if min(lengths) != max(lengths):
+                columns = torch.arange(max(lengths) + 1, device=self.model.device)
+                mask = (columns <= torch.tensor(lengths, device=self.model.device).unsqueeze(-1)).long()
+        try:
+            scores = self._forward(tokens, positions, mask)
+        except Exception as error:
+            self._blame(error)
+            for index in reversed(range(count)):
+                self._fail(self._release(index, damaged=True), error)
+            return
+        for row, request in zip(self._rows, requests, strict=False):
+            row.ids.append(request.ids[-1])
+        self.statistics.steps += 1
+        self._deliver(scores, 0)
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Scores (rows, vocabulary) behind the last of `ids` (rows, tokens)."""
+        outputs = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._faults = 0
+        return outputs.logits[:, -1].float().to(self.model.device)
+
+    def _blame(self, error: Exception) -> None:
+        """One failed forward may be the fault of its request; several in a row are not."""
+        self._faults += 1
+        if self._faults == 3:
+            raise error
+
+    def _deliver(self, scores: torch.Tensor, first: int) -> None:
+        """The next token for the rows from `first` on, one for each row of `scores`; rows that end are released."""
+        for offset in reversed(range(len(scores))):
+            index = first + offset
+            request = self._request(index)
+            try:
+                token_id, ends, logprob = request.choose(self.model, scores[offset : offset + 1])
+                reason = request.take(token_id, "stop" if ends else None, logprob)
+            except Exception as error:  # NaN, or a processor of the caller's: nobody else has to suffer
+                self._fail(self._release(index, damaged=True), error)
+                continue
+            self.statistics.completion_tokens += 1
+            if reason is not None:
+                self._count(self._release(index), reason)
+
+    def _preempt(self) -> None:
+        """Sends the request that came last back to the queue: its tokens will be read again when there is room."""
+        index = max(range(self._busy), key=lambda i: self._request(i).number)
+        request = self._release(index)
+        self.statistics.preempted += 1
+        with self._changed:
+            self._waiting.appendleft(request)
+
+
+def affordable_tokens(model: PreTrainedModel) -> int:
+    """How many tokens of KV cache fit into the memory that is left beside the model."""
+    config = model.config
+    size = 2 * config.num_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+    room = memory.available(model.device)
+    return 2**40 // size if room is None else max(2 * BLOCK, int(room * MEMORY_SHARE) // size)

@@ -1,0 +1,70 @@
+"""Errors as clients get them: a status, and a body in OpenAI's shape. Never a traceback."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from ..generation import NonFiniteLogitsError
+from .engine import EngineStoppedError, PromptTooLongError, QueueFullError
+
+log = logging.getLogger("chatglm.serving")
+
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 504: "timeout_error"}
+
+
+class ApiError(Exception):
+    """What a request ends with if not with an answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+        kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    @classmethod
+    def of(cls, error: BaseException) -> ApiError:
+        """The answer to what the code below raised."""
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, QueueFullError):
+            headers = {"Retry-After": str(error.retry_after)}
+            return cls(429, str(error), code="queue_full", headers=headers)
+        if isinstance(error, EngineStoppedError):
+            return cls(503, str(error), code="unavailable", headers={"Retry-After": "10"})
+        if isinstance(error, PromptTooLongError):
+            return cls(400, str(error), param="messages", code="context_length_exceeded")
+        if isinstance(error, NonFiniteLogitsError):
+            return cls(500, str(error), code="non_finite_logits")
+        if isinstance(error, (ValueError, TypeError)):
+            return cls(400, str(error))
+        return cls.internal(error)
+
+    @classmethod
+    def internal(cls, error: BaseException) -> ApiError:
+        """A fault of ours: the log gets it, the client does not."""
+        log.error("a request failed", exc_info=error)
+        return cls(500, "the server could not answer; its log says why", code="internal_error")
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def validation_message(errors: list[Any]) -> tuple[str, str | None]:
+    """What pydantic found, as one sentence for a person, and the first parameter that it is about."""
+    parts = []
+    for error in errors[:3]:
+        place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+        parts.append(": ".join((*([".".join(place)] if place else []), error["msg"])))
+    first = [str(part) for part in errors[0]["loc"] if part != "body"]
+    return "; ".join(parts), first[0] if first else None

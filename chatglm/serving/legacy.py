@@ -1,0 +1,114 @@
+"""The contract of the original `api.py`, which LangChain's ChatGLM and many scripts speak."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, StrictStr, model_validator
+from starlette.responses import Response
+
+from ..chat import ChatStep, ShownAnswer
+from ..conversation import validate_history
+from ..generation import GenerationStep
+from .engine import Engine, Stream
+from .openai import check_text
+from .service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
+
+router = APIRouter(tags=["original"])
+
+
+class Question(BaseModel):
+    """Further keys are ignored, as the original does."""
+
+    prompt: StrictStr
+    history: list[Any] | None = None
+    max_length: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, values: Any) -> Any:
+        return check_text(values)
+
+
+#: What the original takes where a request says nothing.
+DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
+
+
+class Turn:
+    """One question on its way."""
+
+    def __init__(self, engine: Engine, question: Question) -> None:
+        self._engine = engine
+        given = list(question.history or [])
+        version = engine.tokenizer.chatglm_version
+        # Clients of the original know pairs only: for ChatGLM3, which takes role messages, they are turned around.
+        self.pairs = version == 3 and all(isinstance(item, (list, tuple)) for item in given)
+        history: list[Any] = given
+        self.given = validate_history(2, given) if self.pairs else validate_history(version, given)
+        if self.pairs:
+            history = [
+                {"role": role, "content": text}
+                for pair in self.given
+                for role, text in zip(("user", "assistant"), pair, strict=True)
+            ]
+        values = question.model_dump(include=set(DEFAULTS), exclude_none=True)
+        settings = DEFAULTS | values
+        self.request = engine.model.prepare_turn(engine.tokenizer, question.prompt, history, **settings)
+        self.prompt = question.prompt
+        self._shown = ShownAnswer(engine.tokenizer, question.prompt, history)
+
+    async def steps(self, service: Service, stream: Stream) -> AsyncIterator[ChatStep]:
+        text = ""
+        async for step in service.steps(stream):
+            text += step.delta
+            counts = (step.prompt_tokens, step.cached_tokens, step.completion_tokens, step.seconds)
+            yield self._shown.step(GenerationStep(step.token_id, text, step.finish_reason, *counts))
+
+    def body(self, last: ChatStep) -> dict[str, Any]:
+        history: Sequence[Any] = last.history
+        if self.pairs:
+            history = [*self.given, (self.prompt, last.text)]
+        now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        response = last.text if self.pairs else last.response
+        return {"response": response, "history": history, "status": 200, "time": now}
+
+
+async def _start(request: Request, question: Question) -> tuple[Service, Turn, Stream]:
+    service = service_of(request)
+    engine = service.engine
+    turn = await in_thread(Turn, engine, question)
+    return service, turn, submit(engine, [turn.request])[0]
+
+
+@router.post("/")
+async def answer(request: Request, question: Question) -> Response:
+    """`{"prompt", "history", "max_length", "top_p", "temperature"}` -> `{"response", "history", "status", "time"}`"""
+    service, turn, stream = await _start(request, question)
+
+    async def last() -> ChatStep:
+        with service.limited([stream]):
+            async for step in turn.steps(service, stream):
+                final = step
+        return final
+
+    return Json(turn.body(await unless_gone(request, last())))
+
+
+@router.post("/stream")
+async def stream_answer(request: Request, question: Question) -> Response:
+    """The same as server-sent events: `{"delta"}` again and again, at last the body of `POST /`."""
+    service, turn, stream = await _start(request, question)
+
+    async def events() -> AsyncGenerator[dict[str, Any], None]:
+        with service.limited([stream]):
+            async for step in turn.steps(service, stream):
+                if step.delta:
+                    yield {"delta": step.delta}
+            yield turn.body(step)
+
+    return EventStream(events())

@@ -1,0 +1,364 @@
+"""The web page: for each visitor a chat with any source of answers, drawn with gradio."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import inspect
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from ..conversation import validate_history
+from ..messages import LANGUAGES, PAGE, TERMINAL
+from ..session import Session
+from . import display
+from .page_style import CODE_FONTS, FONTS, STYLE, LocalOnly
+
+#: (question, history, settings, cancel) -> the steps of the answer, as `Engine.chat` gives them. Settings are its
+#: keyword arguments, `role` among them; once `cancel` is set, the answer ends soon with what was said so far.
+Answer = Callable[[str, list[Any], dict[str, Any], threading.Event], Iterator[Any]]
+
+#: Generation -> most and default of the maximum length, default of top p and temperature, as in the originals' pages.
+#: Generation 3 as its Streamlit page, where the length counts prompt and answer as it does here.
+SLIDERS = {1: (4096, 2048, 0.7, 0.95), 2: (32768, 8192, 0.8, 0.95), 3: (32768, 8192, 0.8, 0.6)}
+EXAMPLES = ["你好", "Hello", "12 + 7 = ?", "3公里等于多少米？"]
+REFRESH = 0.05  # seconds between two pictures of a growing answer
+MOST_CHARACTERS = 200_000  # of a question; more is refused before the tokenizer sees it
+MOST_CHATS = 50  # kept in the browser, whose store is small
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, the history it is asked after, and the history to go back to where no answer comes."""
+
+    question: str
+    role: str
+    history: list[Any]
+    before: list[Any]
+    attempt: int = 0
+
+
+class Page:
+    """The page and what happens on it.
+
+    version: generation of the model: the form of histories, the sliders, whether there are system prompt and tools.
+    settings: keyword arguments for every answer; `max_length`, `top_p` and `temperature` are where the sliders begin.
+    demo_millions: parameters in millions where the model is the bundled demo, for the note that says so.
+    at_once: how many answers may be computed at the same time; other visitors wait for their turn.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        version: int,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        system: str | None = None,
+        tools: list[Any] | None = None,
+        demo_millions: int | None = None,
+        at_once: int = 1,
+    ) -> None:
+        self.answer, self.version, self.settings = answer, version, dict(settings or {})
+        self.running: dict[str, threading.Event] = {}  # by gradio's session: at most one answer for each visitor
+        texts = {
+            language: {key: text[language].replace("{millions}", str(demo_millions)) for key, text in PAGE.items()}
+            for language in LANGUAGES
+        }
+        self.labels = gr.I18n(**texts, **{"zh-CN": texts["zh"], "zh-TW": texts["zh"], "zh-HK": texts["zh"]})
+        self.name = f"ChatGLM{version}" if version > 1 else "ChatGLM"
+        with gr.Blocks(title=self.name, analytics_enabled=False, fill_height=True) as self.blocks:
+            self._draw(system, tools, demo_millions is not None)
+            self._connect()
+        self.blocks.queue(default_concurrency_limit=at_once)
+
+    def launch(self, **kwargs: Any) -> Any:
+        """Serves the page; arguments as for `gr.Blocks.launch`. What visitors could use to fill the disk is off."""
+        return self.blocks.launch(
+            theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
+            css=STYLE,
+            i18n=self.labels,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            max_file_size=1,
+            app_kwargs={"middleware": [Middleware(LocalOnly)]},
+            **kwargs,
+        )
+
+    def _draw(self, system: str | None, tools: list[Any] | None, is_demo: bool) -> None:
+        text: Callable[[str], Any] = self.labels
+        roles = self.version == 3
+        most, length, top_p, temperature = SLIDERS[self.version]
+        begin = {"max_length": length, "top_p": top_p, "temperature": temperature} | self.settings
+        self.history = gr.State([])  # raw texts, without the system message
+        self.chat_id = gr.State(None)
+        self.turn = gr.State(None)
+        self.copied = gr.Textbox(visible=False)
+        self.chats = gr.BrowserState([], storage_key=f"chatglm-{self.version}", secret="chatglm")
+        with gr.Sidebar(open=False, elem_id="side"):
+            self.new = gr.Button(text("new"), variant="primary", elem_id="new")
+            self.chat_list = gr.Dataset(
+                components=[gr.Textbox(visible=False)], samples=[], label=text("chats"), layout="table", type="index",
+                elem_id="chats",
+            )  # fmt: skip
+            self.delete = gr.Button(text("delete"), size="sm", elem_id="delete")
+            self.system = gr.Textbox(system or "", label=text("system"), lines=2, visible=roles, elem_id="system")
+            self.tools = gr.Textbox(
+                json.dumps(tools, ensure_ascii=False, indent=1) if tools else "", label=text("tools"), lines=2,
+                max_lines=6, visible=roles, elem_id="tools",
+            )  # fmt: skip
+            self.max_length = gr.Slider(
+                0, max(most, begin["max_length"]), begin["max_length"], step=1, label=text("max_length"),
+                info=text("max_length_info"), elem_id="max_length",
+            )  # fmt: skip
+            self.top_p = gr.Slider(0, 1, begin["top_p"], step=0.01, label=text("top_p"), elem_id="top_p")
+            self.temperature = gr.Slider(
+                0, max(1, begin["temperature"]), begin["temperature"], step=0.01, label=text("temperature"),
+                info=text("temperature_info"), elem_id="temperature",
+            )  # fmt: skip
+        gr.Markdown(f"## {self.name}", elem_id="title")
+        if is_demo:
+            gr.Markdown(text("demo"), elem_id="demo-note")
+        self.chat = gr.Chatbot(
+            show_label=False, elem_id="chat", scale=1, height=None, placeholder=text("placeholder"), editable="user",
+            buttons=["copy"], latex_delimiters=[], allow_tags=False, sanitize_html=True, layout="bubble",
+            group_consecutive_messages=False, feedback_options=None, examples=[{"text": text} for text in EXAMPLES],
+        )  # fmt: skip
+        self.speed = gr.Markdown(elem_id="speed")
+        self.box = gr.Textbox(
+            show_label=False, placeholder=text("question"), elem_id="box", lines=1, max_lines=10, submit_btn=True,
+            stop_btn=False, autofocus=True, max_length=MOST_CHARACTERS,
+        )  # fmt: skip
+
+    def _connect(self) -> None:
+        begins = [
+            self.box.submit(self.ask, [self.box, self.history], self._shown, queue=False, **PRIVATE),
+            self.chat.example_select(self.ask_example, self.history, self._shown, queue=False, **PRIVATE),
+            self.chat.retry(self.retry, [self.history, self.turn], self._shown, queue=False, **PRIVATE),
+            self.chat.edit(self.edit, self.history, self._shown, queue=False, **PRIVATE),
+        ]
+        knobs = [self.system, self.tools, self.max_length, self.top_p, self.temperature]
+        answers = [begin.success(self.reply, [self.turn, *knobs], self._shown, **PRIVATE) for begin in begins]
+        kept = [self.box, self.chat_id, self.chats]
+        for answer in answers:
+            answer.then(self.keep, [self.history, self.chat_id, self.chats], kept, queue=False, **PRIVATE)
+        self.box.stop(self.stop, queue=False, **PRIVATE)
+        # What leaves the conversation also ends its answer, and nothing of that may arrive afterwards.
+        leaving: dict[str, Any] = {"queue": False, "cancels": answers, **PRIVATE}
+        place = [*self._shown, self.chat_id]
+        self.new.click(self.start, None, place, **leaving)
+        self.chat.clear(self.start, None, place, **leaving)
+        undone = self.chat.undo(self.undo, [self.history, self.chat_id], place, **leaving)
+        undone.then(self.keep, [self.history, self.chat_id, self.chats], kept, queue=False, **PRIVATE)
+        self.chat_list.click(self.open, [self.chat_list, self.chats], place, **leaving)
+        self.delete.click(self.remove, [self.chat_id, self.chats], [*place, self.chats], **leaving)
+        for event in (self.blocks.load, self.chats.change):
+            event(self.list_chats, self.chats, self.chat_list, queue=False, **PRIVATE)
+        # The box copies what it shows; the visitor wants the text as it was written.
+        self.chat.copy(self.copy, self.history, self.copied, queue=False, **PRIVATE).then(
+            None, self.copied, None, js="text => { if (text) navigator.clipboard?.writeText(text) }"
+        )
+        self.blocks.unload(self.leave)
+
+    @property
+    def _shown(self) -> list[Any]:
+        return [self.chat, self.history, self.turn, self.box, self.speed]
+
+    # ------------------------------------------------------------------------------------ a question and its answer
+
+    def ask(self, question: str, history: list[Any], request: gr.Request) -> dict[Any, Any]:
+        if not question.strip():
+            raise gr.Error("", visible=False, print_exception=False)
+        return self._begin(Turn(question, self._next_role(history), history, history), request)
+
+    def ask_example(self, history: list[Any], request: gr.Request, chosen: gr.SelectData) -> dict[Any, Any]:
+        return self.ask(chosen.value["text"], history, request)
+
+    def retry(self, history: list[Any], last: Turn | None, request: gr.Request) -> dict[Any, Any]:
+        session = self._session(history)
+        question, role = session.undo() or ("", "user")
+        attempt = last.attempt + 1 if last else 1  # the same seed would only give the same answer again
+        return self._begin(Turn(question, role, session.history, history, attempt), request)
+
+    def edit(self, history: list[Any], request: gr.Request, edited: gr.EditData) -> dict[Any, Any]:
+        index = edited.index if isinstance(edited.index, int) else edited.index[0]
+        role = history[index]["role"] if self.version == 3 else "user"
+        kept = history[: index if self.version == 3 else index // 2]
+        return self._begin(Turn(display.raw(edited.value), role, kept, history), request)
+
+    def _begin(self, turn: Turn, request: gr.Request) -> dict[Any, Any]:
+        language = language_of(request)
+        if request.session_hash in self.running:
+            raise gr.Error(PAGE["busy"][language], print_exception=False)
+        if len(turn.question) > MOST_CHARACTERS:
+            raise gr.Error(PAGE["too_long"][language], print_exception=False)
+        self.running[str(request.session_hash)] = threading.Event()
+        return {
+            self.chat: [*self._messages(turn.history), display.question(turn.question)],
+            self.turn: turn,
+            self.box: gr.Textbox("", submit_btn=False, stop_btn=True),
+            self.speed: "",
+        }
+
+    def reply(
+        self, turn: Turn, system: str, tools: str, max_length: int, top_p: float, temperature: float,
+        request: gr.Request,
+    ) -> Iterator[dict[Any, Any]]:  # fmt: skip
+        """The answer as it grows. The history changes only with its end, together with what is shown."""
+        session_hash, language = str(request.session_hash), language_of(request)
+        cancel = self.running.get(session_hash)
+        if cancel is None:  # the visitor left the conversation while waiting
+            return
+        shown = [*self._messages(turn.history), display.question(turn.question)]
+        step, failure, drawn = None, "", 0.0
+        try:
+            session = Session(self.version, system.strip() or None, read_tools(tools, language))
+            head = len(session.history)
+            settings = self.settings | {
+                "role": turn.role, "max_length": int(max_length) or None, "top_p": top_p, "temperature": temperature,
+            }  # fmt: skip
+            if "seed" in settings:
+                settings["seed"] += turn.attempt
+            for step in self.answer(turn.question, [*session.history, *turn.history], settings, cancel):
+                if self.running.get(session_hash) is not cancel:
+                    return
+                if step.finish_reason is None and step.text and time.monotonic() - drawn > REFRESH:
+                    yield {self.chat: [*shown, display.answer(step.text)]}
+                    drawn = time.monotonic()
+        except (ValueError, ArithmeticError) as error:  # a question that does not fit, tools that are none, NaN
+            failure = str(error)
+        except Exception:
+            logger.exception("an answer failed")
+            failure = PAGE["internal"][language]
+        finally:
+            if self.running.get(session_hash) is cancel:
+                del self.running[session_hash]
+        if not failure and step is not None and (step.text.strip() or step.finish_reason != "cancelled"):
+            history = step.history[head:]
+            yield {self.chat: self._messages(history), self.history: history, self.speed: speed(step, language)}
+            return
+        if failure:
+            gr.Warning(html.escape(TERMINAL["error"][language].format(reason=failure)))
+        # As it was before; only a question that was typed is not lost.
+        yield {self.chat: self._messages(turn.before)} | ({} if turn.attempt else {self.box: turn.question})
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the visitor's answer; what has been said of it stays."""
+        if cancel := self.running.get(str(request.session_hash)):
+            cancel.set()
+
+    def leave(self, request: gr.Request) -> None:
+        """Ends the visitor's answer, of which nothing is wanted any more."""
+        if cancel := self.running.pop(str(request.session_hash), None):
+            cancel.set()
+
+    # ------------------------------------------------------------------------------------------------ conversations
+
+    def keep(
+        self, history: list[Any], chat_id: str | None, chats: Any, request: gr.Request
+    ) -> tuple[Any, str | None, list[dict[str, Any]]]:
+        """After an answer: the box takes a question again, and the browser keeps the conversation."""
+        chat_id = chat_id or uuid.uuid4().hex
+        others = [chat for chat in self._known(chats) if chat["id"] != chat_id]
+        this = [{"id": chat_id, "history": history}] if history else []
+        running = str(request.session_hash) in self.running
+        return gr.skip() if running else self._free_box(history, request), chat_id, [*this, *others][:MOST_CHATS]
+
+    def start(self, request: gr.Request) -> list[Any]:
+        self.leave(request)
+        return self._place([], None, request)
+
+    def open(self, index: int, chats: Any, request: gr.Request) -> list[Any]:
+        self.leave(request)
+        chat = self._known(chats)[index]
+        return self._place(chat["history"], chat["id"], request)
+
+    def remove(self, chat_id: str | None, chats: Any, request: gr.Request) -> list[Any]:
+        return [*self.start(request), [chat for chat in self._known(chats) if chat["id"] != chat_id]]
+
+    def undo(self, history: list[Any], chat_id: str | None, request: gr.Request) -> list[Any]:
+        """Takes the last turn back and its question into the box."""
+        self.leave(request)
+        session = self._session(history)
+        question, _ = session.undo() or ("", "user")
+        return self._place(session.history, chat_id, request, question)
+
+    def list_chats(self, chats: Any) -> Any:
+        return gr.Dataset(samples=[[title(self.version, chat["history"])] for chat in self._known(chats)])
+
+    def copy(self, history: list[Any], copied: gr.CopyData) -> str:
+        """The raw text of the message whose display copy went to the clipboard."""
+        shown = [inspect.cleandoc(message["content"]) for message in self._messages(history)]
+        raw = dict(zip(shown, display.texts(self.version, history), strict=True))
+        return raw.get(inspect.cleandoc(copied.value)) or display.raw(copied.value)
+
+    def _place(self, history: list[Any], chat_id: str | None, request: gr.Request, question: str = "") -> list[Any]:
+        """Values for `_shown` and the id: the page with this conversation, at rest."""
+        return [self._messages(history), history, None, self._free_box(history, request, question), "", chat_id]
+
+    def _free_box(self, history: list[Any], request: gr.Request, question: str | None = None) -> Any:
+        key = "observation" if self._next_role(history) == "observation" else "question"
+        changes: dict[str, Any] = {
+            "submit_btn": True,
+            "stop_btn": False,
+            "placeholder": PAGE[key][language_of(request)],
+        }
+        return gr.update(**changes) if question is None else gr.update(value=question, **changes)
+
+    def _known(self, chats: Any) -> list[dict[str, Any]]:
+        """Of what a browser has kept what is a conversation of this generation; it may have been written by anyone."""
+        known = []
+        for chat in chats if isinstance(chats, list) else []:
+            with contextlib.suppress(TypeError, ValueError, KeyError):
+                known.append({"id": str(chat["id"]), "history": validate_history(self.version, chat["history"])})
+        return known[:MOST_CHATS]
+
+    def _messages(self, history: list[Any]) -> list[dict[str, Any]]:
+        return display.messages(self.version, history)
+
+    def _session(self, history: list[Any]) -> Session:
+        session = Session(self.version)
+        session.history = list(history)
+        return session
+
+    def _next_role(self, history: list[Any]) -> str:
+        return self._session(history).next_role
+
+
+def language_of(request: gr.Request) -> str:
+    """ "zh" where the visitor's browser prefers Chinese, else "en"."""
+    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
+
+
+def read_tools(text: str, language: str) -> list[Any] | None:
+    """The tools that a visitor has written. ValueError where they are no JSON; the session checks the rest."""
+    try:
+        return json.loads(text) if text.strip() else None
+    except ValueError as error:
+        raise ValueError(PAGE["tools_json"][language].format(reason=error)) from error
+
+
+def speed(step: Any, language: str) -> str:
+    """The line under an answer: how many tokens, how fast, and why it ended where that is not for the model to say."""
+    note = TERMINAL[step.finish_reason][language] if step.finish_reason != "stop" else ""
+    rate = step.completion_tokens / max(step.seconds, 1e-9)
+    return TERMINAL["speed"][language].format(tokens=step.completion_tokens, rate=rate, note=note)
+
+
+def title(version: int, history: list[Any]) -> str:
+    """The beginning of the first question."""
+    first = " ".join(next(iter(display.texts(version, history)), "").split())
+    return first if len(first) <= 40 else first[:39] + "…"

@@ -1,0 +1,49 @@
+"""How the web page looks, and the header by which a browser fetches nothing for it from elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STYLE = """
+#title h2 { margin: 0 }
+#demo-note { opacity: .8; font-size: .9em }
+#chat { min-height: 14rem; height: calc(100dvh - 13rem) !important; flex: none }
+#demo-note + #chat { height: calc(100dvh - 16rem) !important }
+@media (max-width: 640px) { #demo-note + #chat { height: calc(100dvh - 23rem) !important } }
+#chat math[display=block] + br { display: none }
+#chat math { font-size: 1.1em }
+#chat math[display=block] { display: block math; overflow-x: auto; max-width: 100%; padding: .4em 0 }
+#chats td { padding: .4em .6em; text-align: left }
+#chats .thumbnail, #chats td div { min-height: 0; padding: 0 }
+#speed { min-height: 1.4em; opacity: .7; font-size: .85em }
+"""
+#: Fonts of the visitor's system, for Chinese too: gradio's own would not have it.
+FONTS = ["system-ui", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
+CODE_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "Noto Sans Mono CJK SC", "monospace"]
+
+# Gradio's page needs inline scripts and styles; everything has to come from this server all the same.
+_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'self'"
+)
+
+
+class LocalOnly:
+    """ASGI middleware: whatever a model or a visitor writes, no browser asks another server because of it."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [
+                    *message.get("headers", []),
+                    (b"content-security-policy", _POLICY.encode()),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)

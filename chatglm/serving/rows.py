@@ -1,0 +1,100 @@
+"""The KV cache of many sequences at once: one row for each, all of one capacity, in one pair of tensors per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import Cache
+
+#: Rows grow by this many tokens at least, so that growing is rare.
+BLOCK = 128
+
+
+class RowCache(Cache):
+    """Keys and values of `rows` sequences, each (rows, heads, capacity, head_dim); row i holds its tokens from 0 on.
+
+    A forward runs on one row (`select` with a start; any number of tokens) or on the first n rows together (one token
+    each, at places that may differ). What lies behind the tokens of a row is masked by the caller; it is finite.
+    """
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.rows = 0
+        self.capacity = 0
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._row: int | None = None
+        self._past = 0
+        self._lines = self._places = torch.zeros(0, dtype=torch.long)
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return sum(part.nbytes for part in (*self._keys, *self._values))
+
+    def select_row(self, row: int, start: int) -> None:
+        """The next forward writes to `row` from token `start` on."""
+        self._row, self._past = row, start
+
+    def select_rows(self, lengths: Sequence[int], device: torch.device) -> None:
+        """The next forward writes one token to each of the first rows, behind the `lengths` they have."""
+        self._row, self._past = None, max(lengths)
+        self._places = torch.tensor(lengths, device=device)
+        self._lines = torch.arange(len(lengths), device=device)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        while len(self._keys) <= layer_idx:
+            for parts, states in ((self._keys, key_states), (self._values, value_states)):
+                # Zeros: what is masked has the weight 0, and 0 times NaN would be NaN.
+                parts.append(states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3]))
+        seen = []
+        for parts, states in ((self._keys, key_states), (self._values, value_states)):
+            held = parts[layer_idx]
+            end = self._past + states.shape[2]
+            if self._row is not None:
+                held[self._row, :, self._past : end] = states[0]
+                seen.append(held[self._row : self._row + 1, :, :end])
+            else:
+                held[self._lines.to(held.device), :, self._places.to(held.device)] = states[:, :, 0]
+                seen.append(held[: len(states), :, :end])
+        return seen[0], seen[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._past
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self._past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self._past + query_length, 0
+
+    def resize(self, rows: int, capacity: int) -> None:
+        """Keeps the first rows and tokens, as many as fit."""
+        kept, length = min(rows, self.rows), min(capacity, self.capacity)
+        for parts in (self._keys, self._values):
+            for layer, old in enumerate(parts):  # one layer after the other: never twice the memory
+                new = old.new_zeros(rows, old.shape[1], capacity, old.shape[3])
+                new[:kept, :, :length] = old[:kept, :, :length]
+                parts[layer] = new
+        self.rows, self.capacity = rows, capacity
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first tokens of one row to another."""
+        for held in (*self._keys, *self._values):
+            held[target, :, :length] = held[source, :, :length]
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        for held in (*self._keys, *self._values):
+            kept = held[first, :, :length].clone()
+            held[first, :, :length] = held[second, :, :length]
+            held[second, :, :length] = kept
+
+    def clear(self, row: int) -> None:
+        """Zeros, where a row may hold NaN."""
+        for held in (*self._keys, *self._values):
+            held[row].zero_()

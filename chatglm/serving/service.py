@@ -1,0 +1,159 @@
+"""What the routes share: the engine, who is served under which name, time limits, server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from .engine import Engine, EngineStep, Stream
+from .errors import ApiError
+from .metrics import Metrics
+
+Result = TypeVar("Result")
+
+
+class Service:
+    """The state of one server.
+
+    Args:
+        names: under which clients may ask for the model; the first one is listed first.
+        timeout: seconds that one request may take.
+    """
+
+    def __init__(self, names: Sequence[str], timeout: float) -> None:
+        self.names, self.timeout = list(names), timeout
+        self.created = int(time.time())
+        self.metrics = Metrics()
+        self.loaded: Engine | None = None
+        self.failure: BaseException | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """Raises ApiError (503) while there is none."""
+        if self.loaded is None:
+            reason = "the model is still loading" if self.failure is None else "the model could not be loaded"
+            raise ApiError(503, reason, code="unavailable", headers={"Retry-After": "5"})
+        return self.loaded
+
+    async def steps(self, stream: Stream) -> AsyncIterator[EngineStep]:
+        """The steps of an answer, measured. Raises ApiError for whatever ends it early."""
+        try:
+            async for step in stream:
+                if step.completion_tokens == 1 and step.token_id is not None:
+                    self.metrics.first_token.add(step.seconds)
+                if step.finish_reason == "cancelled":
+                    raise ApiError(504, f"the answer took longer than {self.timeout:g} s", code="timeout")
+                if step.finish_reason is not None:
+                    self.metrics.answer.add(step.seconds)
+                yield step
+        except ApiError:
+            raise
+        except Exception as error:
+            raise ApiError.of(error) from error
+
+    @contextlib.contextmanager
+    def limited(self, streams: Sequence[Stream]) -> Iterator[None]:
+        """Ends the answers when their time is over, and when nobody waits for them any more."""
+
+        def cancel() -> None:
+            for stream in streams:
+                stream.cancel()
+
+        timer = asyncio.get_running_loop().call_later(self.timeout, cancel)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            cancel()
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def in_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Runs what may take a while (long texts to tokens), with its errors as ApiError."""
+    try:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except Exception as error:
+        raise ApiError.of(error) from error
+
+
+def submit(engine: Engine, requests: Sequence[Any], top_logprobs: int | None = None) -> list[Stream]:
+    """`engine.submit_all` with its errors as ApiError."""
+    try:
+        return engine.submit_all(requests, top_logprobs)
+    except Exception as error:
+        raise ApiError.of(error) from error
+
+
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of `work`, which is cancelled when the client goes away."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "the client has gone")
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def dumps(value: Any) -> str:
+    """JSON as UTF-8 can carry it: half of a surrogate pair, which a model may write as an escape, stays an escape."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
+
+
+class Json(JSONResponse):
+    def render(self, content: Any) -> bytes:
+        return dumps(content).encode()
+
+
+async def _events(items: AsyncGenerator[Any, None], done: str | None) -> AsyncGenerator[str, None]:
+    async with contextlib.aclosing(items):
+        try:
+            async for item in items:
+                yield f"data: {dumps(item)}\n\n"
+        except ApiError as error:
+            yield f"data: {dumps(error.body)}\n\n"
+    if done is not None:
+        yield f"data: {done}\n\n"
+
+
+class EventStream(StreamingResponse):
+    """JSON values as server-sent events; an ApiError among them becomes the last one.
+
+    Args:
+        items: closed when the client goes away.
+        done: sent at the end as it is.
+    """
+
+    def __init__(self, items: AsyncGenerator[Any, None], done: str | None = None) -> None:
+        self._generator = _events(items, done)
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._generator, media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self._generator):
+            await super().__call__(scope, receive, send)

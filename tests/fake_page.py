@@ -1,0 +1,95 @@
+"""web_demo.py with a model that answers at once and predictably: `python tests/fake_page.py VERSION ARGUMENTS...`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import web_demo
+
+ANSWERS = {
+    "formula": "The root is $\\sqrt{2}$ and\n$$\\frac{a_1}{b^2} = c$$\nas \\(x*y*z\\) shows.",
+    "code": "Here:\n\n```python\nfor i in range(3):\n\n    print(i < 2)\n```\n",
+    "evil": (
+        "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'> ![p](http://evil.test/a.png) "
+        "[j](javascript:window.pwned=3) $\\text{<img src=x onerror='window.pwned=4'>}$ &lt;b&gt; "
+        "<svg onload='window.pwned = 5'> <style>body { display: none }</style> <a href='//evil.test'>a</a> **bold**"
+    ),
+}
+
+
+class FakeEngine:
+    """Answers with its settings, its history or a text above; else repeats the question. "forever" never ends."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, max_batch: int) -> None:
+        self.version = tokenizer.chatglm_version
+        self.active = 0
+        self.attempts = itertools.count(1)
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def chat(
+        self, query: str, history: list[Any], *, role: str, cancel: threading.Event, **settings: Any
+    ) -> Iterator[Any]:
+        if query == "boom":
+            raise ValueError("the question does <b>not</b> fit")
+        if query == "bug":
+            raise RuntimeError("secret detail")
+        self.active += 1
+        try:
+            text, count = "", 0
+            for count, piece in enumerate(self._pieces(query, history, role, cancel, settings), 1):
+                text += piece
+                yield self._step(text, None, count, history)
+                if cancel.is_set():
+                    break
+            metadata = "get_<i>weather</i>" if query == "call" else ""
+            turn: list[Any] = [(query, text)]
+            if self.version == 3:
+                answer = {"role": "assistant", "metadata": metadata, "content": text}
+                turn = [{"role": role, "content": query}, answer]
+            yield self._step(text, "cancelled" if cancel.is_set() else "stop", count + 1, [*history, *turn])
+        finally:
+            self.active -= 1
+
+    def _pieces(
+        self, query: str, history: list[Any], role: str, cancel: threading.Event, settings: dict[str, Any]
+    ) -> Iterator[str]:
+        if query == "forever":
+            for number in itertools.count():
+                yield f"{number} "
+                cancel.wait(0.01)
+        elif query == "settings":
+            yield json.dumps(settings, sort_keys=True)
+        elif query == "history":
+            yield f"```json\n{json.dumps(history, ensure_ascii=False)}\n```"
+        elif query == "active":
+            yield f"active: {self.active - 1}"
+        elif query == "attempt":
+            yield f"attempt: {next(self.attempts)}"
+        elif query == "call":
+            yield "```python\ntool_call(city='北京')\n```"
+        elif query in ANSWERS:
+            yield from ANSWERS[query]
+        else:
+            yield from f"[{role}] {query}"
+
+    @staticmethod
+    def _step(text: str, reason: str | None, count: int, history: list[Any]) -> Any:
+        return SimpleNamespace(text=text, finish_reason=reason, completion_tokens=count, seconds=0.5, history=history)
+
+
+if __name__ == "__main__":
+    fakes = SimpleNamespace(name_or_path="/nowhere"), SimpleNamespace(chatglm_version=int(sys.argv.pop(1)))
+    web_demo.load_from_arguments = lambda args: fakes
+    web_demo.Engine = FakeEngine  # type: ignore[assignment,misc]
+    sys.exit(web_demo.main())

@@ -1,0 +1,49 @@
+"""The CPU benchmarks run, at sizes that mean nothing."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from benchmarks import decode_6b, matrices
+from chatglm.kernels import KernelUnavailable, cpu
+
+TINY = {"num_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "max_sequence_length": 64}
+WIDTHS = {1: {"inner_hidden_size": 256}, 2: {"ffn_hidden_size": 256, "kv_channels": 64, "seq_length": 64}}
+
+
+@pytest.fixture(autouse=True)
+def _needs_kernels() -> None:
+    try:
+        cpu.load()
+    except KernelUnavailable as reason:
+        pytest.skip(f"no CPU kernels here: {reason}")
+
+
+def test_matrices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(matrices, "LAYER", {2: ((64, 128), (128, 256))})
+    monkeypatch.setattr(matrices, "HEAD", {2: (192, 128)})
+    monkeypatch.setattr(sys, "argv", ["matrices", "--repeats", "1", "--layers", "2", "--rows", "1", "3"])
+    matrices.main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(table) == 1 + 2 * (4 + 4 + 2)
+    assert {line.count("|") for line in table} == {10}
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_decode_6b(generation: int) -> None:
+    torch.manual_seed(0)
+    model = decode_6b.make(generation, 4, 8, torch.float32, "default", **TINY, **WIDTHS[generation])
+    assert sum(p.dtype == torch.int8 for p in model.parameters()) == 2 * 4 + 1
+    whole, cache = DynamicCache(), DynamicCache()
+    with torch.inference_mode():
+        ids, seconds = decode_6b.run(model, decode_6b.prompt_of(model, 8), cache)
+        again, _ = decode_6b.run(model, ids, cache)
+        once, _ = decode_6b.run(model, ids, whole)
+    assert seconds > 0
+    assert ids.shape == (1, 9)
+    assert torch.equal(again, once)
+    assert len(decode_6b.weights_read(model)) == 9

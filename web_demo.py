@@ -1,0 +1,62 @@
+"""Chat with a ChatGLM in the browser: `python web_demo.py`, then open the address that it prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from chatglm.arguments import (
+    add_generation_arguments,
+    add_model_arguments,
+    generation_settings,
+    load_from_arguments,
+    read_tools,
+)
+from chatglm.loading import DEMO
+from chatglm.messages import LANGUAGES, TERMINAL, choose_language
+from chatglm.serving.engine import Engine
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; it would call its makers
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves until it is interrupted: the exit status, 1 where the model or the address is not to be had."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_model_arguments(parser)
+    add_generation_arguments(parser)
+    parser.add_argument("--system", metavar="TEXT", help="system prompt to begin with (ChatGLM3)")
+    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
+    parser.add_argument("--share", action="store_true", help="a public address through gradio's servers, for a week")
+    parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
+    parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of messages here")
+    args = parser.parse_args(arguments)
+    try:
+        tools = read_tools(args.tools) if args.tools else None
+        model, tokenizer = load_from_arguments(args)
+        from chatglm.serving.page import Page  # after the model: importing gradio takes seconds, and errors come first
+
+        is_demo = DEMO.parent in Path(model.name_or_path).resolve().parents
+        with Engine(model, tokenizer, max_batch=args.max_batch) as engine:
+            page = Page(
+                lambda question, history, settings, cancel: engine.chat(question, history, cancel=cancel, **settings),
+                tokenizer.chatglm_version,
+                generation_settings(args),
+                system=args.system,
+                tools=tools,
+                at_once=args.max_batch,
+                demo_millions=round(model.num_parameters() / 1e6) if is_demo else None,
+            )
+            page.launch(server_name=args.host, server_port=args.port, share=args.share, inbrowser=args.open)
+    except (OSError, ValueError) as error:
+        print(TERMINAL["error"][args.lang].format(reason=error), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
