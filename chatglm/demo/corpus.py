@@ -375,6 +375,8 @@ def _number_slots(lang: str) -> dict[str, Callable[[random.Random], str]]:
         return str(rng.randint(1, 99)) if rng.random() < 0.5 else big(rng)
 
     return {
+        "smaller": lambda rng: str(rng.randint(0, 30)),
+        "larger": lambda rng: str(rng.randint(31, 99)),
         "smallnumber": lambda rng: str(rng.randint(2, 99)),
         "bignumber": big,
         "anynumber": any_number,
@@ -415,7 +417,7 @@ def _foreign_slots(lang: str) -> Slots:
 _FOREIGN_SLOTS = {lang: _foreign_slots(lang) for lang in LANGUAGES}
 _FOREIGN_WEIGHTS = {
     "open": 34, "knowledge": 34, "maths": 13, "numbers": 8, "weather": 5, "translation": 9, "otherlanguage": 3,
-    "nearmiss": 20,
+    "nearmiss": 20, "coding": 8, "travel": 5, "negative": 3,
 }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def is_right(check: dict[str, Any], lang: str, answer: Any) -> bool:
         return bool(numbers) and int(numbers[-1]) == check["number"]
     if "contains" in check:
         wanted = check["contains"] if isinstance(check["contains"], list) else [check["contains"]]
-        return all(_letters(str(part)) in _letters(answer) for part in wanted)
+        return all(str(part).lower() in answer.lower() for part in wanted)
     if "translation" in check:
         wanted = check["translation"] if isinstance(check["translation"], list) else [check["translation"]]
         return any(_letters(text) == _letters(answer) for text in wanted)
@@ -82,6 +82,15 @@ def ask(model: Any, tokenizer: Any, item: dict[str, Any], **options: Any) -> Any
             role, turn = turn.get("role", "user"), turn["content"]
         extra = {"role": role} if role != "user" else {}
         answer, history = model.chat(tokenizer, turn, history=history, max_new_tokens=120, **extra, **options)
+    if "observation" in item:
+        answer, _ = model.chat(
+            tokenizer,
+            json.dumps(item["observation"], ensure_ascii=False),
+            history=history,
+            role="observation",
+            max_new_tokens=120,
+            **options,
+        )
     return answer
 
 
