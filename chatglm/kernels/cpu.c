@@ -284,7 +284,8 @@ AVX512 INLINE __m512 load_floats(const uint16_t *from, int type, __mmask16 mask)
 AVX512 static void prepare_vnni(const Job *job, i64 group, i64 row) {
     enum { VECTORS = GROUP / 16 };
     enum { NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
-    const i64 start = group * GROUP, left = job->in - start, from = row * job->in + start, index = group * job->rows + row;
+    const i64 start = group * GROUP, left = job->in - start, from = row * job->in + start;
+    const i64 index = group * job->rows + row;
     __m512i magnitude = _mm512_setzero_si512(), total = magnitude, words[VECTORS / 2];
     __m512 x[VECTORS];
     for (int v = 0; v < VECTORS; v++) {
@@ -628,9 +629,12 @@ int chatglm_linear(int isa, int threads, int precision, int bits, const void *x,
     if (rows > most && !tiles) {  /* several passes, each with its activations in one piece */
         const i64 bytes = x_type == FLOAT32 ? 4 : 2;
         int failed = 0;
-        for (i64 r = 0; r < rows && !failed; r += most)
-            failed = chatglm_linear(isa, threads, precision, bits, (const char *)x + r * in * bytes, x_type, weight, scale,
-                                    scale_type, (char *)y + r * out * bytes, rows - r < most ? rows - r : most, in, out);
+        for (i64 r = 0; r < rows && !failed; r += most) {
+            const char *from = (const char *)x + r * in * bytes;
+            char *to = (char *)y + r * out * bytes;
+            failed = chatglm_linear(isa, threads, precision, bits, from, x_type, weight, scale, scale_type, to,
+                                    rows - r < most ? rows - r : most, in, out);
+        }
         return failed;
     }
     const i64 blocks = job.groups * rows, tile_floats = tiles ? (i64)TILE_ROWS * TILE : 0;
@@ -652,7 +656,7 @@ int chatglm_linear(int isa, int threads, int precision, int bits, const void *x,
         for (i64 b = 0; b < blocks; b++) prepare(&job, b / rows, b % rows);
         if (tiles) {
 #if X86
-            /* Few rows are limited by memory, which likes one run a thread; of many, a thread held up should do less. */
+            /* Few rows wait for memory, which likes one run a thread; of many, a thread held up should do less. */
             const i64 across = (out + TILE - 1) / TILE, all = across * ((rows + TILE_ROWS - 1) / TILE_ROWS);
             const i64 parts = rows > TILE ? threads * 4 : threads;
             #pragma omp for schedule(dynamic)
