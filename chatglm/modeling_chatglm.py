@@ -104,6 +104,8 @@ class ChatGLM1Attention(nn.Module):
         if prefix_key is not None and prefix_value is not None:
             key, value = torch.cat((prefix_key, key), dim=2), torch.cat((prefix_value, value), dim=2)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        if self.config._attn_implementation == "sdpa" and query.shape[2] == 1 and query.device.type == "cpu":
+            attend = eager_attention  # for one token, torch's fused attention is three times slower on a CPU
         context, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.dense(context.flatten(2)), weights
 
