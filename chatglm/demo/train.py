@@ -27,6 +27,8 @@ from .batches import Batch, batches
 
 TOKENS_PER_BATCH = 3072
 WARM_UP = 0.02
+#: What is saved is the average of the weights over about so many steps: steadier than the last ones.
+AVERAGED_STEPS = 250
 DECAY = 0.45
 DEFAULT_STEPS = {1: 5000, 3: 5000}
 
@@ -81,6 +83,8 @@ class Trainer:
         if compiled:
             for layer in self.layers:
                 layer.compile(dynamic=True)
+        self.steps = 0
+        self.average = [parameter.detach().clone() for parameter in model.parameters()]
         matrices = [p for layer in self.layers for p in layer.parameters() if p.dim() == 2]
         known = {id(p) for p in matrices}
         others = [p for p in model.parameters() if id(p) not in known]
@@ -125,17 +129,22 @@ class Trainer:
                 group["lr"] = rate * scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 / min(self.steps, AVERAGED_STEPS))
         return float(loss.detach())
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the checkpoint in float16 beside `folder`, then put it in its place."""
+def save(weights: list[torch.Tensor], tokenizer: Any, folder: Path) -> None:
+    """Write the checkpoint with these parameters in float16 beside `folder`, then put it in its place."""
     version: int = tokenizer.chatglm_version
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     half = make_model(tokenizer)
-    half.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter, weight in zip(half.parameters(), weights, strict=True):
+            parameter.copy_(weight)
     half = half.half()
     half.config.dtype = torch.float16
     half.generation_config = GenerationConfig(
@@ -190,9 +199,9 @@ def train(arguments: argparse.Namespace) -> None:
             )
             losses = []
         if arguments.save_every and now - saved > 60 * arguments.save_every:
-            save(model, tokenizer, output)
+            save(trainer.average, tokenizer, output)
             saved = now
-    save(model, tokenizer, output)
+    save(trainer.average, tokenizer, output)
     shutil.rmtree(work)
     record = {"generation": arguments.generation, "seed": arguments.seed, "steps": step, "tokens": seen,
               "minutes": round((time.monotonic() - start) / 60, 1)}  # fmt: skip
