@@ -30,7 +30,7 @@ WARM_UP = 0.02
 #: What is saved is the average of the weights over about so many steps: steadier than the last ones.
 AVERAGED_STEPS = 250
 DECAY = 0.45
-DEFAULT_STEPS = {1: 5000, 3: 5000}
+DEFAULT_STEPS = {1: 9200, 3: 7400}
 
 
 def make_tokenizer(folder: Path, version: int, seed: int) -> Any:
