@@ -293,3 +293,17 @@ def test_a_saved_prefix_model(name: str, folders: Any, tmp_path: Path) -> None:
     ids = prompt(VERSION[name])
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+
+@needs_shared
+@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": False}, {"trust_remote_code": True}])
+@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm-6b-v1.0", "chatglm2-6b", "chatglm3-6b"])
+def test_the_lines_of_the_originals_readme(name: str, trust: dict[str, bool], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / name, name, "bin_shards", tokenizer=True, remote_code=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trust)
+    model = AutoModel.from_pretrained(folder, **trust).half()
+    model = model.eval()
+    response, history = model.chat(tokenizer, "你好", history=[], max_new_tokens=4)
+    again, history = model.chat(tokenizer, "晚上睡不着应该怎么办", history=history, max_new_tokens=4)
+    assert isinstance(response, str) and isinstance(again, str)
+    assert len(history) == (4 if name == "chatglm3-6b" else 2)
