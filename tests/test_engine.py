@@ -321,12 +321,16 @@ def test_a_processor_that_fails_is_the_trouble_of_one_request() -> None:
 def test_an_engine_whose_model_is_broken_says_so_and_leaves_nobody_waiting() -> None:
     model, tokenizer = copy.deepcopy(pair(3))
 
+    all_asked = threading.Event()
+
     def fail(*args: Any) -> None:
+        assert all_asked.wait(SECONDS)
         raise RuntimeError("the device is gone")
 
     model.register_forward_pre_hook(fail)
     with Engine(model, tokenizer, max_batch=1) as engine:
         answers = [engine.chat("x") for _ in range(5)]
+        all_asked.set()
         for answer in answers:
             with pytest.raises(RuntimeError, match="the device is gone"):
                 list(answer)
