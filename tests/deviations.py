@@ -129,6 +129,28 @@ DEVIATIONS: dict[str, str] = {
         'ptuning of v1 trains an empty history with "[Round 0]" but chat asks the bare question; ours uses chat\'s'
         " prompt for both"
     ),
+    # fine-tuning data
+    "truncation_keeps_the_question": (
+        "the original scripts cut a long prompt at its end, so that the current question and the mark that asks for"
+        " an answer are what is lost (17 % of AdvertiseGen with v2's defaults); ours drops the oldest turns, then the"
+        " middle of the question"
+    ),
+    "the_source_prefix_is_part_of_the_question": (
+        "the originals put source_prefix in front of the assembled prompt, which no chat can send; ours puts it in"
+        " front of every question (the same for v1 without a history)"
+    ),
+    "observations_are_never_learned": (
+        "v3: finetune_hf.py gives the messages of the role observation loss, and ignores `loss`; what a tool returned"
+        " is given, not said by the model, as in the originals' older preprocess_utils.py"
+    ),
+    "one_system_message_with_tools": (
+        "v3: the originals put the message with the tools in front of the row's own system message; ours makes one"
+        " of the two, as chat and the API do"
+    ),
+    "conversations_end_with_what_is_learned": (
+        "v3: the originals keep messages behind the last learned one; nothing there has loss, and causal attention"
+        " does not see it, so only the token that ends the answer stays"
+    ),
     # quantisation
     "scales_are_float16": (
         "v2/v3: quantising a float32 or bfloat16 model gives scales of that type in the original; ours are float16 as"

@@ -1,0 +1,340 @@
+"""Training data: files -> rows, checked before any model is loaded.
+
+A file is JSON lines, one JSON list or CSV, in UTF-8 (or UTF-16 with a byte order mark). A row is one of
+
+* a question and an answer: `content`/`summary`, `prompt`/`response`, or any columns that are named; with a `history` of
+  earlier `[question, answer]` pairs if there is one. The answer is learned, the history is not;
+* `conversations` (or `messages`) with `role` and `content`, and optionally `tools`: all that the assistant says is
+  learned, except messages with `"loss": false`. A message of the role `tool` with `name`, `parameters` and
+  `observation` is a call and its result; OpenAI's `tool_calls` and `tool` messages are understood, too.
+
+In CSV, a history, conversations and tools are JSON in one field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chatglm.conversation import (
+    TOOLS_SYSTEM_PROMPT,
+    Message,
+    Pair,
+    normalize_messages,
+    pairs_from_messages,
+    tool_call_message,
+    validate_history,
+)
+from ptuning.files import DECODER, DataError, Problems, read_records
+
+_CONVERSATIONS = ("conversations", "messages")
+#: Question and answer columns that are found without being named.
+_KNOWN_COLUMNS = (("prompt", "response"), ("content", "summary"))
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns; with None those of the known formats. A history is read only where it is named or
+    beside columns found without a name."""
+
+    prompt: str | None = None
+    response: str | None = None
+    history: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) != (self.response is None):
+            raise ValueError("prompt_column and response_column go together: give both or neither")
+        if self.history is not None and self.prompt is None:
+            raise ValueError("history_column needs prompt_column and response_column beside it")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example.
+
+    Attributes:
+        where: `FILE:LINE`.
+        messages: role messages, each with a bool under `loss`: whether the model learns to say it. Generations 1 and 2
+            have questions and answers in turn, and only the last answer is learned.
+        whole: a conversation of generation 3: one limit for its length instead of one for each of question and answer.
+    """
+
+    where: str
+    messages: tuple[Message, ...]
+    whole: bool = False
+
+
+class Rows(list[Row]):
+    """The rows of a file.
+
+    Attributes:
+        path: the file.
+        found: how many rows the file has; a conversation may become several examples.
+        skipped: the lines of those that have no question or no answer.
+    """
+
+    def __init__(self, rows: Iterable[Row] = (), path: str = "", found: int = 0, skipped: Iterable[int] = ()) -> None:
+        super().__init__(rows)
+        self.path, self.found, self.skipped = path, found, list(skipped)
+
+
+def read_rows(
+    path: str | Path,
+    columns: Columns | None = None,
+    version: int = 3,
+    max_rows: int | None = None,
+    require_answer: bool = True,
+) -> Rows:
+    """The rows of a data file, all of them checked.
+
+    Args:
+        columns: what the columns are called; found out if None.
+        version: the generation of the model, 1, 2 or 3.
+        max_rows: read no more rows of the file than these.
+        require_answer: False keeps rows without an answer, to be predicted only.
+
+    Raises:
+        DataError: no file, an empty one, a wrong encoding, broken JSON or CSV, wrong columns or types, no usable row.
+    """
+    return rows_from_records(read_records(Path(path), max_rows), str(path), columns, version, require_answer)
+
+
+def rows_from_records(
+    records: Iterable[tuple[int, Any]],
+    name: str,
+    columns: Columns | None = None,
+    version: int = 3,
+    require_answer: bool = True,
+) -> Rows:
+    """As `read_rows`, from (line or number, dict) pairs; `name` is what errors call their source."""
+    if version not in (1, 2, 3):
+        raise ValueError(f"version must be 1, 2 or 3, not {version!r}")
+    reader = _RowReader(columns or Columns(), version, require_answer)
+    problems, rows = Problems(name), Rows(path=name)
+    first: tuple[int, list[str]] | None = None
+    for line, record in records:
+        rows.found += 1
+        if not isinstance(record, Mapping):
+            problems.add(line, f'a row must be a JSON object like {{"prompt": …}}, not {_kind(record)}')
+            continue
+        first = first or (line, [str(key) for key in record])
+        try:
+            examples = [Row(f"{name}:{line}", *made) for made in reader.examples(record)]
+        except (TypeError, ValueError) as error:
+            problems.add(line, str(error))
+            continue
+        rows += examples
+        if not examples:
+            rows.skipped.append(line)
+    problems.check()
+    if first is None:
+        raise DataError(f"{name}:1: there are no rows in this file")
+    reader.check_columns(f"{name}:{first[0]}", first[1])
+    if not rows:
+        raise DataError(f"{name}:{first[0]}: none of the {rows.found} rows has both a question and an answer")
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------- record -> rows
+
+
+class _RowReader:
+    """Records -> what a Row is made of, for one generation and one choice of columns."""
+
+    def __init__(self, columns: Columns, version: int, require_answer: bool) -> None:
+        self.columns, self.version, self.require_answer = columns, version, require_answer
+        self.seen: set[str] = set()
+        self.needed: set[str] = set()
+
+    def examples(self, record: Record) -> list[tuple[tuple[Message, ...], bool]]:
+        """(messages, whole) of each example; none for a record without a question or an answer."""
+        if self.columns.prompt is None:
+            for name in _CONVERSATIONS:
+                if name in record:
+                    return self._conversation(record[name], name, record.get("tools"))
+            for prompt, response in _KNOWN_COLUMNS:
+                if prompt in record:
+                    return self._pair(record, prompt, response, "history" if "history" in record else None)
+            raise ValueError(_wrong_columns([str(key) for key in record], "no known columns"))
+        assert self.columns.response is not None  # Columns has made sure
+        return self._pair(record, self.columns.prompt, self.columns.response, self.columns.history)
+
+    def check_columns(self, where: str, there: list[str]) -> None:
+        """DataError for a column that no record has."""
+        if missing := sorted(self.needed - self.seen):
+            raise DataError(f"{where}: {_wrong_columns(there, f'no column {missing[0]!r}')}")
+
+    def _pair(
+        self, record: Record, prompt: str, response: str, history: str | None
+    ) -> list[tuple[tuple[Message, ...], bool]]:
+        self.seen |= set(record)
+        self.needed |= {prompt, *([response] if self.require_answer else []), *([history] if history else [])}
+        question, answer = _text(record, prompt), _text(record, response)
+        earlier = self._history(record.get(history), history) if history else []
+        if not question.strip() or (self.require_answer and not answer.strip()):
+            return []
+        last = {"role": "assistant", "content": answer, "loss": True}
+        return [((*earlier, {"role": "user", "content": question, "loss": False}, last), False)]
+
+    def _history(self, value: Any, name: str) -> list[Message]:
+        value = _decoded(value, name)
+        if not value:
+            return []
+        if isinstance(value, Sequence) and isinstance(value[0], Mapping):
+            messages = [message for index, item in enumerate(value) for message in _messages(item, f"{name}[{index}]")]
+            if self.version == 3:
+                return [{**message, "loss": False} for message in _ordered(messages)]
+            pairs, question = pairs_from_messages(messages)
+            if question is not None:
+                raise ValueError(f"{name!r} ends with a question: it has to end with an answer")
+            return _as_messages(pairs)
+        try:
+            return _as_messages(validate_history(2, value))
+        except (TypeError, ValueError) as error:
+            raise ValueError(str(error).replace("history", repr(name), 1)) from error
+
+    def _conversation(self, value: Any, name: str, tools: Any) -> list[tuple[tuple[Message, ...], bool]]:
+        self.seen.add(name)
+        value, tools = _decoded(value, name), _decoded(tools, "tools")
+        if not value:
+            return []
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+            raise TypeError(f"{name!r} must be a list of messages, not {_kind(value)}")
+        messages: list[Message] = []
+        for index, item in enumerate(value):
+            messages += _messages(item, f"{name}[{index}]", is_last=index == len(value) - 1)
+        if tools:
+            if isinstance(tools, str) or not isinstance(tools, (Sequence, Mapping)):
+                raise TypeError(f"'tools' must be a list of tool descriptions, not {_kind(tools)}")
+            if not messages or messages[0]["role"] != "system":
+                messages.insert(0, {"role": "system", "content": TOOLS_SYSTEM_PROMPT, "loss": False})
+            messages[0] = {**messages[0], "tools": tools}
+        if self.version == 3:
+            messages = _ordered(messages)
+            return [(tuple(messages), True)] if any(message["loss"] for message in messages) else []
+        return self._answers(messages)
+
+    def _answers(self, messages: list[Message]) -> list[tuple[tuple[Message, ...], bool]]:
+        """Generations 1 and 2: an example for every answer, as the model sees the whole prompt at once."""
+        try:
+            pairs, _ = pairs_from_messages(messages)
+        except ValueError as error:
+            hint = (
+                ". ChatGLM3-6B has tools and roles"
+                if any(m.get("metadata") or m.get("tools") for m in messages)
+                else ""
+            )
+            raise ValueError(f"{error}{hint}") from error
+        learned = [message["loss"] for message in messages if message["role"] == "assistant"]
+        examples = []
+        for index, (question, answer) in enumerate(pairs):
+            if learned[index] and question.strip():
+                *earlier, asked, said = _as_messages([*pairs[:index], (question, answer)])
+                examples.append(((*earlier, asked, {**said, "loss": True}), False))
+        return examples
+
+
+def _wrong_columns(there: list[str], what: str) -> str:
+    hint = "name yours with --prompt_column and --response_column"
+    if any(name in there for name in _CONVERSATIONS):
+        hint = f"{hint}, or leave both out for conversations"
+    return f"{what}; there are {', '.join(map(repr, there)) or 'none'}: {hint}"
+
+
+def _text(record: Record, name: str) -> str:
+    value = record.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{name!r} must be text, not {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names: dict[type, str] = {
+        dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number",
+        type(None): "null",
+    }  # fmt: skip
+    return names.get(type(value), type(value).__name__)
+
+
+def _decoded(value: Any, name: str) -> Any:
+    """JSON in a field (CSV has nothing else) as its value."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return DECODER.decode(value)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{name!r} must be JSON: {error}") from error
+
+
+def _as_messages(pairs: Iterable[Pair]) -> list[Message]:
+    return [
+        {"role": role, "content": text, "loss": False}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _messages(item: Any, where: str, is_last: bool = False) -> list[Message]:
+    """One message of a file as role messages of generation 3, each with `loss`."""
+    if not isinstance(item, Mapping) or "role" not in item:
+        keys = f" with {', '.join(map(repr, item))}" if isinstance(item, Mapping) else ""
+        raise TypeError(f"{where} must be an object with 'role' and 'content', not {_kind(item)}{keys}")
+    loss = item.get("loss", item.get("weight"))
+    if loss is not None and loss not in (True, False):
+        raise TypeError(f"'loss' of {where} must be true or false, not {loss!r}")
+    if item["role"] == "tool" and ("parameters" in item or "observation" in item):
+        made = _tool_messages(item, where, is_last)
+    else:
+        made = _renamed(where, lambda: normalize_messages([item]))
+    return [
+        {**message, "loss": message["role"] == "assistant" and loss is not False and loss != 0 and _says(message)}
+        for message in made
+    ]
+
+
+def _says(message: Message) -> bool:
+    return bool(message["content"].strip() or message.get("metadata"))
+
+
+def _renamed(where: str, make: Callable[[], list[Message]]) -> list[Message]:
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        raise ValueError(str(error).replace("messages[0]", where)) from error
+
+
+def _tool_messages(item: Record, where: str, is_last: bool) -> list[Message]:
+    """ChatGLM3's role `tool`: the assistant's call, and the observation (which only the last message may lack)."""
+    name, parameters = item.get("name"), _decoded(item.get("parameters"), f"parameters of {where}")
+    if not isinstance(name, str) or not name.strip() or "\n" in name:
+        raise ValueError(f"{where} needs the name of the tool under 'name'")
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"{where} needs an object of arguments under 'parameters', not {_kind(parameters)}")
+    call = tool_call_message(name, parameters)
+    if "observation" not in item:
+        if not is_last:
+            raise ValueError(f"{where} needs what the tool returned under 'observation'")
+        return [call]
+    result = item["observation"]
+    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    return [call, {"role": "observation", "content": text}]
+
+
+def _ordered(messages: list[Message]) -> list[Message]:
+    """The messages of generation 3; ValueError where their order makes no sense."""
+    for index, message in enumerate(messages):
+        role = message["role"]
+        if role == "system" and index:
+            raise ValueError("a system message has to be the first, and there is one at most")
+        if role == "observation" and (not index or messages[index - 1]["role"] not in ("assistant", "observation")):
+            raise ValueError("an observation has to follow the assistant's call of a tool")
+    return messages
