@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
+from .adapter_files import NAME, default_name
 from .loading import load
 
 
@@ -78,7 +79,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="FOLDER_OR_ID", help="a checkpoint folder or hub id (default: $CHATGLM_MODEL, else the demo)"
     )
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
-    group.add_argument("--adapter", metavar="PATH", help="a P-tuning prefix checkpoint to load on top")
+    group.add_argument(
+        "--adapter",
+        metavar="[NAME=]PATH",
+        action="append",
+        help="a P-tuning prefix or LoRA adapter to load on top; may be given several times, and the first one is used",
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     group.add_argument("--dtype", default="auto", help="auto, float16, bfloat16, float32 (default: %(default)s)")
     group.add_argument("--quantize", type=int, choices=(4, 8), help="bits per weight, rounded while loading")
@@ -92,10 +98,28 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         args.device,
         args.dtype,
         quantize=args.quantize,
-        adapter=args.adapter,
+        adapter=_adapters(args.adapter or []),
         revision=args.revision,
         check_memory=not args.no_memory_check,
     )
+
+
+def adapter_names(args: argparse.Namespace) -> list[str]:
+    """The names of the adapters that `load_from_arguments` will load. Raises ValueError for a name given twice."""
+    return list(_adapters(args.adapter or []) or {})
+
+
+def _adapters(given: Sequence[str]) -> dict[str, str] | None:
+    """Their paths by name: the one in front of the path, else that of the folder."""
+    paths: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not NAME.fullmatch(name) or Path(text).expanduser().exists():
+            name, path = default_name(text), text
+        if name in paths:
+            raise ValueError(f"two adapters are called {name!r} ({paths[name]} and {path}): use --adapter NAME={path}")
+        paths[name] = path
+    return paths or None
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:

@@ -50,6 +50,8 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ModelLoadError(f"there is no folder {folder}: give a folder with config.json, weights and tokenizer")
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelLoadError(f"{folder} is a LoRA adapter: load the model it was made for, with this as adapter")
         below = sorted(path.parent.name for path in folder.glob("*/config.json"))
         hint = f"did you mean the folder {folder / below[0]}?" if below else "give the folder of a ChatGLM checkpoint"
         raise ModelLoadError(f"{folder} has no config.json, so it is no checkpoint: {hint}")
@@ -80,7 +82,7 @@ def check_vocabulary(folder: Path, version: int) -> None:
 
 def find_weights(folder: Path) -> Weights:
     """Finds and checks the weights that transformers would load from `folder`. Raises ModelLoadError."""
-    files = _weight_files(folder)
+    files = weight_files(folder)
     names: set[str] = set()
     elements: Counter[torch.dtype] = Counter()
     other_bytes = 0
@@ -140,7 +142,8 @@ def _torch_contents(path: Path) -> Contents:
         raise ModelLoadError(f"{path} is not a file of weights, or broken: {GET_AGAIN}") from error
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that transformers would load from `folder`. Raises ModelLoadError."""
     # The order in which transformers looks: one file before an index, safetensors before torch's own format.
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():

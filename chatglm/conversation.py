@@ -353,9 +353,11 @@ def _content_text(content: Any, where: str) -> str:
 def _tool_call_message(call: Any, where: str) -> Message:
     try:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
-        arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else dict(arguments)
+        arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+        if not isinstance(arguments, Mapping):
+            raise TypeError(f"the arguments are no JSON object but {type(arguments).__name__}")
         return tool_call_message(name, arguments)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"a tool call of {where} needs function.name and function.arguments (JSON): {error}"
         raise ValueError(reason) from error
 

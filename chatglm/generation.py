@@ -30,6 +30,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from . import adapters
+from .cache import GrowingLayer
+
 FinishReason = Literal["stop", "length", "cancelled"]
 
 #: The originals ran on transformers 4.30, whose sampling always kept the 50 likeliest tokens.
@@ -203,6 +206,7 @@ class ChatCache(DynamicCache):
 
     def __init__(self, stamp: object = None) -> None:
         super().__init__()
+        self.layer_class_to_replicate = GrowingLayer
         self.token_ids: list[int] = []
         self.stamp = stamp
 
@@ -228,11 +232,16 @@ class ChatCache(DynamicCache):
 
 
 def weights_stamp(model: PreTrainedModel) -> object:
-    """Changes when weights are replaced, moved, cast or trained: what was computed before is then worthless."""
+    """Changes when weights are replaced, moved, cast or trained, or another adapter is used.
+
+    What was computed before is then worthless.
+    """
     parameters = list(model.parameters())
     if any(parameter.is_inference() for parameter in parameters):
         return object()
-    return hash(tuple((parameter.data_ptr(), parameter._version) for parameter in parameters))
+    # What is offloaded comes anew for each use: all that stays of it is a placeholder on the meta device.
+    state = tuple((one.data_ptr(), 0 if one.is_meta else one._version) for one in parameters)
+    return hash(state), adapters.stamp(model)
 
 
 def find_non_finite(model: PreTrainedModel, inputs: dict[str, Any]) -> str | None:

@@ -6,17 +6,17 @@ import contextlib
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizer
 from transformers.utils import logging
 
-from . import memory
+from . import adapters, memory
+from .adapter_files import PREFIX, Adapter, read_adapter
 from .chat import (
     ChatGLM1ForConditionalGeneration,
     ChatGLM2ForConditionalGeneration,
@@ -29,7 +29,7 @@ from .checkpoint_files import (
     check_folder,
     check_vocabulary,
     find_weights,
-    read_contents,
+    read_json,
 )
 from .configuration_chatglm import ChatGLMConfig
 from .quantization import ChatGLMQuantizationConfig, settings_of
@@ -50,7 +50,10 @@ MODELS: dict[int, Any] = {
 }
 SMALL = 2**28  # numbers; below that (1 GiB in float32) the exact type costs nothing worth saving
 HEADROOM = 1.1  # over the weights: buffers while loading, activations, the first turns of the KV cache
-PREFIX = re.compile(r"^(?:transformer\.)?prefix_encoder\.")
+
+
+#: One file or folder, or several by the names to switch by.
+AdapterPaths = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
 
 
 class NotEnoughMemoryError(ModelLoadError):
@@ -63,7 +66,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     *,
     quantize: int | None = None,
-    adapter: str | os.PathLike[str] | None = None,
+    adapter: AdapterPaths | None = None,
     revision: str | None = None,
     check_memory: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
@@ -77,7 +80,9 @@ def load(
         it has instructions for it or where float32 would not fit, else float32.
     quantize: 4 or 8 bits per weight, one layer at a time while loading; a checkpoint that is quantised already needs
         and takes none but its own.
-    adapter: a P-tuning prefix: a file, or a folder as the originals' training wrote it; its length and kind are found.
+    adapter: a P-tuning prefix (a file, or a folder as our or the originals' training wrote it; its length and kind are
+        found) or the folder of a LoRA adapter (needs PEFT). Several as {"name": path, ...}, of which the first is used
+        until `with model.adapter("name"):`; one alone is named after its folder.
     revision: branch, tag or commit of a hub repository.
     check_memory: False tries to load even where the weights seem not to fit.
 
@@ -92,28 +97,42 @@ def load(
     weights = find_weights(folder)
     config = ChatGLMConfig.from_pretrained(folder, local_files_only=True)
     version = config.chatglm_version
-    check_vocabulary(folder, version)
     model_class = MODELS[version]
     quantization = _quantization(folder, config, quantize)
     kind = _dtype(dtype, target, weights)
     if check_memory:
         _check_memory(folder, weights, target, kind, config, quantization)
-    prefix = read_prefix(Path(adapter)) if adapter is not None else None
-    if prefix is not None:
-        config.pre_seq_len = prefix["embedding.weight"].shape[0]
-        config.prefix_projection = any(name.startswith("trans.") for name in prefix)
-    else:
-        _check_prefix(folder, config, weights)
+    given = _read_adapters(adapter)
+    _check_prefix(folder, config, weights, bool(given))
+    check_vocabulary(folder, version)
 
     tokenizer = _tokenizer(folder)
     # Quantised from the numbers in the file: rounding them to another type first would change the result.
     first = kind if quantization is None else weights.dtype
-    model = _model(model_class, folder, config, target, first, quantization, small=weights.elements < SMALL)
+    model = _model(
+        model_class,
+        folder,
+        config,
+        dtype=first,
+        quantization=quantization,
+        device_map=None if target.type == "cpu" else {"": target},
+        small=weights.elements < SMALL,
+    )
     if first != kind:
         _cast(model, kind)
-    if prefix is not None:
-        _set_prefix(model, prefix, Path(str(adapter)))
+    names = [adapters.attach(model, one, name) for name, one in given]
+    if names:
+        adapters.use_adapter(model, names[0])
     return model.eval(), tokenizer
+
+
+def _read_adapters(adapter: AdapterPaths | None) -> list[tuple[str | None, Adapter]]:
+    """With their names; before minutes of loading are spent on the model."""
+    if adapter is None:
+        return []
+    if isinstance(adapter, Mapping):
+        return [(name, read_adapter(path)) for name, path in adapter.items()]
+    return [(None, read_adapter(adapter))]
 
 
 def _quantization(folder: Path, config: Any, quantize: int | None) -> ChatGLMQuantizationConfig | None:
@@ -140,51 +159,22 @@ def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str 
     return _fetch(source, revision)
 
 
-def read_prefix(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a P-tuning prefix encoder by their names in it, from a checkpoint file or the folder of one.
-
-    Raises ModelLoadError where there is no such file or no prefix in it.
-    """
-    path = path.expanduser()
-    if path.is_dir():
-        if (path / "adapter_config.json").is_file():
-            raise ModelLoadError(f"{path} is a LoRA adapter: this version loads P-tuning prefixes only")
-        names = ("model.safetensors", "pytorch_model.bin")
-        found = [path / name for name in names if (path / name).is_file()]
-        if not found:
-            raise ModelLoadError(f"{path} holds no prefix: neither {names[0]} nor {names[1]} is there")
-        path = found[0]
-    elif not path.is_file():
-        raise ModelLoadError(f"there is no prefix checkpoint {path}")
-    read_contents(path)  # for its errors
-    if path.suffix == ".safetensors":
-        tensors = load_file(path)
-    else:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    prefix = {PREFIX.sub("", name): tensor for name, tensor in tensors.items() if PREFIX.match(name)}
-    if "embedding.weight" not in prefix:
-        raise ModelLoadError(f"{path} holds no tensors of transformer.prefix_encoder: it is no P-tuning checkpoint")
-    return prefix
-
-
-def _check_prefix(folder: Path, config: Any, weights: Weights) -> None:
+def _check_prefix(folder: Path, config: Any, weights: Weights, has_adapter: bool) -> None:
+    """A checkpoint may hold a prefix of its own; one that asks for a prefix and has none gets it as adapter."""
     inside = [name for name in weights.names if PREFIX.match(name)]
     if inside and len(inside) == len(weights.names):
-        raise ModelLoadError(f"{folder} is a P-tuning prefix: load the model it was trained for, with this as adapter")
-    if config.pre_seq_len and not inside:
+        base = read_json(folder / "config.json").get("base_model_name_or_path")
         raise ModelLoadError(
-            f"{folder / 'config.json'} asks for a P-tuning prefix (pre_seq_len = {config.pre_seq_len}) and the weights "
-            "hold none: name its checkpoint with adapter=..., or take pre_seq_len out"
+            f"{folder} is a P-tuning prefix: load the model it was trained for{f' ({base})' if base else ''}, with "
+            "this as adapter"
         )
-
-
-def _set_prefix(model: PreTrainedModel, prefix: dict[str, torch.Tensor], path: Path) -> None:
-    encoder = model.transformer.prefix_encoder
-    wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in prefix.items()}
-    if wanted != given:
-        raise ModelLoadError(f"the prefix {path} is for another model: it has {given}, this one needs {wanted}")
-    encoder.float().load_state_dict(prefix)  # as it was trained: float32 beside half-precision weights
+    if config.pre_seq_len and not inside:
+        if not has_adapter:
+            raise ModelLoadError(
+                f"{folder / 'config.json'} asks for a P-tuning prefix (pre_seq_len = {config.pre_seq_len}) and the "
+                "weights hold none: name its checkpoint with adapter=..., or take pre_seq_len out"
+            )
+        config.pre_seq_len, config.prefix_projection = None, False
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizer:
@@ -196,10 +186,12 @@ def _model(
     model_class: Any,
     folder: Path,
     config: Any,
-    device: torch.device,
+    *,
     dtype: torch.dtype,
     quantization: ChatGLMQuantizationConfig | None,
+    device_map: Mapping[str, Any] | None,
     small: bool,
+    **options: Any,
 ) -> PreTrainedModel:
     with _clear_errors(folder, "the weights"), _quiet_transformers(progress_bar=not small):
         model, info = model_class.from_pretrained(
@@ -207,10 +199,11 @@ def _model(
             config=config,
             dtype=dtype,
             quantization_config=quantization,
-            device_map=None if device.type == "cpu" else {"": device},
+            device_map=device_map,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # not to ignore them: so that the error below can name them
             output_loading_info=True,
+            **options,
         )
     wrong = sorted(
         f"{name}: {tuple(there)} in the file, {tuple(here)} by config.json"
@@ -230,7 +223,8 @@ def _model(
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """As loading in `dtype` would have done: the prefix stays in float32."""
     prefix, model.transformer.prefix_encoder = model.transformer.prefix_encoder, None
-    model.to(dtype)
+    for child in model.children():  # the model itself refuses where it is split over devices
+        child.to(dtype)
     model.transformer.prefix_encoder = prefix
 
 

@@ -26,6 +26,7 @@ from .configuration_chatglm import ChatGLM1Config
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
 from .rotary import RotaryTable
+from .single_token import BlockLayout, BlockRunner
 
 #: (cos, sin) by place in the context, and by place in the answer with 2-D positions.
 RotaryEmbeddings = list[tuple[torch.Tensor, torch.Tensor]]
@@ -138,6 +139,12 @@ class ChatGLM1Block(GradientCheckpointingLayer):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = ChatGLM1MLP(config)
 
+    def parts(self) -> tuple[nn.Module, ...]:
+        """For `BlockRunner`."""
+        attention, mlp = self.attention, self.mlp
+        norms = self.input_layernorm, self.post_attention_layernorm
+        return *norms, attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h, attention, mlp
+
     # The prefix is positional so that reentrant checkpointing carries its gradient.
     def forward(
         self,
@@ -156,6 +163,25 @@ class ChatGLM1Block(GradientCheckpointingLayer):
         )
         normed = self.post_attention_layernorm(normed * RESIDUAL_SCALE + attended)
         return normed * RESIDUAL_SCALE + self.mlp(normed)
+
+
+def block_layout(config: ChatGLM1Config) -> BlockLayout:
+    """For `BlockRunner`: the heads as `ChatGLM1Attention` splits them, and the pairs of `apply_rotary`."""
+    size = config.head_dim
+    return BlockLayout(
+        heads=config.num_attention_heads,
+        kv_heads=config.num_attention_heads,
+        head_dim=size,
+        query_step=3 * size,
+        key_start=size,
+        value_start=2 * size,
+        key_step=3 * size,
+        distance=size // (4 if config.position_encoding_2d else 2),
+        norm=nn.LayerNorm,
+        gated=False,
+        residual_normed=True,
+        residual_scale=RESIDUAL_SCALE,
+    )
 
 
 class ChatGLM1PreTrainedModel(ChatGLMPreTrainedModel):
@@ -179,18 +205,24 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
         self.layers = nn.ModuleList(ChatGLM1Block(config, layer_idx) for layer_idx in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.gradient_checkpointing = False
+        self.run_blocks = BlockRunner(block_layout(config))
         self.prefix_encoder: PrefixEncoder | None = None
         if config.pre_seq_len is not None:
             self.requires_grad_(False)
-            self.prefix_encoder = PrefixEncoder(
-                config.pre_seq_len,
-                config.num_layers,
-                config.num_attention_heads,
-                config.head_dim,
-                embedding_size=config.hidden_size,
-                projection_size=config.hidden_size if config.prefix_projection else None,
-            )
+            self.prefix_encoder = self.make_prefix_encoder(config.pre_seq_len, config.prefix_projection)
         self.post_init()
+
+    def make_prefix_encoder(self, pre_seq_len: int, projection: bool) -> PrefixEncoder:
+        """A prefix for this network, not yet part of it."""
+        config = self.config
+        return PrefixEncoder(
+            pre_seq_len,
+            config.num_layers,
+            config.num_attention_heads,
+            config.head_dim,
+            embedding_size=config.hidden_size,
+            projection_size=config.hidden_size if projection else None,
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.word_embeddings
@@ -318,6 +350,10 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
+        if input_ids is not None:  # of a split model, the embeddings may be elsewhere
+            input_ids = input_ids.to(inputs_embeds.device)
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(inputs_embeds.device)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -342,17 +378,23 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
             )
         rotary = [self.rotary_emb(kind, inputs_embeds.dtype) for kind in kinds]
         hidden_states = inputs_embeds
-        for layer, (prefix_key, prefix_value) in zip(self.layers, prefix, strict=True):
-            hidden_states = layer(
-                hidden_states,
-                prefix_key,
-                prefix_value,
-                attention_mask=mask,
-                rotary=rotary,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **kwargs,
-            )
+        done = None
+        if mask is None and self.prefix_encoder is None and self.config._attn_implementation == "sdpa":
+            done = self.run_blocks(self.layers, hidden_states, rotary, past_key_values)
+        if done is not None:
+            hidden_states = done
+        else:
+            for layer, (prefix_key, prefix_value) in zip(self.layers, prefix, strict=True):
+                hidden_states = layer(
+                    hidden_states,
+                    prefix_key,
+                    prefix_value,
+                    attention_mask=mask,
+                    rotary=rotary,
+                    past_key_values=past_key_values,
+                    use_cache=use_cache,
+                    **kwargs,
+                )
         hidden_states = self.final_layernorm(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 

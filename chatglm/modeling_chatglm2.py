@@ -29,6 +29,7 @@ from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
 from .rotary import RotaryTable
+from .single_token import BlockLayout, BlockRunner
 
 RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]
 
@@ -192,6 +193,12 @@ class ChatGLM2Block(GradientCheckpointingLayer):
         self.post_attention_layernorm = make_norm(config)
         self.mlp = ChatGLM2MLP(config)
 
+    def parts(self) -> tuple[nn.Module, ...]:
+        """For `BlockRunner`."""
+        attention, mlp = self.self_attention, self.mlp
+        norms = self.input_layernorm, self.post_attention_layernorm
+        return *norms, attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h, attention, mlp
+
     # The prefix is positional so that reentrant checkpointing carries its gradient.
     def forward(
         self,
@@ -225,6 +232,25 @@ class Embedding(nn.Module):
         return self.word_embeddings(input_ids)
 
 
+def block_layout(config: ChatGLM2Config) -> BlockLayout:
+    """For `BlockRunner`: where `ChatGLM2Attention.split` finds its parts, and `apply_rotary` its pairs."""
+    size, heads, kv_heads = config.kv_channels, config.num_attention_heads, config.num_key_value_heads
+    apart = config.multi_query_attention
+    return BlockLayout(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=size,
+        query_step=size if apart else 3 * size,
+        key_start=heads * size if apart else size,
+        value_start=(heads + kv_heads) * size if apart else 2 * size,
+        key_step=size if apart else 3 * size,
+        distance=1,
+        norm=RMSNorm if config.rmsnorm else nn.LayerNorm,
+        gated=True,
+        residual_normed=config.apply_residual_connection_post_layernorm,
+    )
+
+
 class Encoder(nn.Module):
     """The blocks and the final norm."""
 
@@ -253,19 +279,24 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         self.encoder = Encoder(config)
         self.output_layer = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
         self.gradient_checkpointing = False
+        self.run_blocks = BlockRunner(block_layout(config))
         self.prefix_encoder: PrefixEncoder | None = None
         if config.pre_seq_len is not None:
             self.requires_grad_(False)
-            kv_size = config.num_layers * 2 * config.num_key_value_heads * config.kv_channels
-            self.prefix_encoder = PrefixEncoder(
-                config.pre_seq_len,
-                config.num_layers,
-                config.num_key_value_heads,
-                config.kv_channels,
-                embedding_size=kv_size,
-                projection_size=config.hidden_size if config.prefix_projection else None,
-            )
+            self.prefix_encoder = self.make_prefix_encoder(config.pre_seq_len, config.prefix_projection)
         self.post_init()
+
+    def make_prefix_encoder(self, pre_seq_len: int, projection: bool) -> PrefixEncoder:
+        """A prefix for this network, not yet part of it."""
+        config = self.config
+        return PrefixEncoder(
+            pre_seq_len,
+            config.num_layers,
+            config.num_key_value_heads,
+            config.kv_channels,
+            embedding_size=config.num_layers * 2 * config.num_key_value_heads * config.kv_channels,
+            projection_size=config.hidden_size if projection else None,
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding.word_embeddings
@@ -296,6 +327,8 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embedding(input_ids)
+        if isinstance(attention_mask, torch.Tensor):  # of a split model, the embeddings may be elsewhere
+            attention_mask = attention_mask.to(inputs_embeds.device)
         batch_size, tokens = inputs_embeds.shape[:2]
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -322,18 +355,24 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
 
         rotary = self.rotary_pos_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds.float() if self.config.fp32_residual_connection else inputs_embeds
-        for layer, (prefix_key, prefix_value) in zip(self.encoder.layers, prefix, strict=True):
-            hidden_states = layer(
-                hidden_states,
-                prefix_key,
-                prefix_value,
-                attention_mask=mask,
-                rotary=rotary,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                position_ids=position_ids,
-                **kwargs,
-            )
+        done = None
+        if mask is None and self.prefix_encoder is None and self.config._attn_implementation == "sdpa":
+            done = self.run_blocks(self.encoder.layers, hidden_states, [rotary], past_key_values)
+        if done is not None:
+            hidden_states = done
+        else:
+            for layer, (prefix_key, prefix_value) in zip(self.encoder.layers, prefix, strict=True):
+                hidden_states = layer(
+                    hidden_states,
+                    prefix_key,
+                    prefix_value,
+                    attention_mask=mask,
+                    rotary=rotary,
+                    past_key_values=past_key_values,
+                    use_cache=use_cache,
+                    position_ids=position_ids,
+                    **kwargs,
+                )
         hidden_states = self.encoder.final_layernorm(hidden_states).to(inputs_embeds.dtype)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 

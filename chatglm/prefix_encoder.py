@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers import initialization
 
 #: One layer's prefix: keys and values, each (batch, key/value heads, prefix, head_dim).
 LayerPrefix = tuple[torch.Tensor, torch.Tensor]
+
+
+class PrefixEmbedding(nn.Embedding):
+    """Starts as torch has it, which is how the originals' training starts: their learning rates are for it."""
+
+    def reset(self) -> None:
+        """Fresh numbers, unless they were just loaded."""
+        initialization.normal_(self.weight)
+
+
+class PrefixLinear(nn.Linear):
+    """As `PrefixEmbedding`."""
+
+    def reset(self) -> None:
+        """Fresh numbers, unless they were just loaded."""
+        bound = self.in_features**-0.5
+        initialization.uniform_(self.weight, -bound, bound)
+        initialization.uniform_(self.bias, -bound, bound)
 
 
 class PrefixEncoder(nn.Module):
@@ -38,15 +57,17 @@ class PrefixEncoder(nn.Module):
         kv_size = num_layers * 2 * num_heads * head_dim
         self.trans: nn.Sequential | None = None
         if projection_size is None:
-            self.embedding = nn.Embedding(pre_seq_len, kv_size)
+            self.embedding = PrefixEmbedding(pre_seq_len, kv_size)
         else:
-            self.embedding = nn.Embedding(pre_seq_len, embedding_size)
+            self.embedding = PrefixEmbedding(pre_seq_len, embedding_size)
             self.trans = nn.Sequential(
-                nn.Linear(embedding_size, projection_size), nn.Tanh(), nn.Linear(projection_size, kv_size)
+                PrefixLinear(embedding_size, projection_size), nn.Tanh(), PrefixLinear(projection_size, kv_size)
             )
         self.dropout = nn.Dropout(dropout)
         # A projection costs more than a decoding step of the network: without gradients its result is kept.
         self._kept: tuple[list[tuple[nn.Parameter, int, int]], torch.Tensor] | None = None
+        #: Of the model that it was trained on, see `chatglm.adapters.fingerprint`.
+        self.base_fingerprint: str | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": None}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from transformers import PreTrainedModel
 from transformers.initialization import zeros_
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from . import quantization
+from . import adapters, quantization
 from .configuration_chatglm import ChatGLMConfig
+from .prefix_encoder import PrefixEmbedding, PrefixLinear
 from .rotary import RotaryTable
 
 
@@ -43,6 +46,9 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         kwargs.pop("empty_init", None)  # the originals' switch: weights that are loaded are never initialised first
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.is_split:
+            for name in ("to", "cuda", "npu", "xpu", "mlu", "musa", "sdaa", "neuron"):
+                model.__dict__.pop(name, None)  # accelerate's warnings in front of them: ours says what to do
         if model.config.pre_seq_len is not None:
             model._freeze_all_but_the_prefix()  # loading makes new parameters, which are trainable again
         return loaded
@@ -65,7 +71,67 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         In any order with `.half()`, `.float()`, `.cuda()` and `.to()`. The options, those of the originals among them,
         are described at `chatglm.quantization.quantize`.
         """
+        if bits and getattr(self, "peft_config", None):
+            raise ValueError("this model has LoRA adapters: quantise it first, then load them (or merge them first)")
+        if bits and self.is_split:
+            raise ValueError(f"this model is split over devices: give quantize={bits} to load_model_on_gpus instead")
         return quantization.quantize(self, bits, **options)
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The P-tuning prefixes and LoRA adapters on this model, see `chatglm.adapters.load_adapter`."""
+        return adapters.adapter_names(self)
+
+    @property
+    def current_adapter(self) -> str | None:
+        """The one of `adapter_names` in use; None for the base model alone."""
+        return adapters.current_adapter(self)
+
+    def adapter(self, name: str | None) -> AbstractContextManager[Any]:
+        """`with model.adapter("adverts"):` answers with this adapter, `with model.adapter(None):` with the base model.
+
+        A model has one adapter in use at a time, for all threads. An answer that is streamed is computed when its
+        steps are asked for: ask for them inside the block. To switch for good: `chatglm.adapters.use_adapter`.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        return adapters.using_adapter(self, name)
+
+    def prefix(self, name: str | None) -> AbstractContextManager[Any]:
+        """`adapter`, by the name that users of P-tuning look for."""
+        return adapters.using_adapter(self, name)
+
+    def train(self, mode: bool = True) -> Any:
+        for encoder in adapters.parked(self):
+            encoder.train(mode)
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        if self.is_split:
+            places = ", ".join(sorted({str(device) for device in self.hf_device_map.values()}))
+            raise ValueError(
+                f"this model is split over devices ({places}), so it cannot be moved or cast as a whole: leave out "
+                ".cuda(), .to(), .half() and .float(), and give num_gpus, device_map or dtype when you load it"
+            )
+        for encoder in adapters.parked(self):
+            encoder._apply(fn)
+        return super()._apply(fn, recurse)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether parts of it are on several devices, or offloaded: hooks bring the states from one to the next."""
+        places = set(getattr(self, "hf_device_map", {}).values())
+        return hasattr(self, "_hf_hook") and (len(places) > 1 or "disk" in places)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are wanted: with the embeddings, also where these are offloaded."""
+        found: torch.device = super().device
+        if found.type == "meta" and self.is_split:
+            hook: Any = getattr(self.get_input_embeddings(), "_hf_hook", self._hf_hook)
+            found = torch.zeros(0, device=hook.execution_device).device
+        return found
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,7 +150,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, RotaryTable):
+        if isinstance(module, (RotaryTable, PrefixEmbedding, PrefixLinear)):
             module.reset()
         elif isinstance(module, (quantization.QuantizedLinear, quantization.QuantizedEmbedding)):
             for parameter in module.parameters(recurse=False):

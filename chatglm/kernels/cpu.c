@@ -48,7 +48,7 @@ enum { EXACT, DEFAULT, INT8 };
 enum { DOT_ROWS = 4, DOT_BYTES = 32768 };              /* of x, what a dot kernel takes: it has to stay in L1 cache */
 enum { PORTABLE_ROWS = 8 };                            /* rows of x one pass of the portable kernel takes */
 enum { TILE = 64, TILE_ROWS = 512, MICRO_ROWS = 6 };   /* outputs a tile; rows of x it meets; rows in registers */
-enum { AHEAD = 8192 };                                 /* bytes the weights are asked for before they are needed */
+enum { AHEAD = 4096 };                                 /* bytes the weights are asked for before they are needed */
 
 typedef int64_t i64;
 
@@ -107,9 +107,9 @@ INLINE void store_numbers(void *data, int type, i64 index, int count, const floa
 
 /* ---------------------------------------------------------------------------------------------------- the request */
 
-/* What a call of chatglm_linear is about, and its scratch memory. Blocks of activations are [groups][rows]. */
+/* A product and its scratch memory. Blocks of activations are [groups][rows]. */
 typedef struct {
-    int bits, levels, x_type, scale_type;   /* levels: 0 for exact */
+    int isa, bits, levels, x_type, scale_type;   /* levels: 0 for exact */
     i64 rows, in, out, groups, row_bytes, group_bytes;
     const void *x, *scale;
     const uint8_t *weight;
@@ -614,18 +614,62 @@ int chatglm_best(void) {
 
 static void *aligned(char *memory) { return (void *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); }
 
+/* Fills in what follows from isa, bits, in and precision. */
+static void plan(Job *job, int precision) {
+    job->groups = (job->in + GROUP - 1) / GROUP;
+    job->row_bytes = job->in * job->bits / 8;
+    job->group_bytes = GROUP * job->bits / 8;
+    job->levels = precision == EXACT ? 0 : precision == INT8 && job->isa == VNNI ? LEVELS8 : LEVELS16;
+    job->block_bytes = !job->levels ? GROUP * 4 : job->levels == LEVELS8 ? GROUP : GROUP * 2;
+}
+
+/* Bytes of the blocks of activations with their steps and corrections; and where these are in `memory`. */
+static i64 block_memory(const Job *job) { return job->groups * job->rows * (job->block_bytes + 8); }
+
+static void take_block_memory(Job *job, char *memory) {
+    job->blocks = memory;
+    job->step = (float *)(memory + job->groups * job->rows * job->block_bytes);
+    job->correction = (int32_t *)(job->step + job->groups * job->rows);
+}
+
+/* For all threads of a team: the blocks of activations. The same thread does the same groups of a row every time. */
+static void prepare_blocks(const Job *job) {
+    void (*prepare)(const Job *, i64, i64) = CHOOSE(job->isa, prepare);
+#if X86
+    if (job->isa == VNNI) prepare = job->levels ? prepare_vnni : prepare_floats;
+#endif
+    #pragma omp for schedule(static)
+    for (i64 b = 0; b < job->groups * job->rows; b++) prepare(job, b / job->rows, b % job->rows);
+}
+
+/* For all threads of a team: the outputs, where weights are read once for all rows (or, portable, for a few). */
+static void multiply_rows(const Job *job, int threads) {
+#if X86
+    if (job->isa == VNNI) {
+        #pragma omp for schedule(static)
+        for (i64 part = 0; part < threads; part++) {
+            const i64 from = job->out * part / threads, to = job->out * (part + 1) / threads;
+            (job->levels ? dot_vnni : dot_floats_avx512)(job, from, to);
+        }
+        return;
+    }
+#endif
+    void (*output)(const Job *, i64, i64, int) = CHOOSE(job->isa, output);
+    #pragma omp for schedule(static)
+    for (i64 o = 0; o < job->out; o++)
+        for (i64 first = 0; first < job->rows; first += PORTABLE_ROWS)
+            output(job, o, first, job->rows - first < PORTABLE_ROWS ? (int)(job->rows - first) : PORTABLE_ROWS);
+}
+
 /* y (rows, out) = x (rows, in) . weight * scale, y in x's type. Returns 0, or 1 if there is no memory. */
 int chatglm_linear(int isa, int threads, int precision, int bits, const void *x, int x_type, const void *weight,
                    const void *scale, int scale_type, void *y, i64 rows, i64 in, i64 out) {
-    const int integer = precision != EXACT, vnni = isa == VNNI && integer;
-    Job job = {.bits = bits, .x_type = x_type, .scale_type = scale_type, .rows = rows, .in = in, .out = out,
-               .groups = (in + GROUP - 1) / GROUP, .row_bytes = in * bits / 8, .group_bytes = GROUP * bits / 8,
+    Job job = {.isa = isa, .bits = bits, .x_type = x_type, .scale_type = scale_type, .rows = rows, .in = in, .out = out,
                .x = x, .scale = scale, .weight = weight, .y = y};
-    job.levels = !integer ? 0 : vnni && precision == INT8 ? LEVELS8 : LEVELS16;
-    job.block_bytes = !integer ? GROUP * 4 : job.levels == LEVELS8 ? GROUP : GROUP * 2;
+    plan(&job, precision);
     const i64 fitting = DOT_BYTES / (job.groups * job.block_bytes);
     const i64 most = isa != VNNI ? rows : fitting < 1 ? 1 : fitting > DOT_ROWS ? DOT_ROWS : fitting;
-    const int tiles = vnni && rows > most;
+    const int tiles = isa == VNNI && job.levels && rows > most;
     if (rows > most && !tiles) {  /* several passes, each with its activations in one piece */
         const i64 bytes = x_type == FLOAT32 ? 4 : 2;
         int failed = 0;
@@ -637,25 +681,18 @@ int chatglm_linear(int isa, int threads, int precision, int bits, const void *x,
         }
         return failed;
     }
-    const i64 blocks = job.groups * rows, tile_floats = tiles ? (i64)TILE_ROWS * TILE : 0;
-    char *memory = malloc((size_t)(blocks * (job.block_bytes + 8) + threads * tile_floats * 4 + 64));
+    const i64 tile_floats = tiles ? (i64)TILE_ROWS * TILE : 0;
+    char *memory = malloc((size_t)(block_memory(&job) + threads * tile_floats * 4 + 64));
     if (!memory) return 1;
-    job.blocks = aligned(memory);
-    float *sums = (float *)(job.blocks + blocks * job.block_bytes);
-    job.step = sums + threads * tile_floats;
-    job.correction = (int32_t *)(job.step + blocks);
-    void (*prepare)(const Job *, i64, i64) = CHOOSE(isa, prepare);
-    void (*output)(const Job *, i64, i64, int) = CHOOSE(isa, output);
-#if X86
-    if (isa == VNNI) prepare = integer ? prepare_vnni : prepare_floats;
-#endif
+    float *sums = aligned(memory);
+    take_block_memory(&job, (char *)(sums + threads * tile_floats));
 
     #pragma omp parallel num_threads(threads)
     {
-        #pragma omp for schedule(static)
-        for (i64 b = 0; b < blocks; b++) prepare(&job, b / rows, b % rows);
-        if (tiles) {
+        prepare_blocks(&job);
+        if (!tiles) multiply_rows(&job, threads);
 #if X86
+        else {
             /* Few rows wait for memory, which likes one run a thread; of many, a thread held up should do less. */
             const i64 across = (out + TILE - 1) / TILE, all = across * ((rows + TILE_ROWS - 1) / TILE_ROWS);
             const i64 parts = rows > TILE ? threads * 4 : threads;
@@ -666,19 +703,8 @@ int chatglm_linear(int isa, int threads, int precision, int bits, const void *x,
                     int count = rows - first < TILE_ROWS ? (int)(rows - first) : TILE_ROWS;
                     tile_vnni(&job, t % across * TILE, first, count, sums + thread_number() * tile_floats);
                 }
-#endif
-        } else if (isa == VNNI) {
-#if X86
-            #pragma omp for schedule(static)
-            for (i64 part = 0; part < threads; part++)
-                (integer ? dot_vnni : dot_floats_avx512)(&job, out * part / threads, out * (part + 1) / threads);
-#endif
-        } else {
-            #pragma omp for schedule(static)
-            for (i64 o = 0; o < out; o++)
-                for (i64 first = 0; first < rows; first += PORTABLE_ROWS)
-                    output(&job, o, first, rows - first < PORTABLE_ROWS ? (int)(rows - first) : PORTABLE_ROWS);
         }
+#endif
     }
     free(memory);
     return 0;
@@ -747,6 +773,272 @@ int chatglm_dense(int isa, int threads, const void *x, int x_type, const void *w
     free(floats);
     return 0;
 }
+
+/* ------------------------------------------------------------------------------ a decoder block, for a single token */
+
+enum { TOKENS = 16, HEADS = 4, MAX_HEAD = 256 };  /* of the cache, and query heads of a group, that are met at a time */
+
+/* The layouts of these three are those of cpu.py. */
+typedef struct {
+    const void *weight, *scale, *bias;      /* bias: or NULL */
+    i64 in, out;
+    int bits, precision, scale_type, bias_type;
+} Matrix;
+
+typedef struct {
+    const void *norm_weight[2], *norm_bias[2];  /* norm_bias: or NULL */
+    void *keys, *values;                        /* the cache has room for this token behind the `past` it holds */
+    i64 past, cache_step;                       /* numbers from one head to the next */
+    Matrix fused, dense, up, down;
+    i64 hidden, heads, kv_heads, head_dim;
+    i64 query_step, key_start, value_start, key_step;  /* where heads are in the fused projection */
+    i64 distance;                                      /* between the two dims of a head that turn together */
+    float eps, residual_scale, scaling;
+    int norm_type, cache_type, rms, gated, residual_normed;
+} Block;
+
+typedef struct {
+    const void *x, *cos[2], *sin[2];
+    void *y;
+    i64 turns, angles, angle_step;              /* `turns` tables of `angles`, which stand `angle_step` apart */
+    int type, angle_type;
+} Token;
+
+/* e^x for -87 <= x <= 88, other x as these, with a relative error of 1e-7; plain arithmetic that turns into SIMD. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;  /* in this order a not-a-number stays one */
+    x = x > 88.0f ? 88.0f : x;
+    const float shifted = x * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
+    const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float power = 1.3888889e-3f;
+    power = power * rest + 8.3333333e-3f;
+    power = power * rest + 4.1666667e-2f;
+    power = power * rest + 1.6666667e-1f;
+    power = power * rest + 0.5f;
+    power = power * rest + 1.0f;
+    power = power * rest + 1.0f;
+    return power * bits_to_float((float_to_bits(shifted) << 23) + 0x3f800000u);
+}
+
+/* to = norm of `from`; the first or the second norm of the block. */
+INLINE void normalise(const Block *block, int which, const float *restrict from, float *restrict to) {
+    const i64 size = block->hidden;
+    float mean = 0, square = 0;
+    if (!block->rms) {
+        #pragma omp simd reduction(+ : mean)
+        for (i64 i = 0; i < size; i++) mean += from[i];
+        mean /= (float)size;
+    }
+    #pragma omp simd reduction(+ : square)
+    for (i64 i = 0; i < size; i++) square += (from[i] - mean) * (from[i] - mean);
+    const float inverse = 1.0f / sqrtf(square / (float)size + block->eps);
+    load_numbers(block->norm_weight[which], block->norm_type, 0, (int)size, to);
+    for (i64 i = 0; i < size; i++) to[i] *= (from[i] - mean) * inverse;
+    if (block->norm_bias[which])
+        for (i64 i = 0; i < size; i++) to[i] += load_number(block->norm_bias[which], block->norm_type, i);
+}
+
+INLINE void add_bias(const Matrix *matrix, i64 from, i64 count, float *to) {
+    if (matrix->bias)
+        for (i64 i = 0; i < count; i++) to[i] += load_number(matrix->bias, matrix->bias_type, from + i);
+}
+
+/* The residual stream goes on: hidden = what `normed` or hidden itself is worth + the matrix's result. */
+INLINE void add_residual(const Block *block, const Matrix *matrix, const float *normed, float *result, float *hidden) {
+    add_bias(matrix, 0, block->hidden, result);
+    const float *residual = block->residual_normed ? normed : hidden;
+    for (i64 i = 0; i < block->hidden; i++) hidden[i] = residual[i] * block->residual_scale + result[i];
+}
+
+/* Rotates one head where it stands. */
+INLINE void rotate(const Token *token, i64 distance, float *head) {
+    for (i64 t = 0, pair = 0; t < token->turns; t++)
+        for (i64 i = 0; i < token->angles; i++, pair++) {
+            const float cosine = load_number(token->cos[t], token->angle_type, i * token->angle_step);
+            const float sine = load_number(token->sin[t], token->angle_type, i * token->angle_step);
+            const i64 place = pair / distance * 2 * distance + pair % distance;
+            const float first = head[place], second = head[place + distance];
+            head[place] = first * cosine - second * sine;
+            head[place + distance] = second * cosine + first * sine;
+        }
+}
+
+/* Head `head` of the queries, or (from `heads` on) of the keys and values: bias, rotation, a place in the cache. */
+INLINE void place_head(const Token *token, const Block *block, i64 head, float *fused) {
+    const i64 size = block->head_dim, own = head - block->heads;
+    if (own < 0) {
+        add_bias(&block->fused, head * block->query_step, size, fused + head * block->query_step);
+        rotate(token, block->distance, fused + head * block->query_step);
+        return;
+    }
+    const i64 key = block->key_start + own * block->key_step, value = block->value_start + own * block->key_step;
+    const i64 to = own * block->cache_step + block->past * size;
+    add_bias(&block->fused, key, size, fused + key);
+    add_bias(&block->fused, value, size, fused + value);
+    rotate(token, block->distance, fused + key);
+    store_numbers(block->keys, block->cache_type, to, (int)size, fused + key);
+    store_numbers(block->values, block->cache_type, to, (int)size, fused + value);
+}
+
+/* Attention of query heads first..first + count, which share a key head, over the cache; a run of tokens at a time. */
+INLINE void attend(const Block *block, i64 first, int count, const float *restrict fused, float *restrict context) {
+    float tile[TOKENS * MAX_HEAD], weights[HEADS][TOKENS], largest[HEADS], sum[HEADS];
+    const int size = (int)block->head_dim;
+    const i64 all = block->past + 1, start = first * block->kv_heads / block->heads * block->cache_step;
+    for (int r = 0; r < count; r++) largest[r] = -INFINITY, sum[r] = 0;
+    memset(context + first * size, 0, (size_t)(count * size) * sizeof(float));
+    for (i64 token = 0; token < all; token += TOKENS) {
+        const int tokens = all - token < TOKENS ? (int)(all - token) : TOKENS;
+        load_numbers(block->keys, block->cache_type, start + token * size, tokens * size, tile);
+        for (int r = 0; r < count; r++) {
+            const float *query = fused + (first + r) * block->query_step;
+            float most = largest[r], factor;
+            for (int t = 0; t < tokens; t++) {
+                float score = 0;
+                #pragma omp simd reduction(+ : score)
+                for (int i = 0; i < size; i++) score += query[i] * tile[t * size + i];
+                weights[r][t] = score * block->scaling;
+                most = weights[r][t] > most ? weights[r][t] : most;
+            }
+            for (int t = tokens; t < TOKENS; t++) weights[r][t] = -INFINITY;
+            factor = exponential(largest[r] - most);
+            sum[r] *= factor;
+            for (int t = 0; t < TOKENS; t++) weights[r][t] = exponential(weights[r][t] - most);
+            for (int t = 0; t < tokens; t++) sum[r] += weights[r][t];
+            float *to = context + (first + r) * size;
+            for (int i = 0; i < size; i++) to[i] *= factor;
+            largest[r] = most;
+        }
+        load_numbers(block->values, block->cache_type, start + token * size, tokens * size, tile);
+        for (int r = 0; r < count; r++) {
+            float *restrict to = context + (first + r) * size;
+            for (int t = 0; t < tokens; t++)
+                for (int i = 0; i < size; i++) to[i] += weights[r][t] * tile[t * size + i];
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < size; i++) context[(first + r) * size + i] /= sum[r];
+}
+
+/* What the second half of the network's MLP gets, for one group of its columns: gate * sigmoid(gate) * up, or GELU. */
+INLINE void activate(const Block *block, i64 from, i64 count, float *restrict up, float *restrict to) {
+    if (block->gated) {
+        float *restrict gate = up, *restrict linear = up + block->down.in;
+        add_bias(&block->up, from, count, gate + from);
+        add_bias(&block->up, block->down.in + from, count, linear + from);
+        for (i64 i = from; i < from + count; i++)
+            to[i] = gate[i] / (1.0f + exponential(-gate[i])) * linear[i];
+        return;
+    }
+    add_bias(&block->up, from, count, up + from);
+    for (i64 i = from; i < from + count; i++) {
+        const float u = 1.59576912f * (up[i] + 0.044715f * up[i] * up[i] * up[i]);  /* 2 sqrt(2 / pi) */
+        to[i] = up[i] / (1.0f + exponential(-u));
+    }
+}
+
+#define BLOCK_KERNELS(suffix, target) \
+    target static void normalise_##suffix(const Block *block, int which, const float *from, float *to) { \
+        normalise(block, which, from, to); \
+    } \
+    target static void attend_##suffix(const Block *block, i64 first, int count, const float *fused, float *context) { \
+        attend(block, first, count, fused, context); \
+    } \
+    target static void activate_##suffix(const Block *block, i64 from, i64 count, float *up, float *to) { \
+        activate(block, from, count, up, to); \
+    }
+
+BLOCK_KERNELS(plain, )
+#if X86
+BLOCK_KERNELS(avx2, AVX2)
+BLOCK_KERNELS(avx512, AVX512)
+#define CHOOSE_BLOCK(isa, name) ((isa) == VNNI ? name##_avx512 : CHOOSE(isa, name))
+#else
+#define CHOOSE_BLOCK(isa, name) name##_plain
+#endif
+
+static Job job_of(const Matrix *matrix, int isa) {
+    Job job = {.isa = isa, .bits = matrix->bits, .x_type = FLOAT32, .scale_type = matrix->scale_type, .rows = 1,
+               .in = matrix->in, .out = matrix->out, .scale = matrix->scale, .weight = matrix->weight};
+    plan(&job, matrix->precision);
+    return job;
+}
+
+/* The token's floats `hidden` through one block. Returns 0, or 1 if there is no memory. */
+static int run_block(int isa, int threads, const Token *token, const Block *block, float *hidden) {
+    enum { ALIGNED = 16, JOBS = 4, PARTS = 6 };
+    Job jobs[JOBS] = {job_of(&block->fused, isa), job_of(&block->dense, isa), job_of(&block->up, isa),
+                      job_of(&block->down, isa)};
+    const i64 sizes[PARTS] = {block->hidden, block->hidden, block->fused.out, block->dense.in, block->up.out,
+                              block->down.in};
+    i64 floats = 0, bytes = 0;
+    for (int i = 0; i < PARTS; i++) floats += sizes[i] + ALIGNED;
+    for (int i = 0; i < JOBS; i++) bytes = block_memory(jobs + i) > bytes ? block_memory(jobs + i) : bytes;
+    char *memory = malloc((size_t)(floats * 4 + bytes + 64));
+    if (!memory) return 1;
+    float *parts[PARTS], *next = aligned(memory);
+    for (int i = 0; i < PARTS; i++) parts[i] = next, next += (sizes[i] + ALIGNED - 1) / ALIGNED * ALIGNED;
+    float *normed = parts[0], *result = parts[1], *fused = parts[2], *context = parts[3], *up = parts[4];
+    float *active = parts[5];
+    for (int i = 0; i < JOBS; i++) take_block_memory(jobs + i, (char *)next);
+    jobs[0].x = normed, jobs[0].y = fused;
+    jobs[1].x = context, jobs[1].y = result;
+    jobs[2].x = normed, jobs[2].y = up;
+    jobs[3].x = active, jobs[3].y = result;
+    void (*norm)(const Block *, int, const float *, float *) = CHOOSE_BLOCK(isa, normalise);
+    void (*look)(const Block *, i64, int, const float *, float *) = CHOOSE_BLOCK(isa, attend);
+    void (*act)(const Block *, i64, i64, float *, float *) = CHOOSE_BLOCK(isa, activate);
+    const i64 sharing = block->heads / block->kv_heads;
+    const int together = sharing % HEADS == 0 ? HEADS : sharing % 2 == 0 ? 2 : 1;
+
+    #pragma omp parallel num_threads(threads)
+    {
+        #pragma omp single
+        norm(block, 0, hidden, normed);
+        prepare_blocks(&jobs[0]);
+        multiply_rows(&jobs[0], threads);
+        #pragma omp for schedule(static)
+        for (i64 head = 0; head < block->heads + block->kv_heads; head++) place_head(token, block, head, fused);
+        #pragma omp for schedule(static)
+        for (i64 head = 0; head < block->heads; head += together) look(block, head, together, fused, context);
+        prepare_blocks(&jobs[1]);
+        multiply_rows(&jobs[1], threads);
+        #pragma omp single
+        {
+            add_residual(block, &block->dense, normed, result, hidden);
+            norm(block, 1, hidden, normed);
+        }
+        prepare_blocks(&jobs[2]);
+        multiply_rows(&jobs[2], threads);
+        #pragma omp for schedule(static) nowait  /* prepare_blocks gives each thread the same groups */
+        for (i64 g = 0; g < jobs[3].groups; g++) {
+            const i64 left = block->down.in - g * GROUP;
+            act(block, g * GROUP, left < GROUP ? left : GROUP, up, active);
+        }
+        prepare_blocks(&jobs[3]);
+        multiply_rows(&jobs[3], threads);
+        #pragma omp single
+        add_residual(block, &block->down, normed, result, hidden);
+    }
+    free(memory);
+    return 0;
+}
+
+/* One token through blocks, one after the other: y = what becomes of x. All in between is floats: norms, products,
+ * rotation, attention over the cache, residuals; and no thread has to wait for an interpreter. Returns 0, or 1. */
+int chatglm_blocks(int isa, int threads, const Token *token, const Block *blocks, i64 count) {
+    const int size = (int)blocks->hidden;
+    float *hidden = malloc((size_t)size * sizeof(float));
+    if (!hidden) return 1;
+    load_numbers(token->x, token->type, 0, size, hidden);
+    int failed = 0;
+    for (i64 i = 0; i < count && !failed; i++) failed = run_block(isa, threads, token, blocks + i, hidden);
+    store_numbers(token->y, token->type, 0, size, hidden);
+    free(hidden);
+    return failed;
+}
+
+/* ------------------------------------------------------------------------------------------- the speed of memory */
 
 static uint64_t read_plain(const char *data, i64 bytes) {
     uint64_t sum = 0, word;

@@ -31,7 +31,8 @@ SOURCE = Path(__file__).with_name("cpu.c")
 VARIANTS = ("plain", "avx2", "avx512")
 
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+#: The numbers that types have in cpu.c.
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _PRECISIONS = {"exact": 0, "default": 1, "int8": 2}
 #: Rows from which expanding the weights for torch's product is faster than our own. Never for integers in AVX-512.
 _LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64}
@@ -41,6 +42,55 @@ _BLOCK = 1 << 22
 _DENSE_ROWS = 4
 
 _lock = threading.Lock()
+
+
+class Matrix(ctypes.Structure):
+    """A quantised matrix with its bias; the layout of `Matrix` in cpu.c."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("columns", ctypes.c_int64), ("outputs", ctypes.c_int64),
+        ("bits", ctypes.c_int), ("precision", ctypes.c_int), ("scale_type", ctypes.c_int), ("bias_type", ctypes.c_int),
+    ]  # fmt: skip
+
+    @classmethod
+    def of(
+        cls, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int, precision: str
+    ) -> Matrix:
+        """Of contiguous tensors, which have to live as long as this is used; see `Backend.linear`."""
+        outputs, stored = weight.shape
+        return cls(
+            weight.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr(), stored * 8 // bits, outputs,
+            bits, _PRECISIONS[precision], DTYPES[scale.dtype], 0 if bias is None else DTYPES[bias.dtype],
+        )  # fmt: skip
+
+
+class Block(ctypes.Structure):
+    """A decoder block with its place in the cache; the layout and the meaning of `Block` in cpu.c."""
+
+    _fields_ = [
+        ("norm_weight", ctypes.c_void_p * 2), ("norm_bias", ctypes.c_void_p * 2),
+        ("keys", ctypes.c_void_p), ("values", ctypes.c_void_p),
+        ("past", ctypes.c_int64), ("cache_step", ctypes.c_int64),
+        ("fused", Matrix), ("dense", Matrix), ("up", Matrix), ("down", Matrix),
+        *((name, ctypes.c_int64) for name in (
+            "hidden", "heads", "kv_heads", "head_dim", "query_step", "key_start", "value_start", "key_step", "distance",
+        )),
+        *((name, ctypes.c_float) for name in ("eps", "residual_scale", "scaling")),
+        *((name, ctypes.c_int) for name in ("norm_type", "cache_type", "rms", "gated", "residual_normed")),
+    ]  # fmt: skip
+
+    MAX_HEAD = 256
+
+
+class Token(ctypes.Structure):
+    """The token that goes through blocks, and its rotation; the layout and the meaning of `Token` in cpu.c."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p), ("cos", ctypes.c_void_p * 2), ("sin", ctypes.c_void_p * 2), ("y", ctypes.c_void_p),
+        ("turns", ctypes.c_int64), ("angles", ctypes.c_int64), ("angle_step", ctypes.c_int64),
+        ("type", ctypes.c_int), ("angle_type", ctypes.c_int),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +129,7 @@ class Backend:
         self._check(
             self.library.chatglm_linear(
                 VARIANTS.index(self.variant), torch.get_num_threads(), _PRECISIONS[precision], bits,
-                x.data_ptr(), _DTYPES[x.dtype], weight.data_ptr(), scale.data_ptr(), _DTYPES[scale.dtype],
+                x.data_ptr(), DTYPES[x.dtype], weight.data_ptr(), scale.data_ptr(), DTYPES[scale.dtype],
                 y.data_ptr(), rows, columns, outputs,
             )
         )  # fmt: skip
@@ -103,7 +153,7 @@ class Backend:
         self._check(
             self.library.chatglm_dequantize(
                 VARIANTS.index(self.variant), torch.get_num_threads(), bits, weight.data_ptr(), scale.data_ptr(),
-                _DTYPES[scale.dtype], y.data_ptr(), _DTYPES[dtype], columns, outputs,
+                DTYPES[scale.dtype], y.data_ptr(), DTYPES[dtype], columns, outputs,
             )
         )  # fmt: skip
         return y
@@ -131,11 +181,16 @@ class Backend:
             return y
         self._check(
             self.library.chatglm_dense(
-                VARIANTS.index(self.variant), torch.get_num_threads(), x.data_ptr(), _DTYPES[x.dtype],
-                weight.data_ptr(), _DTYPES[weight.dtype], y.data_ptr(), rows, columns, weight.shape[0],
+                VARIANTS.index(self.variant), torch.get_num_threads(), x.data_ptr(), DTYPES[x.dtype],
+                weight.data_ptr(), DTYPES[weight.dtype], y.data_ptr(), rows, columns, weight.shape[0],
             )
         )  # fmt: skip
         return y
+
+    def run_blocks(self, token: Token, blocks: ctypes.Array[Block]) -> None:
+        """Fills the token's `y` with what the blocks make of its `x`; its keys and values go into the cache."""
+        variant, threads = VARIANTS.index(self.variant), torch.get_num_threads()
+        self._check(self.library.chatglm_blocks(variant, threads, ctypes.byref(token), blocks, len(blocks)))
 
     def read(self, data: torch.Tensor) -> int:
         """Reads a contiguous tensor as fast as this machine can, for benchmarks: a sum that means nothing."""
@@ -295,6 +350,7 @@ def _open(path: Path) -> ctypes.CDLL:
     library.chatglm_dense.argtypes = [
         number, number, pointer, number, pointer, number, pointer, size, size, size,
     ]  # fmt: skip
+    library.chatglm_blocks.argtypes = [number, number, ctypes.POINTER(Token), ctypes.POINTER(Block), size]
     library.chatglm_read.argtypes = [number, number, pointer, size]
     library.chatglm_read.restype = ctypes.c_uint64
     return library

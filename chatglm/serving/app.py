@@ -35,6 +35,7 @@ def create_app(
     timeout: float = 600.0,
     max_body: int = MAX_BODY,
     log_text: bool = False,
+    adapters: Sequence[str] = (),
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> FastAPI:
     """The application.
@@ -46,9 +47,12 @@ def create_app(
         cors_origins: web pages of these origins may use the API.
         timeout: seconds that an answer may take.
         log_text: requests' texts go to the log as well.
+        adapters: of the model, which clients may ask for by these names; the first one answers who names no model.
         on_failure: told when `load` fails.
+
+    Raises ValueError where a model and an adapter have one name.
     """
-    service = Service(names, timeout)
+    service = Service(names, timeout, adapters)
 
     def start() -> None:
         try:

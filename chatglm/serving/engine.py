@@ -4,6 +4,10 @@ One thread owns the model. Between two steps requests join and leave; a step rea
 by row as `chat` does, then runs one token of every row together. All generations go the same way: positions come from
 the model's `positions_from`, and what a row does not hold is masked.
 
+A request may be for one of the model's adapters. A model has one of them in use at a time, so a step runs the rows of
+each adapter together, one adapter after the other: nobody waits for another adapter's answers to end, and a step takes
+as many forwards as there are adapters among the running answers.
+
 This loop is ours and not transformers' continuous batching: that one has one seed for all requests, takes no logits
 processors of a request's own, changes the model's attention implementation under the feet of its other users, and has
 no place for generation 1's mask. It is slower on a CPU, too: 16 answers of 32 tokens at once by a model of 36M numbers
@@ -21,12 +25,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from .. import memory
+from ..adapters import use_adapter
 from ..chat import ChatStep, ShownAnswer, ids_to_text
 from ..generation import (
     AnswerText,
@@ -45,6 +51,17 @@ PREFILL_TOKENS = 512
 MEMORY_SHARE = 0.5
 
 Result = TypeVar("Result")
+
+
+class AsLoaded(Enum):
+    """Stands for the adapter that the model had in use when its engine began."""
+
+    AS_LOADED = 0
+
+
+#: The name of an adapter; None: the base model.
+AdapterName = str | None | AsLoaded
+AS_LOADED = AsLoaded.AS_LOADED
 
 
 class QueueFullError(RuntimeError):
@@ -178,8 +195,10 @@ class _Request:
         limit: int,
         top_logprobs: int | None,
         decode_ids: Callable[[list[int]], str],
+        adapter: str | None,
     ) -> None:
         self.ids = list(ids)  # of prompt and answer
+        self.adapter = adapter
         self.options, self.limit, self.top_logprobs = options, limit, top_logprobs
         self.number = 0
         self.prompt_tokens = len(ids)
@@ -257,9 +276,13 @@ class _Request:
 
 @dataclass
 class _Row:
-    """A row of the cache: which tokens it holds, and for whom (None: for whoever goes on from there)."""
+    """A row of the cache: which tokens it holds, computed with which adapter, and for whom.
+
+    request: None: for whoever goes on from there.
+    """
 
     ids: list[int] = field(default_factory=list)
+    adapter: str | None = None
     request: _Request | None = None
     used: int = 0
 
@@ -290,6 +313,8 @@ class Engine:
             raise ValueError(f"cache_tokens must be 2 or more, not {cache_tokens}")
         self.model, self.tokenizer = model, tokenizer
         self.context: int = model.config.max_position_embeddings
+        self._as_loaded = self._adapter = model.current_adapter
+        self._adapters = [None, *model.adapter_names]
         self.max_batch, self.max_queue = max_batch, max_queue
         self.cache_tokens = min(cache_tokens or affordable_tokens(model), max_batch * self.context)
         self.statistics = Statistics()
@@ -299,7 +324,7 @@ class Engine:
         self._answering = 0
         self._busy = 0
         self._waiting: deque[_Request] = deque()
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], str | None, Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._unfinished = 0
         self._numbers = 0
@@ -331,25 +356,35 @@ class Engine:
         """Tokens that the rows hold, and bytes that they take."""
         return sum(len(row.ids) for row in list(self._rows)), self._cache.size
 
-    def submit(self, ids: Sequence[int], options: GenerationOptions, top_logprobs: int | None = None) -> Stream:
+    def submit(
+        self,
+        ids: Sequence[int],
+        options: GenerationOptions,
+        top_logprobs: int | None = None,
+        adapter: AdapterName = AS_LOADED,
+    ) -> Stream:
         """Starts an answer to the prompt `ids`; `top_logprobs` asks for probabilities, with that many likeliest tokens.
 
         Raises as `submit_all`.
         """
-        return self.submit_all([(ids, options)], top_logprobs)[0]
+        return self.submit_all([(ids, options)], top_logprobs, adapter)[0]
 
     def submit_all(
-        self, requests: Sequence[tuple[Sequence[int], GenerationOptions]], top_logprobs: int | None = None
+        self,
+        requests: Sequence[tuple[Sequence[int], GenerationOptions]],
+        top_logprobs: int | None = None,
+        adapter: AdapterName = AS_LOADED,
     ) -> list[Stream]:
-        """Starts all of these answers or none.
+        """Starts all of these answers, with one adapter, or none.
 
         Raises:
             PromptTooLongError: a prompt leaves no room for an answer, in the context or the cache.
-            ValueError: a prompt is no prompt for this model.
+            ValueError: a prompt is no prompt for this model, or there is no such adapter.
             QueueFullError: as many requests are waiting as may.
             EngineStoppedError: the engine was closed, or failed.
         """
-        made = [self._make_request(ids, options, top_logprobs) for ids, options in requests]
+        adapter = self._known_adapter(adapter)
+        made = [self._make_request(ids, options, top_logprobs, adapter) for ids, options in requests]
         places = self.max_batch + self.max_queue
         if len(made) > places:
             raise ValueError(f"{len(made)} answers at once are more than this server ever takes ({places})")
@@ -368,7 +403,16 @@ class Engine:
             self._changed.notify_all()
         return [request.stream for request in made]
 
-    def _make_request(self, ids: Sequence[int], options: GenerationOptions, top_logprobs: int | None) -> _Request:
+    def _known_adapter(self, name: AdapterName) -> str | None:
+        if isinstance(name, AsLoaded):
+            return self._as_loaded
+        if name not in self._adapters:
+            raise ValueError(f"there is no adapter {name!r}, only {', '.join(filter(None, self._adapters)) or 'none'}")
+        return name
+
+    def _make_request(
+        self, ids: Sequence[int], options: GenerationOptions, top_logprobs: int | None, adapter: str | None
+    ) -> _Request:
         if not ids:
             raise ValueError("the prompt is empty")
         vocabulary = self.model.config.vocab_size
@@ -379,10 +423,15 @@ class Engine:
         except ValueError as error:
             raise PromptTooLongError(str(error)) from error
         self.model.positions_from(torch.tensor([list(ids)]), 0)  # for its errors
-        return _Request(ids, options, limit, top_logprobs, self._decode_ids)
+        return _Request(ids, options, limit, top_logprobs, self._decode_ids, adapter)
 
     def chat(
-        self, query: str, history: Sequence[Any] | None = None, role: str = "user", **settings: Any
+        self,
+        query: str,
+        history: Sequence[Any] | None = None,
+        role: str = "user",
+        adapter: AdapterName = AS_LOADED,
+        **settings: Any,
     ) -> Iterator[ChatStep]:
         """`model.stream_steps` with the same arguments and the same answers, together with everybody else's.
 
@@ -390,7 +439,7 @@ class Engine:
         """
         ids, options = self.model.prepare_turn(self.tokenizer, query, history, role, **settings)
         shown = ShownAnswer(self.tokenizer, query, history, role)
-        stream = self.submit(ids, options)
+        stream = self.submit(ids, options, adapter=adapter)
         return self._chat_steps(stream, shown)
 
     @staticmethod
@@ -411,19 +460,20 @@ class Engine:
                     )
                 )
 
-    def call(self, function: Callable[[], Result]) -> Future[Result]:
-        """Runs a function that needs the model between two steps.
+    def call(self, function: Callable[[], Result], adapter: AdapterName = AS_LOADED) -> Future[Result]:
+        """Runs a function that needs the model, with this adapter in use, between two steps.
 
         Raises:
-            QueueFullError, EngineStoppedError: as `submit_all`.
+            ValueError, QueueFullError, EngineStoppedError: as `submit_all`.
         """
         future: Future[Result] = Future()
+        adapter = self._known_adapter(adapter)
         with self._changed:
             self._check_open()
             if len(self._jobs) >= max(self.max_queue, 1):
                 self.statistics.refused += 1
                 raise QueueFullError(len(self._jobs), 1)
-            self._jobs.append((function, future))
+            self._jobs.append((function, adapter, future))
             self._changed.notify_all()
         return future
 
@@ -480,7 +530,7 @@ class Engine:
             self._jobs.clear()
         for request in waiting:
             self._fail(request, error)
-        for _, future in jobs:
+        for _, _, future in jobs:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
@@ -494,15 +544,23 @@ class Engine:
             if row.request is not None:
                 self._fail(row.request, EngineStoppedError(reason))
         self._rows, self._busy, self._answering, self._cache = [], 0, 0, RowCache()
+        if self._failure is None:
+            self._use(self._as_loaded)
 
     def _do_jobs(self) -> None:
         while self._jobs:
-            function, future = self._jobs.popleft()
+            function, adapter, future = self._jobs.popleft()
             if future.set_running_or_notify_cancel():
                 try:
+                    self._use(adapter)
                     future.set_result(function())
                 except Exception as error:  # for whoever asked for it
                     future.set_exception(error)
+
+    def _use(self, adapter: str | None) -> None:
+        if adapter != self._adapter:
+            use_adapter(self.model, adapter)
+            self._adapter = adapter
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -559,6 +617,18 @@ class Engine:
     def _oldest_idle(self) -> int:
         return min(range(self._busy, len(self._rows)), key=lambda index: self._rows[index].used)
 
+    def _free_row(self) -> int:
+        """An idle row, and of those the one whose conversation is the least loss: none at all if it can be."""
+        for index in range(self._busy, len(self._rows)):
+            if not self._rows[index].ids:
+                return index
+        count = min(2 * len(self._rows), self.max_batch, self.cache_tokens // self._cache.capacity)
+        if count <= len(self._rows):
+            return self._oldest_idle()
+        self._cache.resize(count, self._cache.capacity)
+        self._rows += [_Row() for _ in range(count - len(self._rows))]
+        return count - 1
+
     def _make_room(self, rows: int, tokens: int) -> bool:
         """Sees to it that there are `rows` rows of `tokens` tokens, at the cost of idle ones where it has to be."""
         cache = self._cache
@@ -600,14 +670,15 @@ class Engine:
         except Exception as error:  # a processor that cannot be made, memory: this request's trouble only
             self._fail(request, error)
             return self._admit()
-        source, common = self._best_prefix(request.ids)
-        target = self._oldest_idle()
+        source, common = self._best_prefix(request.ids, request.adapter)
         if source >= self._busy and 2 * common >= len(self._rows[source].ids):
             target = source  # its conversation goes on
+        else:
+            target = self._free_row()
         if common and source != target:
             self._cache.copy(source, target, common)
         row = self._rows[target]
-        row.ids, row.request = request.ids[:common], request
+        row.ids, row.adapter, row.request = request.ids[:common], request.adapter, request
         self._swap(target, self._busy)
         self._busy += 1
         request.cached_tokens = min(common, request.prompt_tokens)
@@ -615,10 +686,12 @@ class Engine:
         self.statistics.cached_tokens += request.cached_tokens
         return True
 
-    def _best_prefix(self, ids: list[int]) -> tuple[int, int]:
+    def _best_prefix(self, ids: list[int], adapter: str | None) -> tuple[int, int]:
         """The row that has most in common with `ids`, and how many tokens that are (not the last: it has to be run)."""
         best, most = -1, 0
         for index, row in enumerate(self._rows):
+            if row.adapter != adapter:
+                continue
             common = min(len(row.ids), len(ids) - 1)
             if row.ids[:common] != ids[:common]:
                 common = next(i for i in range(common) if row.ids[i] != ids[i])
@@ -644,6 +717,7 @@ class Engine:
             end = len(ids)  # generation 1: tokens of the context see each other both ways
         self._cache.select_row(index, start)
         try:
+            self._use(request.adapter)
             scores = self._forward(request.sequence[:, start:end], request.positions[..., start:end], None)
         except Exception as error:  # most likely memory: of this request's making
             self._blame(error)
@@ -659,33 +733,54 @@ class Engine:
         """One token of every answer."""
         while self._busy and not self._make_room(self._busy, self._longest() + 1):
             self._preempt()
-        count = self._answering
-        if not count:
-            return
-        requests = [self._request(index) for index in range(count)]
-        lengths = [len(row.ids) for row in self._rows[:count]]
+        self._group()
+        # From the last group to the first: rows that end change places with rows behind them only.
+        end = self._answering
+        while end:
+            first = end - 1
+            while first and self._rows[first - 1].adapter == self._rows[end - 1].adapter:
+                first -= 1
+            self._step_of(first, end)
+            end = first
+
+    def _group(self) -> None:
+        """Brings the answering rows of each adapter together."""
+        place = 0
+        while place < self._answering:
+            adapter = self._rows[place].adapter
+            place += 1
+            for index in range(place, self._answering):
+                if self._rows[index].adapter == adapter:
+                    self._swap(place, index)
+                    place += 1
+
+    def _step_of(self, first: int, end: int) -> None:
+        """One token of each of these rows, which have one adapter."""
+        requests = [self._request(index) for index in range(first, end)]
+        lengths = [len(row.ids) for row in self._rows[first:end]]
         tokens = torch.tensor([[request.ids[-1]] for request in requests], device=self.model.device)
         places = zip(requests, lengths, strict=True)
         positions = torch.cat([request.positions[..., length : length + 1] for request, length in places])
         mask = None
-        if count == 1:
-            self._cache.select_row(0, lengths[0])
+        if len(requests) == 1:
+            self._cache.select_row(first, lengths[0])
         else:
-            self._cache.select_rows(lengths, self.model.device)
+            self._cache.select_rows(first, lengths, self.model.device)
             if min(lengths) != max(lengths):
                 columns = torch.arange(max(lengths) + 1, device=self.model.device)
                 mask = (columns <= torch.tensor(lengths, device=self.model.device).unsqueeze(-1)).long()
         try:
+            self._use(requests[0].adapter)
             scores = self._forward(tokens, positions, mask)
         except Exception as error:
             self._blame(error)
-            for index in reversed(range(count)):
+            for index in reversed(range(first, end)):
                 self._fail(self._release(index, damaged=True), error)
             return
-        for row, request in zip(self._rows, requests, strict=False):
+        for row, request in zip(self._rows[first:end], requests, strict=True):
             row.ids.append(request.ids[-1])
         self.statistics.steps += 1
-        self._deliver(scores, 0)
+        self._deliver(scores, first)
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Scores (rows, vocabulary) behind the last of `ids` (rows, tokens)."""

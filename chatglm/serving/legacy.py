@@ -28,6 +28,7 @@ class Question(BaseModel):
     max_length: Annotated[int, Field(ge=0, le=2**31)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    model: StrictStr | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -81,13 +82,17 @@ class Turn:
 async def _start(request: Request, question: Question) -> tuple[Service, Turn, Stream]:
     service = service_of(request)
     engine = service.engine
+    adapter = service.adapter_of(question.model)
     turn = await in_thread(Turn, engine, question)
-    return service, turn, submit(engine, [turn.request])[0]
+    return service, turn, submit(engine, [turn.request], adapter)[0]
 
 
 @router.post("/")
 async def answer(request: Request, question: Question) -> Response:
-    """`{"prompt", "history", "max_length", "top_p", "temperature"}` -> `{"response", "history", "status", "time"}`"""
+    """`{"prompt", "history", "max_length", "top_p", "temperature"}` -> `{"response", "history", "status", "time"}`
+
+    `"model"`, which the original does not have, chooses an adapter.
+    """
     service, turn, stream = await _start(request, question)
 
     async def last() -> ChatStep:

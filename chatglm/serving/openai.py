@@ -29,6 +29,8 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
+#: Lists and objects of a request inside each other; what copies and prints them has Python's stack only.
+MOST_NESTED = 100
 TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
@@ -44,19 +46,20 @@ class Body(BaseModel):
 
 
 def check_text(values: Any) -> Any:
-    """ValueError for strings that are no text: JSON can spell half of a surrogate pair."""
-    pending = [values]
+    """ValueError for what JSON can spell and we cannot take: half of a surrogate pair, and too deep a nest."""
+    pending = [(values, 0)]
     while pending:
-        value = pending.pop()
+        value, depth = pending.pop()
         if isinstance(value, str):
             try:
                 value.encode()
             except UnicodeEncodeError as error:
                 raise ValueError("a string holds half of a surrogate pair, which is no text") from error
-        elif isinstance(value, dict):
-            pending += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
-            pending += value
+        elif isinstance(value, (dict, list)):
+            if depth == MOST_NESTED:
+                raise ValueError(f"more than {MOST_NESTED} lists and objects inside each other")
+            inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            pending += [(part, depth + 1) for part in inside]
     return values
 
 
@@ -147,10 +150,8 @@ class Sampling(Body):
     logit_bias: dict[str, float] | None = None
     user: str | None = None
 
-    def check(self, service: Service) -> None:
+    def check(self) -> None:
         """Raises ApiError for what cannot be served."""
-        if self.model is not None and self.model not in service.names:
-            raise unknown_model(service, self.model)
         for name in ("frequency_penalty", "presence_penalty", "logit_bias"):
             if getattr(self, name):
                 reason = f"{name} is not supported; repetition_penalty is" if name != "logit_bias" else None
@@ -192,8 +193,8 @@ class ChatBody(Sampling):
     metadata: dict[str, str] | None = None
     service_tier: Literal["auto", "default"] | None = None
 
-    def check(self, service: Service) -> None:
-        super().check(service)
+    def check(self) -> None:
+        super().check()
         if self.response_format is not None and self.response_format.type != "text":
             raise ApiError(
                 400,
@@ -237,11 +238,6 @@ class ChatBody(Sampling):
         return [self.function_call.name] if isinstance(self.function_call, Named) else None
 
 
-def unknown_model(service: Service, name: str) -> ApiError:
-    message = f"there is no model {name!r} here, only {', '.join(service.names)}"
-    return ApiError(404, message, param="model", code="model_not_found")
-
-
 # ---------------------------------------------------------------------------------------------------- models
 
 
@@ -258,8 +254,7 @@ async def models(request: Request) -> Any:
 @router.get("/models/{name:path}")
 async def model(request: Request, name: str) -> Any:
     service = service_of(request)
-    if name not in service.names:
-        raise unknown_model(service, name)
+    service.check_name(name)
     return _model(service, name)
 
 
@@ -270,9 +265,10 @@ async def model(request: Request, name: str) -> Any:
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     service = service_of(request)
     engine = service.engine
-    body.check(service)
+    adapter = service.adapter_of(body.model)
+    body.check()
     requests = await in_thread(_chat_requests, engine, body)
-    streams = submit(engine, requests, (body.top_logprobs or 0) if body.logprobs else None)
+    streams = submit(engine, requests, adapter, (body.top_logprobs or 0) if body.logprobs else None)
     tools = [function.name for function in body.offered()]
     at_most_one = body.parallel_tool_calls is False or body.functions is not None
     answers = [Answer(engine.tokenizer, tools, at_most_one) for _ in streams]
@@ -493,8 +489,8 @@ class CompletionBody(Sampling):
     best_of: int | None = None
     suffix: str | None = None
 
-    def check(self, service: Service) -> None:
-        super().check(service)
+    def check(self) -> None:
+        super().check()
         if self.suffix:
             raise ApiError(400, "suffix is not supported", param="suffix", code="unsupported_parameter")
         if self.best_of is not None and self.best_of != (self.n or 1):
@@ -514,9 +510,10 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     """Goes on with a text as it is, without the format of a conversation: what base models are for."""
     service = service_of(request)
     engine = service.engine
-    body.check(service)
+    adapter = service.adapter_of(body.model)
+    body.check()
     requests, echoes = await in_thread(_completion_requests, engine, body)
-    streams = submit(engine, requests, body.logprobs)
+    streams = submit(engine, requests, adapter, body.logprobs)
     head = _head("cmpl", "text_completion", service, body)
     if body.stream:
         return EventStream(_completion_chunks(service, body, streams, echoes, head), done="[DONE]")
@@ -619,14 +616,13 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
     """
     service = service_of(request)
     engine = service.engine
-    if body.model is not None and body.model not in service.names:
-        raise unknown_model(service, body.model)
+    adapter = service.adapter_of(body.model)
     if body.dimensions is not None:
         raise ApiError(400, "dimensions are as the model has them", param="dimensions", code="unsupported_parameter")
     given = body.input
     inputs: list[Any] = [given] if isinstance(given, str) or not given or isinstance(given[0], int) else list(given)
     prompts = await in_thread(_embedding_ids, engine, inputs)
-    vectors = await unless_gone(request, _embed_all(service, engine, prompts))
+    vectors = await unless_gone(request, _embed_all(service, engine, prompts, adapter))
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
         for index, vector in enumerate(vectors)
@@ -650,12 +646,14 @@ def _embedding_ids(engine: Engine, inputs: list[Any]) -> list[list[int]]:
     return result
 
 
-async def _embed_all(service: Service, engine: Engine, prompts: list[list[int]]) -> list[list[float]]:
+async def _embed_all(
+    service: Service, engine: Engine, prompts: list[list[int]], adapter: str | None
+) -> list[list[float]]:
     """One text after the other, so that answers go on in between."""
     vectors = []
     for ids in prompts:
         try:
-            future = engine.call(partial(_embed, engine, ids))
+            future = engine.call(partial(_embed, engine, ids), adapter)
             vectors.append(await asyncio.wait_for(asyncio.wrap_future(future), service.timeout))
         except asyncio.TimeoutError as error:
             raise ApiError(504, f"this took longer than {service.timeout:g} s", code="timeout") from error

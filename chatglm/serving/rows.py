@@ -14,8 +14,8 @@ BLOCK = 128
 class RowCache(Cache):
     """Keys and values of `rows` sequences, each (rows, heads, capacity, head_dim); row i holds its tokens from 0 on.
 
-    A forward runs on one row (`select` with a start; any number of tokens) or on the first n rows together (one token
-    each, at places that may differ). What lies behind the tokens of a row is masked by the caller; it is finite.
+    A forward runs on one row (`select_row`; any number of tokens) or on neighbouring rows together (`select_rows`; one
+    token each, at places that may differ). What lies behind the tokens of a row is masked by the caller; it is finite.
     """
 
     is_compileable = False
@@ -27,6 +27,7 @@ class RowCache(Cache):
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._row: int | None = None
+        self._first = 0
         self._past = 0
         self._lines = self._places = torch.zeros(0, dtype=torch.long)
 
@@ -39,11 +40,11 @@ class RowCache(Cache):
         """The next forward writes to `row` from token `start` on."""
         self._row, self._past = row, start
 
-    def select_rows(self, lengths: Sequence[int], device: torch.device) -> None:
-        """The next forward writes one token to each of the first rows, behind the `lengths` they have."""
-        self._row, self._past = None, max(lengths)
+    def select_rows(self, first: int, lengths: Sequence[int], device: torch.device) -> None:
+        """The next forward writes one token to each of the rows from `first` on, behind the `lengths` they have."""
+        self._row, self._first, self._past = None, first, max(lengths)
         self._places = torch.tensor(lengths, device=device)
-        self._lines = torch.arange(len(lengths), device=device)
+        self._lines = torch.arange(first, first + len(lengths), device=device)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -61,7 +62,7 @@ class RowCache(Cache):
                 seen.append(held[self._row : self._row + 1, :, :end])
             else:
                 held[self._lines.to(held.device), :, self._places.to(held.device)] = states[:, :, 0]
-                seen.append(held[: len(states), :, :end])
+                seen.append(held[self._first : self._first + len(states), :, :end])
         return seen[0], seen[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -26,10 +26,16 @@ class Service:
     Args:
         names: under which clients may ask for the model; the first one is listed first.
         timeout: seconds that one request may take.
+        adapters: of the model that clients may ask for as models of these names. The first one answers who names none.
+
+    Raises ValueError where a name stands for two things.
     """
 
-    def __init__(self, names: Sequence[str], timeout: float) -> None:
-        self.names, self.timeout = list(names), timeout
+    def __init__(self, names: Sequence[str], timeout: float, adapters: Sequence[str] = ()) -> None:
+        both = sorted(set(names) & set(adapters))
+        if both:
+            raise ValueError(f"the model and an adapter are both called {both[0]!r}: give one of them another name")
+        self.names, self.adapters, self.timeout = [*adapters, *names], list(adapters), timeout
         self.created = int(time.time())
         self.metrics = Metrics()
         self.loaded: Engine | None = None
@@ -42,6 +48,21 @@ class Service:
             reason = "the model is still loading" if self.failure is None else "the model could not be loaded"
             raise ApiError(503, reason, code="unavailable", headers={"Retry-After": "5"})
         return self.loaded
+
+    def check_name(self, name: str) -> str:
+        """The name. Raises ApiError (404) where no model has it."""
+        if name not in self.names:
+            message = f"there is no model {name!r} here, only {', '.join(self.names)}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return name
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """The adapter that a request with this `model` is for. Raises ApiError (404) for an unknown name."""
+        name = self.names[0] if name is None else self.check_name(name)
+        if name in self.adapters:
+            return name
+        # A checkpoint may have a prefix of its own.
+        return next((one for one in self.engine.model.adapter_names if one not in self.adapters), None)
 
     async def steps(self, stream: Stream) -> AsyncIterator[EngineStep]:
         """The steps of an answer, measured. Raises ApiError for whatever ends it early."""
@@ -88,10 +109,12 @@ async def in_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) 
         raise ApiError.of(error) from error
 
 
-def submit(engine: Engine, requests: Sequence[Any], top_logprobs: int | None = None) -> list[Stream]:
+def submit(
+    engine: Engine, requests: Sequence[Any], adapter: str | None, top_logprobs: int | None = None
+) -> list[Stream]:
     """`engine.submit_all` with its errors as ApiError."""
     try:
-        return engine.submit_all(requests, top_logprobs)
+        return engine.submit_all(requests, top_logprobs, adapter)
     except Exception as error:
         raise ApiError.of(error) from error
 

@@ -1,0 +1,194 @@
+"""The files of P-tuning prefixes and LoRA adapters, found, checked and read without a model; and how one is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .checkpoint_files import ModelLoadError, read_contents, read_json, weight_files
+
+#: Names of a prefix's tensors in a checkpoint; what follows is their name in the `PrefixEncoder`.
+PREFIX = re.compile(r"^(?:module\.)?(?:transformer\.)?prefix_encoder\.")
+NAME = re.compile(r"[\w-]+")
+LORA_CONFIG = "adapter_config.json"
+LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+NEEDS_PEFT = "LoRA needs PEFT, which is not installed: pip install peft"
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A P-tuning prefix as its files have it."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]  # by their names in the encoder
+    config: dict[str, Any] = field(default_factory=dict)  # config.json beside it, if there is one
+
+    @property
+    def length(self) -> int:
+        return self.tensors["embedding.weight"].shape[0]
+
+    @property
+    def projection(self) -> bool:
+        return any(name.startswith("trans.") for name in self.tensors)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA adapter as PEFT saves it."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]  # `base_model.model.<module>.lora_A.weight` and so on
+    config: dict[str, Any]  # adapter_config.json
+
+
+Adapter = Prefix | Lora
+
+
+def read_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """What a prefix file, the folder of one, or a LoRA folder holds.
+
+    A prefix may be in a `pytorch_model.bin` of the originals' training, in our `model.safetensors`, or among all the
+    weights of a whole checkpoint. Nothing is unpickled but tensors.
+
+    Raises ModelLoadError where there is neither, or a file is broken.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir() and (path / LORA_CONFIG).is_file():
+        return _read_lora(path)
+    if path.is_file() and path.name in (LORA_CONFIG, *LORA_WEIGHTS):
+        return _read_lora(path.parent)
+    return _read_prefix(path)
+
+
+def _read_prefix(path: Path) -> Prefix:
+    if path.is_dir():
+        if not any(path.glob("model.safetensors*")) and not any(path.glob("pytorch_model.bin*")):
+            below = sorted(path.glob("checkpoint-*"), key=lambda one: (len(one.name), one.name))
+            hint = f"; did you mean {below[-1]}?" if below else ""
+            raise ModelLoadError(
+                f"{path} holds no prefix (model.safetensors or pytorch_model.bin) and no LoRA ({LORA_CONFIG}){hint}"
+            )
+        files, folder = weight_files(path), path
+    elif path.is_file():
+        files, folder = (path,), path.parent
+    else:
+        raise ModelLoadError(f"there is no prefix checkpoint or LoRA adapter {path}")
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        tensors |= {PREFIX.sub("", name): tensor for name, tensor in _tensors(file, PREFIX).items()}
+    if "embedding.weight" not in tensors or tensors["embedding.weight"].dim() != 2:
+        raise ModelLoadError(f"{path} holds no tensors of transformer.prefix_encoder: it is no P-tuning checkpoint")
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return Prefix(path, tensors, config)
+
+
+def _read_lora(path: Path) -> Lora:
+    import_peft()
+    config = read_json(path / LORA_CONFIG)
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ModelLoadError(f"{path} is a PEFT adapter of type {kind!r}: LoRA adapters and P-tuning prefixes can load")
+    for key in ("modules_to_save", "trainable_token_indices"):
+        if config.get(key):
+            raise ModelLoadError(
+                f"the LoRA adapter {path} also replaces whole layers ({key}: {config[key]}): merge it into its base "
+                "with PEFT (merge_and_unload) and load the result"
+            )
+    files = [path / name for name in LORA_WEIGHTS if (path / name).is_file()]
+    if not files:
+        raise ModelLoadError(f"{path} has no {' or '.join(LORA_WEIGHTS)}: copy the weights of the adapter into it")
+    return Lora(path, _tensors(files[0], re.compile("")), config)
+
+
+def _tensors(path: Path, wanted: re.Pattern[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a file whose names begin like `wanted`; nothing else of it is read into memory."""
+    contents = read_contents(path)  # for its errors
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in contents if wanted.match(name)}
+    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return {name: tensor.clone() for name, tensor in tensors.items() if wanted.match(name)}
+
+
+def default_name(path: str | os.PathLike[str]) -> str:
+    """What an adapter is called where nobody names it: as its folder, with `-` for what a name cannot have."""
+    path = Path(path).expanduser()
+    if path.is_file() or path.suffix in (".bin", ".safetensors"):
+        path = path.parent
+    return re.sub(r"[^\w-]+", "-", path.resolve().name).strip("-") or "default"
+
+
+def generation_of(values: Mapping[str, Any], *names: Any) -> int | None:
+    """The generation that a config (of a model or an adapter) is certain of; None where it does not say."""
+    version = values.get("chatglm_version")
+    if version in (1, 2, 3):
+        return int(version)
+    if "inner_hidden_size" in values:
+        return 1
+    for name in names:
+        if not isinstance(name, str) or not name:
+            continue
+        if Path(name, "config.json").is_file():
+            with contextlib.suppress(ModelLoadError):
+                version = generation_of(read_json(Path(name, "config.json")))
+                if version is not None:
+                    return version
+        found = re.search(r"chatglm([23]?)-6b", Path(name).name, re.IGNORECASE)
+        if found:
+            return int(found[1] or 1)
+    return None
+
+
+def describe(config: Mapping[str, Any]) -> str:
+    version = generation_of(config, config.get("_name_or_path"))
+    size = f"{config.get('num_layers', 28)} layers of width {config.get('hidden_size', 4096)}"
+    return f"ChatGLM of generation {version}, {size}" if version else f"a ChatGLM with {size}"
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A new folder inside `folder`, whose files replace those of `folder` once all are written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+    try:
+        yield aside
+        settle(aside)
+        for path in sorted(aside.iterdir(), reverse=True):  # the weights before what describes them
+            path.replace(folder / path.name)
+    except SafetensorError as error:
+        raise OSError(f"cannot write the adapter into {folder}: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Files that were just written are on the disk then, readable by whom the umask says: safetensors' are private."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.iterdir():
+        path.chmod(mode)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def import_peft() -> Any:
+    """PEFT. Raises ModelLoadError where it is not installed."""
+    try:
+        import peft
+        import peft.tuners.tuners_utils
+    except ImportError as error:
+        raise ModelLoadError(NEEDS_PEFT) from error
+    return peft

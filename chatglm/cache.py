@@ -1,0 +1,58 @@
+"""The layers of a KV cache that grows in place."""
+
+from __future__ import annotations
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values with room behind them: a new token is written there, and what is held is seldom copied."""
+
+    #: Tokens of room that are added at a time.
+    STEP = 256
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    _room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if not self.keys.numel():
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        past = self.keys.shape[-2]
+        self.extend(key_states.shape[-2])
+        self.keys[:, :, past:], self.values[:, :, past:] = key_states, value_states
+        return self.keys, self.values
+
+    def extend(self, tokens: int) -> None:
+        """Makes `keys` and `values` longer by `tokens`, whose numbers are still to be written."""
+        past = self.keys.shape[-2]
+        end = past + tokens
+        if self._room is None or not self._fits(end):
+            shape = (*self.keys.shape[:2], (end // self.STEP + 1) * self.STEP)
+            room = (
+                self.keys.new_empty((*shape, self.keys.shape[-1])),
+                self.values.new_empty((*shape, self.values.shape[-1])),
+            )
+            room[0][:, :, :past], room[1][:, :, :past] = self.keys, self.values
+            self._room = room
+        self.keys, self.values = self._room[0][:, :, :end], self._room[1][:, :, :end]
+
+    def _fits(self, end: int) -> bool:
+        """Whether `keys` still are the beginning of the room (others may have replaced them), and it is long enough."""
+        assert self._room is not None
+        usable = torch.is_inference_mode_enabled() or not self._room[0].is_inference()
+        return usable and all(
+            held.data_ptr() == room.data_ptr() and held.shape[:2] == room.shape[:2] and end <= room.shape[2]
+            for held, room in zip((self.keys, self.values), self._room, strict=True)
+        )
+
+    def reset(self) -> None:
+        self._room = None
+        super().reset()
