@@ -98,18 +98,18 @@ def load(
     config = ChatGLMConfig.from_pretrained(folder, local_files_only=True)
     version = config.chatglm_version
     model_class = MODELS[version]
-    quantization = _quantization(folder, config, quantize)
-    kind = _dtype(dtype, target, weights)
+    quantization = wanted_quantization(folder, config, quantize)
+    kind = choose_dtype(dtype, target, weights)
     if check_memory:
         _check_memory(folder, weights, target, kind, config, quantization)
-    given = _read_adapters(adapter)
-    _check_prefix(folder, config, weights, bool(given))
+    given = read_adapters(adapter)
+    check_prefix(folder, config, weights, bool(given))
     check_vocabulary(folder, version)
 
     tokenizer = _tokenizer(folder)
     # Quantised from the numbers in the file: rounding them to another type first would change the result.
     first = kind if quantization is None else weights.dtype
-    model = _model(
+    model = build_model(
         model_class,
         folder,
         config,
@@ -119,14 +119,14 @@ def load(
         small=weights.elements < SMALL,
     )
     if first != kind:
-        _cast(model, kind)
+        cast(model, kind)
     names = [adapters.attach(model, one, name) for name, one in given]
     if names:
         adapters.use_adapter(model, names[0])
     return model.eval(), tokenizer
 
 
-def _read_adapters(adapter: AdapterPaths | None) -> list[tuple[str | None, Adapter]]:
+def read_adapters(adapter: AdapterPaths | None) -> list[tuple[str | None, Adapter]]:
     """With their names; before minutes of loading are spent on the model."""
     if adapter is None:
         return []
@@ -135,7 +135,7 @@ def _read_adapters(adapter: AdapterPaths | None) -> list[tuple[str | None, Adapt
     return [(None, read_adapter(adapter))]
 
 
-def _quantization(folder: Path, config: Any, quantize: int | None) -> ChatGLMQuantizationConfig | None:
+def wanted_quantization(folder: Path, config: Any, quantize: int | None) -> ChatGLMQuantizationConfig | None:
     """What is left to do while loading."""
     present = settings_of(config)
     if quantize is None or present is None:
@@ -159,7 +159,7 @@ def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str 
     return _fetch(source, revision)
 
 
-def _check_prefix(folder: Path, config: Any, weights: Weights, has_adapter: bool) -> None:
+def check_prefix(folder: Path, config: Any, weights: Weights, has_adapter: bool) -> None:
     """A checkpoint may hold a prefix of its own; one that asks for a prefix and has none gets it as adapter."""
     inside = [name for name in weights.names if PREFIX.match(name)]
     if inside and len(inside) == len(weights.names):
@@ -182,7 +182,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizer:
         return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _model(
+def build_model(
     model_class: Any,
     folder: Path,
     config: Any,
@@ -220,7 +220,7 @@ def _model(
     return model
 
 
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """As loading in `dtype` would have done: the prefix stays in float32."""
     prefix, model.transformer.prefix_encoder = model.transformer.prefix_encoder, None
     for child in model.children():  # the model itself refuses where it is split over devices
@@ -277,7 +277,7 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device, weights: Weights) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype, device: torch.device, weights: Weights) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         if not dtype.is_floating_point:
             raise ValueError(f"dtype {dtype} cannot hold weights: use float16, bfloat16 or float32")

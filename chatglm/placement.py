@@ -358,15 +358,15 @@ def load_split(
         setattr(config, name, options.pop(name))  # pre_seq_len=128 and the like, as from_pretrained takes them
     for name in ("trust_remote_code", "empty_init"):
         options.pop(name, None)  # of the originals' calls, without meaning here
-    settings = loading._quantization(folder, config, quantize)
-    given = loading._read_adapters(adapter)
+    settings = loading.wanted_quantization(folder, config, quantize)
+    given = loading.read_adapters(adapter)
     if given or not fresh_prefix:
-        loading._check_prefix(folder, config, weights, bool(given))
+        loading.check_prefix(folder, config, weights, bool(given))
 
     model = skeleton(config, settings)
     present = [name for name, _ in model.named_modules()]
     if device_map is None:
-        kind = loading._dtype(options.pop("torch_dtype", dtype), torch.device("cuda"), weights)
+        kind = loading.choose_dtype(options.pop("torch_dtype", dtype), torch.device("cuda"), weights)
         sizes, room = sizes_of(model, kind), room_of(range(max(1, num_gpus)), max_memory, measure=True)
         if offload_folder is not None and settings is None:
             room.setdefault("disk", math.inf)
@@ -378,7 +378,7 @@ def load_split(
     final = check_map(device_map, model, gpus)
     devices = set(final.values())
     target = torch.device("cuda" if any(isinstance(device, int) for device in devices) else "cpu")
-    kind = loading._dtype(options.pop("torch_dtype", dtype), target, weights)
+    kind = loading.choose_dtype(options.pop("torch_dtype", dtype), target, weights)
     if "disk" in devices and settings is not None:
         raise ValueError(
             "what goes to disk cannot be quantised on the way: quantise and save the model once, with "
@@ -390,7 +390,7 @@ def load_split(
     offloaded = "disk" in devices or ("cpu" in devices and target.type == "cuda")
     # As in chatglm.load; what is offloaded cannot be cast afterwards.
     first = kind if settings is None or offloaded else weights.dtype
-    loaded = loading._model(
+    loaded = loading.build_model(
         loading.MODELS[config.chatglm_version],
         folder,
         config,
@@ -402,7 +402,7 @@ def load_split(
         **options,
     )
     if first != kind:
-        loading._cast(loaded, kind)
+        loading.cast(loaded, kind)
     names = [adapters.attach(loaded, one, name) for name, one in given]
     if names:
         adapters.use_adapter(loaded, names[0])

@@ -308,7 +308,7 @@ def test_revision_of_a_folder(whole_folder: Path) -> None:
 
 def test_too_little_memory_is_said_before_loading(whole_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda device: 20_000)
-    monkeypatch.setattr(loading, "_model", lambda *args, **kwargs: pytest.fail("it began to load"))
+    monkeypatch.setattr(loading, "build_model", lambda *args, **kwargs: pytest.fail("it began to load"))
     weights = find_weights(whole_folder)
     text = error_of(lambda: load(whole_folder), NotEnoughMemoryError)
     assert f"needs about {memory.readable(int(weights.elements * 4 * loading.HEADROOM))}" in text
@@ -342,7 +342,7 @@ def test_auto_dtype_of_6b_on_a_cpu(
     monkeypatch.setattr(memory, "available", lambda device: room and room * 2**30)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     weights = loading.Weights((), frozenset(), 6_243_584_000, 0, torch.float16)
-    assert loading._dtype("auto", torch.device("cpu"), weights) is expected
+    assert loading.choose_dtype("auto", torch.device("cpu"), weights) is expected
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_auto_dtype_on_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
     weights = loading.Weights((), frozenset(), 6_243_584_000, 0, stored)
-    assert loading._dtype("auto", torch.device(device), weights) is expected
+    assert loading.choose_dtype("auto", torch.device(device), weights) is expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
