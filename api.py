@@ -1,4 +1,7 @@
-"""Serve a ChatGLM over HTTP: `python api.py`. OpenAI's routes under /v1, those of the original api.py at /."""
+"""Serve a ChatGLM over HTTP: `python api.py`. OpenAI's routes under /v1, those of the original api.py at /.
+
+Each --adapter is a model of its own to clients, by its name; the first one answers requests that name no model.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from chatglm.arguments import add_model_arguments, load_from_arguments
+from chatglm.arguments import adapter_names, add_model_arguments, load_from_arguments
 from chatglm.loading import DEMO, find_folder
 
 
@@ -56,15 +59,20 @@ def main(arguments: list[str] | None = None) -> int:
         server.should_exit = True
 
     source = args.model or os.environ.get("CHATGLM_MODEL") or str(find_folder())
-    app = create_app(
-        load,
-        args.name or [Path(source).name],
-        api_key=args.api_key or os.environ.get("CHATGLM_API_KEY") or None,
-        cors_origins=args.cors_origin,
-        timeout=args.timeout,
-        log_text=args.log_text,
-        on_failure=fail,
-    )
+    try:
+        app = create_app(
+            load,
+            args.name or [Path(source).name],
+            api_key=args.api_key or os.environ.get("CHATGLM_API_KEY") or None,
+            cors_origins=args.cors_origin,
+            timeout=args.timeout,
+            log_text=args.log_text,
+            adapters=adapter_names(args),
+            on_failure=fail,
+        )
+    except ValueError as error:  # a name for two things
+        print(error, file=sys.stderr)
+        return 1
     server = Server(app, args.host, args.port, args.grace)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn takes them while it runs, and raises them again at its end

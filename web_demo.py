@@ -30,12 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument(
+        "--auth", metavar="USER:PASSWORD", action="append", help="ask for it; may be repeated (default: $CHATGLM_AUTH)"
+    )
     parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="a public address through gradio's servers, for a week")
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of messages here")
     args = parser.parse_args(arguments)
     try:
+        users = read_users(args.auth or [])
         tools = read_tools(args.tools) if args.tools else None
         model, tokenizer = load_from_arguments(args)
         from chatglm.serving.page import Page  # after the model: importing gradio takes seconds, and errors come first
@@ -48,14 +52,28 @@ def main(arguments: list[str] | None = None) -> int:
                 generation_settings(args),
                 system=args.system,
                 tools=tools,
+                adapters=model.adapter_names if args.adapter else (),
                 at_once=args.max_batch,
                 demo_millions=round(model.num_parameters() / 1e6) if is_demo else None,
             )
-            page.launch(server_name=args.host, server_port=args.port, share=args.share, inbrowser=args.open)
+            page.launch(
+                server_name=args.host, server_port=args.port, share=args.share, inbrowser=args.open, auth=users or None
+            )
     except (OSError, ValueError) as error:
         print(TERMINAL["error"][args.lang].format(reason=error), file=sys.stderr)
         return 1
     return 0
+
+
+def read_users(given: list[str]) -> list[tuple[str, str]]:
+    """(user, password) of every --auth. Raises ValueError."""
+    users = []
+    for text in given or filter(None, [os.environ.get("CHATGLM_AUTH")]):
+        user, _, password = text.partition(":")
+        if not user or not password:
+            raise ValueError("--auth (or CHATGLM_AUTH) must be USER:PASSWORD, with neither of them empty")
+        users.append((user, password))
+    return users
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ class Seen:
     gaps: list[float]
 
 
-def make_model(version: int, size: str) -> tuple[Any, Any]:
-    """(model, tokenizer) with random weights, in float32 on the CPU or float16 on a GPU."""
+def make_model(version: int, size: str, dtype: str | None = None) -> tuple[Any, Any]:
+    """(model, tokenizer) with random weights, where no dtype is given in float32 on the CPU or float16 on a GPU."""
     folder = DEMO.parent / ("chatglm-demo" if version == 1 else "chatglm3-demo")
     tokenizer = chatglm.ChatGLMTokenizer.from_pretrained(folder, chatglm_version=version)
     shape = SIZES[size]
@@ -63,8 +63,9 @@ def make_model(version: int, size: str) -> tuple[Any, Any]:
         values |= {"multi_query_group_num": 2}
     config = chatglm.ChatGLMConfig.from_dict(chatglm.ChatGLMConfig.from_pretrained(folder).to_dict() | values)
     torch.manual_seed(0)
-    model = MODELS[version](config).eval()
-    return (model.half().cuda() if torch.cuda.is_available() else model.float()), tokenizer
+    gpu = torch.cuda.is_available()
+    model = MODELS[version](config).eval().to(getattr(torch, dtype or ("float16" if gpu else "float32")))
+    return (model.cuda() if gpu else model), tokenizer
 
 
 def prompts(count: int) -> list[str]:
@@ -168,13 +169,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=3)
     parser.add_argument("--size", choices=list(SIZES), default="300m")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64, help="of one answer")
     parser.add_argument("--crowd", type=int, default=200, help="clients against a queue of 64; 0 leaves it out")
     parser.add_argument("--requests", type=int, default=2000, help="short ones in a row; 0 leaves them out")
     parser.add_argument("--peer", action="store_true", help="generations 2 and 3: transformers' own batching, too")
     args = parser.parse_args(arguments)
-    model, tokenizer = make_model(args.generation, args.size)
+    model, tokenizer = make_model(args.generation, args.size, args.dtype)
     millions = model.num_parameters() / 1e6
     print(f"{millions:.0f}M parameters, {model.dtype}, {model.device}, {torch.get_num_threads()} threads")
     engine = Engine(model, tokenizer, max_batch=args.clients, max_queue=64)

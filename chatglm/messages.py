@@ -114,6 +114,7 @@ PAGE: dict[str, dict[str, str]] = {
     "delete": {"zh": "删除此对话", "en": "Delete this chat"},
     "chats": {"zh": "历史对话（只保存在此浏览器中）", "en": "Chats (kept in this browser only)"},
     "settings": {"zh": "设置", "en": "Settings"},
+    "model": {"zh": "模型", "en": "Model"},
     "system": {"zh": "系统提示", "en": "System prompt"},
     "tools": {"zh": "工具（JSON 列表）", "en": "Tools (a JSON list)"},
     "max_length": {"zh": "最大长度", "en": "Maximum length"},

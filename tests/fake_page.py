@@ -89,7 +89,8 @@ class FakeEngine:
 
 
 if __name__ == "__main__":
-    fakes = SimpleNamespace(name_or_path="/nowhere"), SimpleNamespace(chatglm_version=int(sys.argv.pop(1)))
+    model = SimpleNamespace(name_or_path="/nowhere", adapter_names=["law", "poems"])
+    fakes = model, SimpleNamespace(chatglm_version=int(sys.argv.pop(1)))
     web_demo.load_from_arguments = lambda args: fakes
     web_demo.Engine = FakeEngine  # type: ignore[assignment,misc]
     sys.exit(web_demo.main())

@@ -15,7 +15,7 @@ import httpx
 from openai import OpenAI
 
 from chatglm.serving.app import Server, create_app
-from chatglm.serving.engine import Engine, Stream
+from chatglm.serving.engine import AS_LOADED, AdapterName, Engine, Stream
 from scripted import SECONDS, Hold, Say
 from tiny_chat import pair
 
@@ -45,14 +45,16 @@ class Parrot(Engine):
         self.holds.append(Hold())
         return f"wait {len(self.holds) - 1} please", self.holds[-1]
 
-    def submit_all(self, requests: Sequence[Any], top_logprobs: int | None = None) -> list[Stream]:
+    def submit_all(
+        self, requests: Sequence[Any], top_logprobs: int | None = None, adapter: AdapterName = AS_LOADED
+    ) -> list[Stream]:
         for ids, options in requests:
             orders = re.findall(r"(say|wait) ?(\d+) please", self.tokenizer.decode(list(ids)))
             if orders and orders[-1][0] == "say":
                 options.logits_processor.append(Say(self.tokenizer, self.answers[int(orders[-1][1])]))
             elif orders:
                 options.logits_processor.append(self.holds[int(orders[-1][1])])
-        return super().submit_all(requests, top_logprobs)
+        return super().submit_all(requests, top_logprobs, adapter)
 
     def _count(self, request: Any, reason: str | None) -> None:
         super()._count(request, reason)

@@ -22,6 +22,7 @@ import httpx
 import openai
 import pytest
 
+import api
 from chatglm.conversation import tool_call_message
 from live_server import CONTEXT, NAME, Live, Parrot, serve
 from scripted import SECONDS
@@ -384,6 +385,20 @@ def test_a_client_that_goes_away_frees_the_engine(streaming: bool) -> None:
         assert live.chat("x", max_tokens=2).choices[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_closing_the_stream_of_the_client_frees_the_engine(version: int) -> None:
+    with serve(Parrot(version, max_batch=1)) as live:
+        question = live.engine.say("x " * 900)
+        stream = live.chat(question, stream=True)
+        for chunk in stream:
+            if chunk.choices[0].delta.content:
+                break
+        assert not live.engine.ended["stop"].is_set()
+        stream.close()
+        assert live.engine.ended["cancelled"].wait(1.0)
+        assert live.chat("x", max_tokens=2).choices[0].finish_reason == "length"
+
+
 def test_clients_that_dawdle_do_not_stop_the_others(live: Live) -> None:
     half = live.socket()
     half.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
@@ -664,6 +679,28 @@ def test_nothing_a_client_sends_is_a_server_error(live: Live) -> None:
         assert '"server_error"' not in response.text, (number, path, body, response.text)
 
 
+def test_nests_and_arguments_that_are_no_objects_are_bad_requests(servers: dict[int, Live]) -> None:
+    def calls(arguments: str) -> dict[str, Any]:
+        call = {"function": {"name": "weather", "arguments": arguments}}
+        return {"messages": [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": "x"}]}
+
+    def nest(depth: int) -> Any:
+        value: Any = 1
+        for _ in range(depth):
+            value = {"a": value}
+        return value
+
+    system = {"role": "system", "content": "x", "tools": [nest(500)]}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": nest(500)}}
+    for version in VERSIONS:
+        bodies = [calls(text) for text in ('""', "[]", '["a"]', "1", "null", '{"a": ' + "[" * 10**5)]
+        bodies.append({"messages": [{"role": "user", "content": "x"}], "tools": [tool]})
+        for body in bodies:
+            response = servers[version].http.post("/v1/chat/completions", json=body | {"max_tokens": 1})
+            assert response.status_code == 400, (str(body)[:200], response.text[:200])
+        assert servers[version].http.post("/", json={"prompt": "x", "history": [system]}).status_code == 422
+
+
 # ---------------------------------------------------------------------------------------------------- the program
 
 
@@ -734,6 +771,24 @@ def test_a_model_that_is_not_there_ends_the_program(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 1
     assert "none" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_name_for_two_things_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--adapter", "a=/x", "--name", "a"], ["--adapter", "a=/x", "--adapter", "a=/y"]):
+        assert api.main(arguments) == 1
+        assert "called 'a'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1", "2", "3"])
+def test_a_crowd_is_answered_or_refused_and_memory_is_flat_over_2000_requests(version: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.serving", "--size", "tiny", "--generation", version, "--tokens", "6"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    crowd = re.search(r"200 clients, queue of 64: (\d+) answered, (\d+) refused", done.stdout)
+    assert crowd and int(crowd[1]) >= 64 and int(crowd[1]) + int(crowd[2]) == 200, done.stdout
+    memory = re.search(r"after 200 requests: (\d+) MiB, after 2000: (\d+) MiB", done.stdout)
+    assert memory and int(memory[2]) - int(memory[1]) < 30, done.stdout
 
 
 @pytest.mark.parametrize("version", ["1", "3"])

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import random
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -118,6 +117,15 @@ def test_a_later_turn_reuses_what_was_computed(version: int) -> None:
     assert 2 * second.cached_tokens > first.prompt_tokens and 2 * again.cached_tokens > other.prompt_tokens
     assert said(second) == said(alone(model, tokenizer, "what?", first.history, do_sample=False, max_new_tokens=10))
     assert said(again) == said(alone(model, tokenizer, "and?", other.history, do_sample=False, max_new_tokens=10))
+
+
+def test_conversations_are_kept_as_long_as_there_is_room() -> None:
+    model, tokenizer = pair(3)
+    settings = {"do_sample": False, "max_new_tokens": 5}
+    with Engine(model, tokenizer, max_batch=6) as engine:
+        first = [list(engine.chat(f"你好 {number}", **settings))[-1] for number in range(6)]
+        second = [list(engine.chat("what?", one.history, **settings))[-1] for one in first]
+    assert all(two.cached_tokens >= one.prompt_tokens for one, two in zip(first, second, strict=True))
 
 
 def test_generation_1_reuses_only_a_prompt_that_is_the_same() -> None:
@@ -276,18 +284,17 @@ def test_for_many_tasks_of_an_event_loop() -> None:
 # ---------------------------------------------------------------------------------------------------- failures
 
 
-@pytest.fixture
-def poisoned() -> Iterator[Any]:
+@pytest.fixture(params=VERSIONS)
+def poisoned(request: pytest.FixtureRequest) -> Any:
     """(model, tokenizer, text): a model that computes NaN for prompts with this text."""
-    for version in (3,):
-        model, tokenizer = copy.deepcopy(pair(version))
-        bad = tokenizer.encode_text("毒")[-1]
+    model, tokenizer = copy.deepcopy(pair(request.param))
+    bad = tokenizer.encode_text("毒")[-1]
 
-        def poison(module: Any, args: Any, output: torch.Tensor, bad: int = bad) -> torch.Tensor:
-            return output.masked_fill((args[0] == bad).unsqueeze(-1), float("nan"))
+    def poison(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((args[0] == bad).unsqueeze(-1), float("nan"))
 
-        model.get_input_embeddings().register_forward_hook(poison)
-        yield model, tokenizer, "毒"
+    model.get_input_embeddings().register_forward_hook(poison)
+    return model, tokenizer, "毒"
 
 
 def test_nan_is_the_trouble_of_one_request(poisoned: Any) -> None:
@@ -302,6 +309,51 @@ def test_nan_is_the_trouble_of_one_request(poisoned: Any) -> None:
                 with pytest.raises(NonFiniteLogitsError, match="NaN or infinite"):
                     list(answer)
         assert engine.is_alive
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_nan_in_the_middle_of_an_answer_does_not_spread(version: int) -> None:
+    """As float16 overflows do: a prompt is read well, then one row of a step in company is NaN, and what it caches."""
+    model, tokenizer = copy.deepcopy(pair(version))
+    settings = {"do_sample": False, "max_new_tokens": 30, "min_new_tokens": 30}
+    wanted = said(alone(model, tokenizer, "hello", **settings))
+    bad = tokenizer.encode_text("毒")[-1]
+
+    def poison(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((args[0] == bad).unsqueeze(-1), float("nan"))
+
+    model.get_input_embeddings().register_forward_hook(poison)
+    with Engine(model, tokenizer, max_batch=3) as engine:
+        for _ in range(2):
+            good = [engine.chat("hello", **settings) for _ in range(2)]
+            broken = engine.chat("hello", logits_processor=[Say(tokenizer, "one two 毒 three")], do_sample=False)
+            with pytest.raises(NonFiniteLogitsError, match="NaN or infinite"):
+                list(broken)
+            assert [said(list(answer)[-1]) for answer in good] == [wanted] * 2
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_request_begins_within_a_step_of_free_capacity(version: int) -> None:
+    model, tokenizer = pair(version)
+    order: list[str] = []
+    later: list[Any] = []
+
+    class Note(LogitsProcessor):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            order.append(self.name)
+            if order == ["first"] * 5:
+                settings = {"do_sample": False, "max_new_tokens": 3}
+                later.append(engine.chat("later", logits_processor=[Note("later")], **settings))
+            return scores
+
+    with Engine(model, tokenizer, max_batch=2) as engine:
+        settings = {"do_sample": False, "max_new_tokens": 20, "min_new_tokens": 20}
+        assert list(engine.chat("x", logits_processor=[Note("first")], **settings))
+        assert list(later[0])
+    assert "later" in order[5:7]
 
 
 def test_a_processor_that_fails_is_the_trouble_of_one_request() -> None:

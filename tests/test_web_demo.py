@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,12 +58,14 @@ class Server:
             self.output += line
 
     def close(self) -> None:
+        """Ends it with Ctrl-C, which has to do."""
         self.process.send_signal(signal.SIGINT)
         try:
-            rest, _ = self.process.communicate(timeout=30)
-            self.output += rest.decode()
+            rest = self.process.communicate(timeout=PATIENCE / 1000)[0].decode()
         finally:
             self.process.kill()
+            self.process.wait()
+        assert self.process.returncode == 0 and "KeyboardInterrupt" not in rest, rest
 
 
 def _environment() -> dict[str, str]:
@@ -147,8 +151,24 @@ def serve() -> Iterator[Callable[[int], str]]:
         return servers[version].url
 
     yield start
-    for server in servers.values():
-        server.close()
+    with contextlib.ExitStack() as stack:  # one that does not end well leaves no other running
+        for server in servers.values():
+            stack.callback(server.close)
+
+
+@pytest.fixture
+def serve_once() -> Iterator[Callable[..., str]]:
+    """A server of a test's own: its address."""
+    servers: list[Server] = []
+
+    def start(script: str, *arguments: str) -> str:
+        servers.append(Server(script, *arguments))
+        return servers[-1].url
+
+    yield start
+    with contextlib.ExitStack() as stack:
+        for one in servers:
+            stack.callback(one.close)
 
 
 @pytest.fixture
@@ -474,6 +494,37 @@ def test_chats_are_kept_in_the_browser(visit: Callable[..., Visitor], version: i
     expect(other.page.locator("#chats")).not_to_contain_text("one")
 
 
+def test_two_tabs_do_not_undo_each_others_chats(visit: Callable[..., Visitor]) -> None:
+    one = visit()
+    two = Visitor(one.page.context, one.url)
+    one.ask_and_wait("first tab")
+    two.ask_and_wait("second tab")
+    one.ask_and_wait("more")
+    chats = [visitor.page.locator("#chats tbody tr, #chats .gallery-item") for visitor in (one, two)]
+    expect(chats[0]).to_have_text(["first tab", "second tab"])
+    two.open_side()
+    expect(chats[1]).to_have_text(["first tab", "second tab"])
+    chats[1].get_by_text("first tab").click()
+    expect(two.questions).to_have_text(["first tab", "more"])
+    two.page.locator("#delete").click()
+    expect(chats[1]).to_have_text(["second tab"])
+    expect(two.questions).to_have_count(0)
+    one.open_side()
+    expect(chats[0]).to_have_text(["second tab"])
+    two.page.close()
+
+
+def test_what_else_is_in_the_browsers_store_is_left_out(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    for stored in ("[", "5", '[null, 1, {"id": 1}, {"id": "x", "history": [["only a question"]]}]'):
+        visitor.page.evaluate("text => localStorage.setItem('chatglm-2', text)", stored)
+        visitor.page.reload()
+        expect(visitor.send).to_be_visible()
+        visitor.ask_and_wait("fine")
+        visitor.open_side()
+        expect(visitor.page.locator("#chats tbody tr, #chats .gallery-item")).to_have_text(["fine"])
+
+
 def test_on_a_phone(visit: Callable[..., Visitor]) -> None:
     visitor = visit(1, viewport={"width": 360, "height": 640}, is_mobile=True, has_touch=True)
     visitor.ask_and_wait("formula")
@@ -483,6 +534,54 @@ def test_on_a_phone(visit: Callable[..., Visitor]) -> None:
     expect(visitor.answers.last).to_be_in_viewport()
     visitor.open_side()
     expect(visitor.page.locator("#temperature")).to_be_visible()
+    visitor.page.locator("#chats tbody tr, #chats .gallery-item").first.click()  # the sidebar gives way to the chat
+    expect(visitor.page.locator("#new")).not_to_be_in_viewport()
+    expect(visitor.questions).to_have_count(2)
+
+
+def test_a_password_is_asked_for(visit: Callable[..., Visitor], browser: Any, serve_once: Callable[..., str]) -> None:
+    url = serve_once("tests/fake_page.py", "2", "--auth", "me:a:b", "--auth", "you:c")
+    context = browser.new_context(locale="en-US")
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.goto(url)
+    fields = page.locator("input")
+    for user, password in (("me", "wrong"), ("me", "a:b")):
+        expect(page.locator("#box")).to_have_count(0)
+        fields.nth(0).fill(user)
+        fields.nth(1).fill(password)
+        page.get_by_role("button", name="Login").click()
+    expect(page.locator("#box textarea")).to_be_visible()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{url}config")
+    context.close()
+
+
+def test_one_of_several_adapters_is_chosen(visit: Callable[..., Visitor], serve_once: Callable[..., str]) -> None:
+    visitor = visit(url=serve_once("tests/fake_page.py", "2", "--adapter", "law=/x", "--adapter", "poems=/y"))
+    assert visitor.settings()["adapter"] == "law"
+    visitor.open_side()
+    for name, chosen in (("poems", "poems"), ("ChatGLM2", None)):
+        visitor.page.locator("#adapter input").click()
+        visitor.page.get_by_role("option", name=name).click()
+        assert visitor.settings()["adapter"] == chosen
+
+
+def test_the_real_engine_with_the_demo_model(visit: Callable[..., Visitor], serve_once: Callable[..., str]) -> None:
+    url = serve_once("web_demo.py", "--model", "chatglm/demo/chatglm3-demo", "--seed", "1", "--device", "cpu")
+    one, two = visit(url=url), visit(url=url)
+    for visitor in (one, two):
+        expect(visitor.page.locator("#demo-note")).to_be_visible()
+        visitor.open_side()
+        visitor.page.locator("#temperature input[type=range]").press("Home")
+        visitor.ask("你好")
+    one.wait_until_free()
+    two.wait_until_free()
+    assert one.answers.last.inner_text().strip() == two.answers.last.inner_text().strip() != ""
+    one.ask("12 + 7 = ?")
+    expect(one.questions).to_have_count(2)
+    one.wait_until_free()
+    expect(two.questions).to_have_count(1)
 
 
 def test_dark_mode_follows_the_system(visit: Callable[..., Visitor]) -> None:
@@ -497,6 +596,12 @@ def test_the_page_may_only_ask_its_own_server(serve: Callable[[int], str]) -> No
     with urllib.request.urlopen(serve(2)) as response:
         policy = response.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy
+
+
+def test_a_user_without_a_password_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ("me", ":x", "me:"):
+        assert web_demo.main(["--auth", wrong, "--lang", "en"]) == 1
+        assert "USER:PASSWORD" in capsys.readouterr().err
 
 
 def test_a_wrong_address_or_model_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -671,7 +671,7 @@ class Engine:
             self._fail(request, error)
             return self._admit()
         source, common = self._best_prefix(request.ids, request.adapter)
-        if source >= self._busy and 2 * common >= len(self._rows[source].ids):
+        if source >= self._busy and 4 * common >= 3 * len(self._rows[source].ids):
             target = source  # its conversation goes on
         else:
             target = self._free_row()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import html
 import inspect
 import json
@@ -10,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,12 @@ from ..conversation import validate_history
 from ..messages import LANGUAGES, PAGE, TERMINAL
 from ..session import Session
 from . import display
-from .page_style import CODE_FONTS, FONTS, STYLE, LocalOnly
+from .browser_store import FORGET, KEEP, ONE, READ
+from .page_style import CLOSE_SIDE, CODE_FONTS, FONTS, STYLE, LocalOnly
 
 #: (question, history, settings, cancel) -> the steps of the answer, as `Engine.chat` gives them. Settings are its
-#: keyword arguments, `role` among them; once `cancel` is set, the answer ends soon with what was said so far.
+#: keyword arguments, `role` and, where there is a choice, `adapter` among them; once `cancel` is set, the answer ends
+#: soon with what was said so far.
 Answer = Callable[[str, list[Any], dict[str, Any], threading.Event], Iterator[Any]]
 
 #: Generation -> most and default of the maximum length, default of top p and temperature, as in the originals' pages.
@@ -55,6 +58,7 @@ class Page:
 
     version: generation of the model: the form of histories, the sliders, whether there are system prompt and tools.
     settings: keyword arguments for every answer; `max_length`, `top_p` and `temperature` are where the sliders begin.
+    adapters: of the model, where there are some the visitor chooses one of them, the first at the start, or none.
     demo_millions: parameters in millions where the model is the bundled demo, for the note that says so.
     at_once: how many answers may be computed at the same time; other visitors wait for their turn.
     """
@@ -67,10 +71,12 @@ class Page:
         *,
         system: str | None = None,
         tools: list[Any] | None = None,
+        adapters: Sequence[str] = (),
         demo_millions: int | None = None,
         at_once: int = 1,
     ) -> None:
         self.answer, self.version, self.settings = answer, version, dict(settings or {})
+        self.adapters = list(adapters)
         self.running: dict[str, threading.Event] = {}  # by gradio's session: at most one answer for each visitor
         texts = {
             language: {key: text[language].replace("{millions}", str(demo_millions)) for key, text in PAGE.items()}
@@ -83,9 +89,13 @@ class Page:
             self._connect()
         self.blocks.queue(default_concurrency_limit=at_once)
 
-    def launch(self, **kwargs: Any) -> Any:
-        """Serves the page; arguments as for `gr.Blocks.launch`. What visitors could use to fill the disk is off."""
-        return self.blocks.launch(
+    def launch(self, **kwargs: Any) -> None:
+        """Serves the page until it is interrupted; arguments as for `gr.Blocks.launch`.
+
+        What visitors could use to fill the disk is off.
+        """
+        self.blocks.launch(
+            prevent_thread_lock=True,
             theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
             css=STYLE,
             i18n=self.labels,
@@ -97,6 +107,17 @@ class Page:
             app_kwargs={"middleware": [Middleware(LocalOnly)]},
             **kwargs,
         )
+        with contextlib.suppress(KeyboardInterrupt):
+            while self.blocks.is_running:
+                time.sleep(0.1)
+        for cancel in self.running.copy().values():
+            cancel.set()
+        server = self.blocks.server
+        if server is not None:
+            server.config.timeout_graceful_shutdown = 0  # else it waits for pages that are open
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would count them
+        self.blocks.close(verbose=False)
+        gc.freeze()  # gradio and torch have so many objects that looking through them at the end takes seconds
 
     def _draw(self, system: str | None, tools: list[Any] | None, is_demo: bool) -> None:
         text: Callable[[str], Any] = self.labels
@@ -104,17 +125,22 @@ class Page:
         most, length, top_p, temperature = SLIDERS[self.version]
         begin = {"max_length": length, "top_p": top_p, "temperature": temperature} | self.settings
         self.history = gr.State([])  # raw texts, without the system message
-        self.chat_id = gr.State(None)
         self.turn = gr.State(None)
+        self.chat_id = gr.Textbox(visible=False)
         self.copied = gr.Textbox(visible=False)
-        self.chats = gr.BrowserState([], storage_key=f"chatglm-{self.version}", secret="chatglm")
-        with gr.Sidebar(open=False, elem_id="side"):
+        self.kept = gr.JSON(visible=False)  # on its way into the browser's store
+        self.chats = gr.JSON([], visible=False)  # those that are listed
+        with gr.Sidebar(open=False, elem_id="side") as self.side:
             self.new = gr.Button(text("new"), variant="primary", elem_id="new")
             self.chat_list = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[], label=text("chats"), layout="table", type="index",
                 elem_id="chats",
             )  # fmt: skip
             self.delete = gr.Button(text("delete"), size="sm", elem_id="delete")
+            self.adapter = gr.Dropdown(
+                [*self.adapters, (self.name, "")], value=next(iter(self.adapters), ""), label=text("model"),
+                visible=bool(self.adapters), filterable=False, elem_id="adapter",
+            )  # fmt: skip
             self.system = gr.Textbox(system or "", label=text("system"), lines=2, visible=roles, elem_id="system")
             self.tools = gr.Textbox(
                 json.dumps(tools, ensure_ascii=False, indent=1) if tools else "", label=text("tools"), lines=2,
@@ -150,28 +176,42 @@ class Page:
             self.chat.retry(self.retry, [self.history, self.turn], self._shown, queue=False, **PRIVATE),
             self.chat.edit(self.edit, self.history, self._shown, queue=False, **PRIVATE),
         ]
-        knobs = [self.system, self.tools, self.max_length, self.top_p, self.temperature]
+        knobs = [self.adapter, self.system, self.tools, self.max_length, self.top_p, self.temperature]
         answers = [begin.success(self.reply, [self.turn, *knobs], self._shown, **PRIVATE) for begin in begins]
-        kept = [self.box, self.chat_id, self.chats]
         for answer in answers:
-            answer.then(self.keep, [self.history, self.chat_id, self.chats], kept, queue=False, **PRIVATE)
+            self._keep_after(answer)
         self.box.stop(self.stop, queue=False, **PRIVATE)
         # What leaves the conversation also ends its answer, and nothing of that may arrive afterwards.
         leaving: dict[str, Any] = {"queue": False, "cancels": answers, **PRIVATE}
         place = [*self._shown, self.chat_id]
         self.new.click(self.start, None, place, **leaving)
         self.chat.clear(self.start, None, place, **leaving)
-        undone = self.chat.undo(self.undo, [self.history, self.chat_id], place, **leaving)
-        undone.then(self.keep, [self.history, self.chat_id, self.chats], kept, queue=False, **PRIVATE)
-        self.chat_list.click(self.open, [self.chat_list, self.chats], place, **leaving)
-        self.delete.click(self.remove, [self.chat_id, self.chats], [*place, self.chats], **leaving)
-        for event in (self.blocks.load, self.chats.change):
-            event(self.list_chats, self.chats, self.chat_list, queue=False, **PRIVATE)
+        self._keep_after(self.chat.undo(self.undo, [self.history, self.chat_id], place, **leaving))
+        self.chat_list.click(self.open, [self.chat_list, self.chats], place, js=self._js(ONE), **leaving)
+        for button in (self.new, self.chat_list):
+            button.click(None, js=CLOSE_SIDE)
+        self._list(self.blocks.load, READ)
+        self._list(self.side.expand, READ)  # another tab may have kept some
+        self._list(self.delete.click, FORGET).then(self.start, None, place, **leaving)
         # The box copies what it shows; the visitor wants the text as it was written.
         self.chat.copy(self.copy, self.history, self.copied, queue=False, **PRIVATE).then(
             None, self.copied, None, js="text => { if (text) navigator.clipboard?.writeText(text) }"
         )
         self.blocks.unload(self.leave)
+
+    def _keep_after(self, event: Any) -> None:
+        kept = event.then(
+            self.keep, [self.history, self.chat_id], [self.box, self.chat_id, self.kept], queue=False, **PRIVATE
+        )
+        self._list(kept.then, KEEP)
+
+    def _list(self, event: Callable[..., Any], script: str) -> Any:
+        """Lists the chats that are in the browser after `script`, which gets `kept` and the id of this chat."""
+        inputs = [self.kept, self.chat_id]
+        return event(self.list_chats, inputs, [self.chat_list, self.chats], js=self._js(script), queue=False, **PRIVATE)
+
+    def _js(self, script: str) -> str:
+        return script.replace("STORE", f"chatglm-{self.version}").replace("MOST", str(MOST_CHATS))
 
     @property
     def _shown(self) -> list[Any]:
@@ -214,7 +254,7 @@ class Page:
         }
 
     def reply(
-        self, turn: Turn, system: str, tools: str, max_length: int, top_p: float, temperature: float,
+        self, turn: Turn, adapter: str, system: str, tools: str, max_length: int, top_p: float, temperature: float,
         request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
         """The answer as it grows. The history changes only with its end, together with what is shown."""
@@ -230,6 +270,8 @@ class Page:
             settings = self.settings | {
                 "role": turn.role, "max_length": int(max_length) or None, "top_p": top_p, "temperature": temperature,
             }  # fmt: skip
+            if self.adapters:
+                settings["adapter"] = adapter or None
             if "seed" in settings:
                 settings["seed"] += turn.attempt
             for step in self.answer(turn.question, [*session.history, *turn.history], settings, cancel):
@@ -267,37 +309,33 @@ class Page:
 
     # ------------------------------------------------------------------------------------------------ conversations
 
-    def keep(
-        self, history: list[Any], chat_id: str | None, chats: Any, request: gr.Request
-    ) -> tuple[Any, str | None, list[dict[str, Any]]]:
-        """After an answer: the box takes a question again, and the browser keeps the conversation."""
+    def keep(self, history: list[Any], chat_id: str, request: gr.Request) -> tuple[Any, str, dict[str, Any]]:
+        """After an answer: the box takes a question again, and the browser gets the conversation to keep."""
         chat_id = chat_id or uuid.uuid4().hex
-        others = [chat for chat in self._known(chats) if chat["id"] != chat_id]
-        this = [{"id": chat_id, "history": history}] if history else []
         running = str(request.session_hash) in self.running
-        return gr.skip() if running else self._free_box(history, request), chat_id, [*this, *others][:MOST_CHATS]
+        box = gr.skip() if running else self._free_box(history, request)
+        return box, chat_id, {"id": chat_id, "history": history}
 
     def start(self, request: gr.Request) -> list[Any]:
         self.leave(request)
-        return self._place([], None, request)
+        return self._place([], "", request)
 
-    def open(self, index: int, chats: Any, request: gr.Request) -> list[Any]:
+    def open(self, index: int, chosen: Any, request: gr.Request) -> list[Any]:
         self.leave(request)
-        chat = self._known(chats)[index]
+        empty: dict[str, Any] = {"history": [], "id": ""}
+        chat = next(iter(self._known(chosen)), empty)
         return self._place(chat["history"], chat["id"], request)
 
-    def remove(self, chat_id: str | None, chats: Any, request: gr.Request) -> list[Any]:
-        return [*self.start(request), [chat for chat in self._known(chats) if chat["id"] != chat_id]]
-
-    def undo(self, history: list[Any], chat_id: str | None, request: gr.Request) -> list[Any]:
+    def undo(self, history: list[Any], chat_id: str, request: gr.Request) -> list[Any]:
         """Takes the last turn back and its question into the box."""
         self.leave(request)
         session = self._session(history)
         question, _ = session.undo() or ("", "user")
         return self._place(session.history, chat_id, request, question)
 
-    def list_chats(self, chats: Any) -> Any:
-        return gr.Dataset(samples=[[title(self.version, chat["history"])] for chat in self._known(chats)])
+    def list_chats(self, chats: Any, chat_id: str) -> tuple[Any, list[dict[str, Any]]]:
+        known = self._known(chats)
+        return gr.Dataset(samples=[[title(self.version, chat["history"])] for chat in known]), known
 
     def copy(self, history: list[Any], copied: gr.CopyData) -> str:
         """The raw text of the message whose display copy went to the clipboard."""
@@ -305,7 +343,7 @@ class Page:
         raw = dict(zip(shown, display.texts(self.version, history), strict=True))
         return raw.get(inspect.cleandoc(copied.value)) or display.raw(copied.value)
 
-    def _place(self, history: list[Any], chat_id: str | None, request: gr.Request, question: str = "") -> list[Any]:
+    def _place(self, history: list[Any], chat_id: str, request: gr.Request, question: str = "") -> list[Any]:
         """Values for `_shown` and the id: the page with this conversation, at rest."""
         return [self._messages(history), history, None, self._free_box(history, request, question), "", chat_id]
 

@@ -17,6 +17,8 @@ STYLE = """
 #chats .thumbnail, #chats td div { min-height: 0; padding: 0 }
 #speed { min-height: 1.4em; opacity: .7; font-size: .85em }
 """
+#: On a phone the sidebar lies over the chat.
+CLOSE_SIDE = "() => { if (innerWidth < 768) document.querySelector('#side.open .toggle-button')?.click() }"
 #: Fonts of the visitor's system, for Chinese too: gradio's own would not have it.
 FONTS = ["system-ui", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 CODE_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "Noto Sans Mono CJK SC", "monospace"]
