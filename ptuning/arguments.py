@@ -1,0 +1,391 @@
+"""The arguments of main.py: the originals' with their defaults, transformers' training arguments, a few new ones."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+METHODS = ("ptuning", "lora", "full")
+DTYPES = ("auto", "float16", "bfloat16", "float32")
+
+
+class ArgumentsError(ValueError):
+    """Arguments that are wrong, or that do not go together, in one line."""
+
+
+def _help(text: str, default: Any = None, **extra: Any) -> Any:
+    return field(default=default, metadata={"help": text, **extra})
+
+
+@dataclass
+class ModelArguments:
+    """Which model is tuned or evaluated, and how."""
+
+    model_name_or_path: str | None = _help("folder or hub id of the base model, or of a fully tuned checkpoint")
+    ptuning_checkpoint: str | None = _help("prefix or LoRA adapter to evaluate, or to go on training from")
+    config_name: str | None = _help("only what --model_name_or_path says: the checkpoint has its own config.json")
+    tokenizer_name: str | None = _help("only what --model_name_or_path says: the checkpoint has its own tokenizer")
+    cache_dir: str | None = _help("refused: set the environment variable HF_HUB_CACHE")
+    use_fast_tokenizer: bool = _help("no effect: the family has one tokenizer", True)
+    model_revision: str = _help("branch, tag or commit of a hub id", "main")
+    use_auth_token: bool = _help("no effect: the token of `hf auth login` is used where there is one", False)
+    resize_position_embeddings: bool | None = _help("refused if true: rotary positions have no table to resize")
+    quantization_bit: int | None = _help("4 or 8: quantise the frozen base while loading", choices=(4, 8))
+    pre_seq_len: int | None = _help("positions of the trained prefix; P-tuning is the method then")
+    prefix_projection: bool = _help("make the prefix by a small MLP", False)
+    method: str | None = _help("default: ptuning with --pre_seq_len, else what --ptuning_checkpoint is, else full")
+    lora_rank: int = _help("rank of the LoRA matrices", 8)
+    lora_alpha: float = _help("LoRA's share is scaled by alpha / rank", 32)
+    lora_dropout: float = _help("dropout in front of the LoRA matrices", 0.1)
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["query_key_value"], metadata={"help": "names of the layers that get LoRA matrices"}
+    )
+    dtype: str = _help("of the computation and the frozen weights; auto: as the device computes fast", "auto")
+    check_memory: bool = _help("false: load even where the memory seems too small", True)
+
+    @property
+    def revision(self) -> str | None:
+        """What `chatglm.load` takes: None for a folder."""
+        return None if self.model_revision == "main" else self.model_revision
+
+
+@dataclass
+class DataTrainingArguments:
+    """Which data, and how it becomes tokens."""
+
+    lang: str | None = _help("no effect, as in the originals")
+    dataset_name: str | None = _help("refused: download it and give the files")
+    dataset_config_name: str | None = _help("refused with --dataset_name")
+    prompt_column: str | None = _help("column of the questions")
+    response_column: str | None = _help("column of the answers")
+    history_column: str | None = _help("column of the earlier turns: a list of [question, answer]")
+    train_file: str | None = _help("JSON lines, a JSON list, or CSV")
+    validation_file: str | None = _help("as train_file, for --do_eval and the untuned loss")
+    test_file: str | None = _help("as train_file, for --do_predict")
+    overwrite_cache: bool = _help("make the tokens anew that an earlier run has kept", False)
+    preprocessing_num_workers: int | None = _help("processes that tokenise")
+    max_source_length: int = _help("tokens of a prompt at most; the oldest turns go first", 1024)
+    max_target_length: int = _help("tokens of an answer at most", 128)
+    val_max_target_length: int | None = _help("the same when evaluating and predicting (default: max_target_length)")
+    pad_to_max_length: bool = _help("no effect, as in the originals: a batch is padded to its longest row", False)
+    max_train_samples: int | None = _help("use only the first rows")
+    max_eval_samples: int | None = _help("use only the first rows")
+    max_predict_samples: int | None = _help("use only the first rows")
+    num_beams: int | None = _help("beam search when evaluating and predicting")
+    ignore_pad_token_for_loss: bool = _help("no loss on padding", True)
+    source_prefix: str = _help("put in front of every assembled prompt", "")
+    forced_bos_token: str | None = _help("refused: the prompt format fixes how an answer begins")
+    do_sample: bool = _help("sample as the originals did (top_p 0.7, temperature 0.95) instead of greedy", False)
+    show_example: int = _help("print the first N training examples token by token, with what is learned", 0)
+    baseline_samples: int = _help("rows for the loss of the untuned model, printed first; 0: none", 64)
+    dry_run: bool = _help("print parameters, memory and steps, and train nothing", False)
+
+    @property
+    def target_length(self) -> int:
+        """Tokens of an answer when evaluating and predicting."""
+        return self.max_target_length if self.val_max_target_length is None else self.val_max_target_length
+
+
+@dataclass
+class TrainingArguments(Seq2SeqTrainingArguments):
+    """transformers' arguments with the defaults that this kind of training wants."""
+
+    overwrite_output_dir: bool = _help("start anew even if output_dir holds checkpoints", False)
+    warmup_steps: float = _help("steps until the full learning rate; below 1: a share of all steps", 0.03)
+    train_sampling_strategy: str = _help("group_by_length, random or sequential", "group_by_length")
+    remove_unused_columns: bool = _help("false: the collator picks the columns", False)
+    logging_nan_inf_filter: bool = _help("false: a loss that is no number is shown and stops the run", False)
+    ddp_find_unused_parameters: bool | None = _help("false: every trained weight is used in every step", False)
+
+    def __post_init__(self) -> None:
+        # Newer releases of transformers call it activation checkpointing, and warn of the old name.
+        new = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
+        for suffix, default in (("", True), ("_kwargs", {"use_reentrant": False})):
+            old = f"gradient_checkpointing{suffix}"
+            given = [getattr(self, new + suffix), getattr(self, old), default]
+            setattr(self, old, None)
+            setattr(self, new + suffix, next(value for value in given if value is not None))
+        super().__post_init__()
+        if self.device.type != "cuda":
+            self.dataloader_pin_memory = False
+        if self.n_gpu > 1:
+            self._n_gpu = 1  # never nn.DataParallel: main.py says how to use the other GPUs
+
+
+class Arguments(NamedTuple):
+    """What main.py works with. `notes`: remarks on arguments for the user, one line each."""
+
+    model: ModelArguments
+    data: DataTrainingArguments
+    training: TrainingArguments
+    notes: list[str]
+
+
+# Names of older transformers releases that the originals' users have in their scripts.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "warmup_ratio": "warmup_steps",
+    "torch_dtype": "dtype",
+}
+REMOVED = {
+    "group_by_length": "rows are always grouped by length (--train_sampling_strategy random turns it off)",
+    "save_safetensors": "checkpoints are always safetensors",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "half_precision_backend": "there is only one left",
+    "fp16_backend": "there is only one left",
+    "fp16_opt_level": "apex is not used",
+    "sharded_ddp": "use --deepspeed or accelerate's FSDP",
+    "past_index": "the models have no such output",
+    "tpu_num_cores": "no TPU is used",
+    "jit_mode_eval": "it was removed from transformers",
+    "use_ipex": "it was removed from transformers",
+    "ray_scope": "it was removed from transformers",
+    "use_mps_device": "an Apple GPU is used by itself",
+    "include_inputs_for_metrics": "it was removed from transformers",
+    "prediction_debug": "it is no argument of the originals",
+}
+
+
+class _Parser(HfArgumentParser):  # type: ignore[misc, unused-ignore]
+    def error(self, message: str) -> Any:
+        raise ArgumentsError(message)
+
+
+def parse(argv: list[str]) -> Arguments:
+    """The arguments of a command line, or of the one *.json, *.yaml or *.yml file that it names; checked.
+
+    Raises ArgumentsError: one line that says what to do.
+    """
+    if len(argv) == 1 and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
+        argv = _from_file(Path(argv[0]))
+    notes: list[str] = []
+    parser = _Parser(
+        (ModelArguments, DataTrainingArguments, TrainingArguments),
+        prog="main.py", allow_abbrev=False, description="P-tuning v2, LoRA and full tuning of ChatGLM models.",
+    )  # fmt: skip
+    try:
+        model, data, training, rest = parser.parse_args_into_dataclasses(
+            _translate(argv, notes), return_remaining_strings=True, look_for_args_file=False
+        )
+    except ArgumentsError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, NotImplementedError) as error:
+        raise ArgumentsError(" ".join(str(error).split())) from error
+    if rest:
+        known = [option for action in parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(rest[0], known, n=1)
+        raise ArgumentsError(f"there is no argument {rest[0]}" + (f": did you mean {close[0]}?" if close else ""))
+    arguments = Arguments(model, data, training, notes)
+    _check(arguments)
+    return arguments
+
+
+def page_arguments(argv: list[str]) -> list[str]:
+    """The arguments of the originals' ptuning/web_demo.py as those of ../web_demo.py. Raises ArgumentsError."""
+    parser = _Parser((ModelArguments,), prog="web_demo.py", allow_abbrev=False)
+    model, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    _check_base(model)
+    _refuse(
+        model.pre_seq_len is not None and model.ptuning_checkpoint is None,
+        "--pre_seq_len without --ptuning_checkpoint would be an untrained prefix: name the checkpoint",
+    )
+    given = {
+        "model": model.model_name_or_path, "revision": model.revision, "adapter": model.ptuning_checkpoint,
+        "quantize": model.quantization_bit, "dtype": model.dtype,
+    }  # fmt: skip
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    return [*words, *(() if model.check_memory else ("--no-memory-check",)), *rest]
+
+
+def _translate(argv: list[str], notes: list[str]) -> list[str]:
+    """Names of older releases in today's, those without a meaning today left out with a note."""
+    out: list[str] = []
+    skipping = False
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            skipping = name in REMOVED
+            if skipping:
+                notes.append(f"--{name} is left out: {REMOVED[name]}")
+            elif name in RENAMED:
+                out.append(f"--{RENAMED[name]}{equals}{value}")
+            else:
+                out.append(word)
+        elif not skipping:
+            out.append(word)
+    return out
+
+
+def _from_file(path: Path) -> list[str]:
+    """The arguments of a JSON or YAML file, as they would be on the command line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            values = json.loads(text)
+        else:
+            import yaml  # type: ignore[import-untyped, unused-ignore]
+
+            values = yaml.safe_load(text)
+    except OSError as error:
+        raise ArgumentsError(f"cannot read the argument file {path}: {error.strerror}") from error
+    except Exception as error:  # whatever the two parsers call their errors
+        raise ArgumentsError(f"the argument file {path} is broken: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ArgumentsError(f"the argument file {path} has to hold names and values, not a {type(values).__name__}")
+    argv: list[str] = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        argv.append(f"--{name}")
+        for item in value if isinstance(value, list) else [value]:
+            argv.append(json.dumps(item) if isinstance(item, dict) else str(item))
+    return argv
+
+
+def method_of(model: ModelArguments) -> str:
+    """ptuning, lora or full."""
+    if model.method is not None:
+        return model.method
+    if model.ptuning_checkpoint is not None:
+        return "lora" if (Path(model.ptuning_checkpoint) / "adapter_config.json").is_file() else "ptuning"
+    return "ptuning" if model.pre_seq_len is not None else "full"
+
+
+def _check(arguments: Arguments) -> None:
+    model, data, training, notes = arguments
+    training.do_train = training.do_train or data.dry_run
+    _check_model(model, training, notes)
+    _check_data(model, data, training, notes)
+    _check_training(model, training, notes)
+
+
+def _refuse(wrong: bool, message: str) -> None:
+    if wrong:
+        raise ArgumentsError(message)
+
+
+def _check_base(model: ModelArguments) -> None:
+    path = model.model_name_or_path
+    _refuse(not path, "--model_name_or_path is missing: a folder, or a hub id such as THUDM/chatglm3-6b")
+    for name in ("config_name", "tokenizer_name"):
+        other = getattr(model, name)
+        _refuse(other not in (None, path), f"--{name} {other}: only the one in --model_name_or_path fits the weights")
+    _refuse(model.cache_dir is not None, "--cache_dir: set the environment variable HF_HUB_CACHE instead")
+    _refuse(bool(model.resize_position_embeddings), "--resize_position_embeddings: rotary positions have no table")
+    _refuse(model.dtype not in DTYPES, f"--dtype {model.dtype}: use one of {', '.join(DTYPES)}")
+    _refuse(
+        model.method is not None and model.method not in METHODS,
+        f"--method {model.method}: use one of {', '.join(METHODS)}",
+    )
+    checkpoint = model.ptuning_checkpoint
+    if checkpoint is not None:
+        there = Path(checkpoint).exists()
+        _refuse(not there, f"--ptuning_checkpoint {checkpoint}: there is no such file or folder")
+        is_lora = (Path(checkpoint) / "adapter_config.json").is_file()
+        _refuse(model.method == "full", "--method full takes no --ptuning_checkpoint: give --model_name_or_path only")
+        _refuse(
+            model.method is not None and (model.method == "lora") != is_lora,
+            f"--method {model.method}, but {checkpoint} is {'a LoRA adapter' if is_lora else 'a prefix'}",
+        )
+
+
+def _check_model(model: ModelArguments, training: TrainingArguments, notes: list[str]) -> None:
+    _check_base(model)
+    checkpoint = model.ptuning_checkpoint
+    method = method_of(model)
+    length = model.pre_seq_len
+    if method == "ptuning":
+        _refuse(length is None and checkpoint is None, "--method ptuning needs --pre_seq_len, 128 for example")
+        _refuse(length is not None and length < 1, f"--pre_seq_len {length}: has to be 1 or more")
+        _refuse(
+            checkpoint is None and not training.do_train,
+            "--pre_seq_len without --ptuning_checkpoint would evaluate an untrained prefix: name the checkpoint, "
+            "or leave --pre_seq_len out to evaluate the base model",
+        )
+    else:
+        if checkpoint is None:
+            _refuse(length is not None, f"--pre_seq_len is for --method ptuning, and this is {method}")
+        _refuse(model.prefix_projection, "--prefix_projection is for P-tuning: give --pre_seq_len, too")
+    if method == "lora":
+        _refuse(model.lora_rank < 1, f"--lora_rank {model.lora_rank}: has to be 1 or more")
+        _refuse(not 0 <= model.lora_dropout < 1, f"--lora_dropout {model.lora_dropout}: has to be from 0 to below 1")
+    if method == "full" and training.do_train:
+        _refuse(
+            model.quantization_bit is not None,
+            "--quantization_bit freezes the weights: full tuning needs them all; use --method ptuning or lora",
+        )
+    if not model.use_fast_tokenizer:
+        notes.append("--use_fast_tokenizer has no effect: the family has one tokenizer")
+
+
+def _check_data(
+    model: ModelArguments, data: DataTrainingArguments, training: TrainingArguments, notes: list[str]
+) -> None:
+    _refuse(data.dataset_name is not None or data.dataset_config_name is not None,
+            "--dataset_name: download the data and give --train_file, --validation_file or --test_file")  # fmt: skip
+    _refuse(data.forced_bos_token is not None, "--forced_bos_token: the prompt format fixes how an answer begins")
+    _refuse(
+        not (training.do_train or training.do_eval or training.do_predict),
+        "nothing to do: add --do_train, --do_eval or --do_predict",
+    )
+    for flag, name in (("do_train", "train_file"), ("do_eval", "validation_file"), ("do_predict", "test_file")):
+        path = getattr(data, name)
+        _refuse(getattr(training, flag) and path is None, f"--{flag} needs --{name}")
+        if path is not None:
+            _refuse(Path(path).suffix not in (".json", ".jsonl", ".csv"), f"--{name} {path}: has to be .json or .csv")
+            _refuse(not Path(path).is_file(), f"--{name} {path}: there is no such file")
+    for name in ("max_source_length", "max_target_length", "val_max_target_length", "max_train_samples",
+                 "max_eval_samples", "max_predict_samples", "num_beams", "preprocessing_num_workers"):  # fmt: skip
+        value = getattr(data, name)
+        _refuse(value is not None and value < 1, f"--{name} {value}: has to be 1 or more")
+    if training.do_predict and not training.predict_with_generate:
+        training.predict_with_generate = True
+        notes.append("--do_predict writes what the model says: --predict_with_generate is on")
+    for name in ("lang", "pad_to_max_length"):
+        if getattr(data, name):
+            notes.append(f"--{name} has no effect, as in the originals")
+
+
+def _check_training(model: ModelArguments, training: TrainingArguments, notes: list[str]) -> None:
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        _refuse(getattr(training, name) < 1, f"--{name} {getattr(training, name)}: has to be 1 or more")
+    _refuse(training.label_smoothing_factor != 0, "--label_smoothing_factor: the loss is the plain one here")
+    wanted = {"fp16": "float16", "bf16": "bfloat16"}
+    for flag, dtype in wanted.items():
+        both = getattr(training, flag) and model.dtype not in ("auto", dtype)
+        _refuse(both, f"--{flag} and --dtype {model.dtype} do not go together: leave one out")
+    half = training.do_train and (training.fp16 or model.dtype == "float16")
+    _refuse(
+        half and training.device.type == "cpu" and not training.deepspeed,
+        "float16 training needs a GPU: on a CPU take --dtype bfloat16 or float32",
+    )
+    # The Trainer would halve the whole model, a prefix and quantised scales too: it is loaded that way instead.
+    for flag, dtype in (("fp16_full_eval", "float16"), ("bf16_full_eval", "bfloat16")):
+        if getattr(training, flag):
+            setattr(training, flag, False)
+            if training.do_train:
+                notes.append(f"--{flag} has no effect while training: it is evaluated as it is trained")
+            elif model.dtype == "auto":
+                model.dtype = dtype
+    resume = training.resume_from_checkpoint
+    if resume is not None and resume.lower() not in ("true", "yes", "false", "no"):
+        _refuse(not Path(resume).is_dir(), f"--resume_from_checkpoint {resume}: there is no such folder")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        import torch
+
+        count = torch.cuda.device_count()
+        if count > 1 and training.device.type == "cuda":
+            notes.append(
+                f"{count} GPUs are visible and one is used; for all: "
+                f"torchrun --standalone --nproc-per-node={count} main.py ..."
+            )

@@ -1,0 +1,102 @@
+"""`main.py --dry_run`: what a training run would take, told before any weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from chatglm import memory
+from chatglm.adapter_files import Prefix, read_adapter
+from chatglm.checkpoint_files import find_weights
+from chatglm.configuration_chatglm import ChatGLMConfig
+from chatglm.loading import choose_dtype, find_folder
+
+from .arguments import Arguments, method_of
+from .estimate import Estimate, estimate, training_steps
+from .methods import compute_dtype
+
+#: transformers' names of optimizers that take the same memory as one that `estimate` knows.
+SAME = {"adamw_bnb_8bit": "adamw_8bit", "adamw_8bit": "adamw_8bit"}
+
+
+def rehearse(arguments: Arguments, longest: int) -> Estimate:
+    """The estimate for these arguments, with sequences of `longest` tokens. Raises ValueError or OSError."""
+    model_args, _, training_args, _ = arguments
+    folder = find_folder(model_args.model_name_or_path, model_args.revision)
+    device, dtype = training_args.device, compute_dtype(model_args, training_args)
+    method = method_of(model_args)
+    if method == "full" and (training_args.bf16 or training_args.fp16):
+        dtype = "bfloat16" if training_args.bf16 else "float16"  # autocast over float32 weights
+    settings: dict[str, Any] = {
+        "method": method,
+        "batch_size": training_args.per_device_train_batch_size,
+        "sequence_length": longest,
+        "quantize": model_args.quantization_bit,
+        "dtype": choose_dtype("auto", device, find_weights(folder)) if dtype == "auto" else dtype,
+        "gradient_checkpointing": bool(training_args.gradient_checkpointing),
+        "gradient_accumulation": training_args.gradient_accumulation_steps,
+        "optimizer": SAME.get(str(training_args.optim.value), str(training_args.optim.value)),
+        "world_size": training_args.world_size,
+        "device": "cuda" if device.type == "cuda" else "cpu",
+        **_zero(training_args.deepspeed),
+    }
+    checkpoint = model_args.ptuning_checkpoint
+    if method == "lora":
+        rank, targets = model_args.lora_rank, model_args.lora_target_modules
+        if checkpoint is not None:
+            config = json.loads((Path(checkpoint) / "adapter_config.json").read_text(encoding="utf-8"))
+            rank, targets = config["r"], config["target_modules"]
+        settings |= {"lora_rank": rank, "lora_targets": tuple(targets)}
+    elif method == "ptuning":
+        length, projection = model_args.pre_seq_len, model_args.prefix_projection
+        if checkpoint is not None and isinstance(prefix := read_adapter(checkpoint), Prefix):
+            length, projection = prefix.length, prefix.projection
+        settings |= {"pre_seq_len": length, "prefix_projection": projection}
+    if settings["quantize"] is None:
+        del settings["quantize"]  # found in the config of a quantised checkpoint
+    return estimate(ChatGLMConfig.from_pretrained(folder, local_files_only=True), **settings)
+
+
+def report(arguments: Arguments, rows: int, longest: int, language: str) -> tuple[str, bool]:
+    """The text for the user, and whether the run fits into the memory there is."""
+    _, _, training_args, _ = arguments
+    found = rehearse(arguments, longest)
+    steps = training_steps(
+        rows,
+        batch_size=training_args.per_device_train_batch_size,
+        gradient_accumulation=training_args.gradient_accumulation_steps,
+        world_size=training_args.world_size,
+        epochs=training_args.num_train_epochs,
+        max_steps=training_args.max_steps,
+    )
+    each = (
+        training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+    )
+    chinese = language == "zh"
+    lines = [
+        found.text(language),
+        f"{steps} 步，每步 {each} 个样本，最长 {longest} 个 token"
+        if chinese
+        else f"{steps} steps of {each} examples, the longest of {longest} tokens",
+    ]
+    room = memory.available(training_args.device)
+    if room is None or found.total <= room:
+        if room is not None:
+            size = memory.readable(room)
+            lines.append(f"可用 {size}：可以放下" if chinese else f"{size} are available: it fits")
+        return "\n".join(lines), True
+    size = memory.readable(room)
+    lines.append(f"可用 {size}：放不下。可以：" if chinese else f"{size} are available: it does not fit. You can:")
+    lines += [f"  * {advice.text(language)}" for advice in found.advice(room)]
+    return "\n".join(lines), False
+
+
+def _zero(deepspeed: Any) -> dict[str, Any]:
+    """The stage of a DeepSpeed configuration, and whether it keeps the optimizer in main memory."""
+    if not deepspeed:
+        return {}
+    config = deepspeed if isinstance(deepspeed, dict) else json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+    zero = config.get("zero_optimization", {})
+    offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    return {"zero_stage": int(zero.get("stage", 0)), "offload": offload}

@@ -1,0 +1,364 @@
+"""transformers' Trainer where fine-tuning of a chat model differs from it: what is saved and how, and when to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from torch.nn import functional
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from . import methods
+from .batches import WithFillers, divide_evenly
+
+STATE = "trainer_state.json"
+ZEROS = 10  # micro-batches in a row with a loss of exactly 0
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message is a diagnosis."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint cannot be written or found."""
+
+
+class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
+    """A Seq2SeqTrainer for a decoder: predictions from `prompt_ids`, the loss from `input_ids` and `labels`.
+
+    method: ptuning, lora or full: what a checkpoint holds.
+    base: name of the base model, written into the checkpoint.
+    max_new_tokens, generation: of an answer, and other arguments of `generate`; `stop_ids` end an answer.
+    """
+
+    train_dataset: Any
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        base: str,
+        stop_ids: Sequence[int],
+        max_new_tokens: int,
+        generation: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.method, self.base, self.stop_ids = method, base, list(stop_ids)
+        self.max_new_tokens, self.generation = max_new_tokens, {"num_beams": 1, "do_sample": False} | (generation or {})
+        self.interrupted = False
+        self.zeros, self.not_finite = 0, 0.0
+        self.loss_only = False
+        self.row_losses: list[torch.Tensor] = []
+        super().__init__(**kwargs)
+        self.add_callback(_Watch(self))
+
+    # Batches ----------------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        data = data.data if isinstance(data, WithFillers) else data
+        strategy = self.args.train_sampling_strategy
+        if strategy == "sequential":
+            return SequentialSampler(data)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * max(1, self.args.world_size)
+        lengths = list(data["length"]) if strategy == "group_by_length" else None
+        self.sampler = StepSampler(len(data), step, lengths, self.args.data_seed or self.args.seed)
+        return self.sampler
+
+    def get_train_dataloader(self) -> Any:
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        data = self.train_dataset
+        self.train_dataset = WithFillers(data)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset = data
+        divide_evenly(loader)
+        return loader
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return SequentialSampler(eval_dataset)  # in the order of the file, as the predictions are written
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        value = float(loss)
+        self.zeros = self.zeros + 1 if value == 0 else 0
+        if not math.isfinite(value):
+            self.not_finite = value
+        if self.args.world_size == 1 or self.accelerator.sync_gradients:
+            self._check_losses()
+        return loss
+
+    def _check_losses(self) -> None:
+        """Every process stops at the same step: the others would wait for ever for one that did so alone."""
+        losses = torch.tensor([[self.not_finite, float(self.zeros)]], device=self.args.device)
+        if self.args.world_size > 1:
+            losses = self.accelerator.gather(losses)
+        bad = [value for value in losses[:, 0].tolist() if not math.isfinite(value)]
+        if bad:
+            raise TrainingError(self._diagnosis(f"the loss is {bad[0]}"))
+        if losses[:, 1].min() >= ZEROS:
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the loss was exactly 0 for {ZEROS} batches: the data is learnt by "
+                "heart, or the answers are empty; train on more data or for fewer steps (--show_example shows labels)"
+            )
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        # float16's scaler leaves such a step out by itself and tries a smaller scale.
+        if norm is not None and self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)).all():
+            raise TrainingError(self._diagnosis("a gradient is no finite number"))
+        return norm
+
+    def _diagnosis(self, what: str) -> str:
+        step, rate, dtype = self.state.global_step + 1, self.args.learning_rate, self.model.dtype
+        if dtype == torch.float16:
+            advice = "float16 overflows at 65504: take --dtype bfloat16 where the GPU can, or float32"
+        else:
+            advice = f"lower --learning_rate (it is {rate:g}), or warm up longer (--warmup_steps)"
+        return f"step {step}: {what}: {advice}. Checkpoints written before are good"
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """(loss, answer ids from `prompt_ids`, wanted ids); the ids (batch, tokens) end with -100."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(input_ids=inputs["input_ids"]).logits
+        sums, learned = _row_losses(logits, inputs["labels"])
+        del logits
+        # Row by row: the rows that fill up the last batch of several processes are dropped.
+        self.row_losses.append(self.accelerator.gather_for_metrics(torch.stack((sums, learned), 1)).cpu().double())
+        loss = sums.sum() / learned.sum()
+        if prediction_loss_only or self.loss_only or not self.args.predict_with_generate:
+            return loss, None, None
+        return loss, self._generate(inputs), inputs["target_ids"]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, with the loss averaged over all learned tokens: batches and processes do not change it."""
+        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps rows that are there twice
+        self.row_losses = []
+        found = super().evaluation_loop(*args, **kwargs)
+        if not self.is_in_train:
+            # accelerate would take a model that it has evaluated for one that is ready for training: each process
+            # would train for itself.
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model.__dict__.pop("_is_accelerate_prepared", None)
+        if self.row_losses:
+            sums, learned = torch.cat(self.row_losses).sum(0).tolist()
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            found.metrics[f"{prefix}_loss"] = sums / max(learned, 1)
+        return found
+
+    def _generate(self, inputs: dict[str, Any]) -> torch.Tensor:
+        prompt = inputs["prompt_ids"]
+        zero3 = self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
+        with torch.no_grad(), self.compute_loss_context_manager():
+            tokens = self.model.generate(
+                input_ids=prompt,
+                attention_mask=inputs["prompt_mask"],
+                eos_token_id=self.stop_ids,
+                pad_token_id=self.processing_class.pad_token_id,
+                max_length=prompt.shape[1] + self.max_new_tokens,
+                use_cache=True,
+                synced_gpus=self.args.world_size > 1 and (zero3 or self.is_fsdp_enabled),
+                **self.generation,
+            )
+        answer: torch.Tensor = tokens[:, prompt.shape[1] :]
+        ended = torch.isin(answer, torch.tensor(self.stop_ids, device=answer.device)).cumsum(-1) > 0
+        return answer.masked_fill(ended, -100)
+
+    def baseline(self, dataset: Any) -> float | None:
+        """The loss of the untuned model, or None where its weights are distributed before they can be used."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return None
+        untuned = self.model.adapter(None) if self.method != "full" else contextlib.nullcontext()
+        self.loss_only = True
+        try:
+            with untuned:
+                return float(self.evaluate(dataset, metric_key_prefix="baseline")["baseline_loss"])
+        finally:
+            self.loss_only = False
+
+    # Training, interrupted or not -------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.args.world_size > 1:
+            set_seed(self.args.seed, device_specific=True)  # each process has dropout masks of its own
+        with self._stopping_gently():
+            return super().train(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _stopping_gently(self) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) ends training after the step, with a checkpoint; the second one at once."""
+
+        def stop(number: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            if self.is_world_process_zero():
+                print("\nstopping after this step, with a checkpoint (again: at once)", flush=True)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            model = self.accelerator.unwrap_model(self.model)
+            model.config.use_cache, before = True, model.config.use_cache  # off while training, and only then
+            methods.save(model, self.method, folder, self.base, state_dict)
+            model.config.use_cache = before
+            if self.method == "full" and self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Written aside and renamed: a folder `checkpoint-N` is always a whole one."""
+        output_dir = Path(self.args.output_dir)
+        final = output_dir / f"checkpoint-{self.state.global_step}"
+        aside, old = output_dir / f"tmp-{final.name}", output_dir / f"old-{final.name}"
+        self.store_flos()
+        try:
+            if self.args.should_save:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(aside), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(aside))
+                self._save_scaler(str(aside))
+                self._save_rng_state(str(aside))
+            if self.state.best_global_step:
+                self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(aside / STATE))
+                _flush(aside)
+                if final.exists():
+                    shutil.rmtree(old, ignore_errors=True)
+                    final.rename(old)
+                aside.rename(final)
+                shutil.rmtree(old, ignore_errors=True)
+        except (OSError, RuntimeError, SafetensorError) as error:  # how torch and safetensors say that the disk is full
+            shutil.rmtree(aside, ignore_errors=True)
+            last = last_checkpoint(output_dir)
+            kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"cannot write {final} ({reason}): is the disk full? {kept}") from error
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(output_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.method == "full" or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            methods.restore(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the losses in each row, and over how many tokens, both (rows,) float32. Logits (rows, tokens, n)."""
+    pairs = zip(logits[:, :-1], labels[:, 1:], strict=True)
+    sums = torch.stack([functional.cross_entropy(row.float(), wanted, reduction="sum") for row, wanted in pairs])
+    return sums, (labels[:, 1:] != -100).sum(-1).float()
+
+
+class StepSampler(Sampler[int]):
+    """An order for every epoch, the same for any number of processes, and after resuming.
+
+    With lengths, the rows of one optimizer step are about equally long: little padding. Steps come in random order.
+    """
+
+    def __init__(self, rows: int, step: int, lengths: Sequence[int] | None, seed: int) -> None:
+        self.rows, self.step, self.lengths, self.seed = rows, step, lengths, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order: list[int] = torch.randperm(self.rows, generator=generator).tolist()
+        if self.lengths is None:
+            return iter(order)
+        lengths, window = self.lengths, 50 * self.step
+        steps: list[list[int]] = []
+        for start in range(0, self.rows, window):
+            chunk = sorted(order[start : start + window], key=lambda row: lengths[row])
+            steps += [chunk[place : place + self.step] for place in range(0, len(chunk), self.step)]
+        full = [rows for rows in steps if len(rows) == self.step]
+        rest = [row for rows in steps if len(rows) < self.step for row in rows]  # of the last window only
+        shuffled = torch.randperm(len(full), generator=generator).tolist()
+        return iter([row for place in shuffled for row in full[place]] + rest)
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Tells the sampler the epoch, and the training loop that it was interrupted."""
+
+    def __init__(self, trainer: Tuner) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        sampler = getattr(self.trainer, "sampler", None)
+        if sampler is not None:
+            sampler.epoch = int(state.epoch or 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if args.world_size > 1:  # all processes have to stop at the same step
+            flag = torch.tensor(float(trainer.interrupted), device=args.device)
+            trainer.interrupted = bool(trainer.accelerator.reduce(flag, "sum") > 0)
+        if trainer.interrupted:
+            control.should_save = control.should_training_stop = True
+
+
+def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
+    """The checkpoint that was written last; one whose replacement was broken off is put back."""
+    folder = Path(output_dir)
+    for old in folder.glob("old-checkpoint-*"):
+        name = folder / old.name.removeprefix("old-")
+        if not name.exists():
+            old.rename(name)
+    found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
+    return max(found, key=lambda path: ((path / STATE).stat().st_mtime_ns, path.name), default=None)
+
+
+def _flush(folder: Path) -> None:
+    """To the disk, before the rename says that it is there."""
+    if os.name != "posix":
+        return
+    for path in [*folder.rglob("*"), folder]:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
