@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import Cache
 
 from benchmarks.load_6b import peak_memory
 from chatglm.configuration_chatglm import ChatGLMConfig
+from chatglm.generation import ChatCache
 from chatglm.kernels import cpu
 from chatglm.loading import MODELS
 from chatglm.rotary import RotaryTable
@@ -57,7 +58,7 @@ def weights_read(model: nn.Module) -> list[torch.Tensor]:
     return [weight for weight in model.parameters() if weight.ndim == 2 and weight is not table]
 
 
-def run(model: Any, ids: torch.Tensor, cache: DynamicCache) -> tuple[torch.Tensor, float]:
+def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, float]:
     """`ids` (1, tokens), of which `cache` holds all but the new ones, with the next token; and the seconds it took."""
     new = ids[:, cache.get_seq_length() :]
     start = time.perf_counter()
@@ -98,9 +99,9 @@ def main() -> None:
 
     with torch.inference_mode():
         if args.prompt:
-            taken = [run(model, prompt_of(model, args.prompt), DynamicCache())[1] for _ in range(2)]
+            taken = [run(model, prompt_of(model, args.prompt), ChatCache())[1] for _ in range(2)]
             print(f"prefill of {args.prompt} tokens: {args.prompt / min(taken):.1f} tokens/s (better of two)")
-        cache = DynamicCache()
+        cache = ChatCache()
         ids, _ = run(model, prompt_of(model, args.context), cache)
         reads, tokens = [], []
         for _ in range(args.tokens):

@@ -22,9 +22,11 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from . import cpu_attention
 from .configuration_chatglm import ChatGLM1Config
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
+from .quantization import QuantizedLinear
 from .rotary import RotaryTable
 from .single_token import BlockLayout, BlockRunner
 
@@ -104,6 +106,10 @@ class ChatGLM1Attention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
         if prefix_key is not None and prefix_value is not None:
             key, value = torch.cat((prefix_key, key), dim=2), torch.cat((prefix_value, value), dim=2)
+        if self.config._attn_implementation == "sdpa" and type(self.query_key_value) is QuantizedLinear:
+            prompt = cpu_attention.attend(query, key, value, attention_mask, self.scaling, causal=False)
+            if prompt is not None:
+                return self.dense(prompt), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         if self.config._attn_implementation == "sdpa" and query.shape[2] == 1 and query.device.type == "cpu":
             attend = eager_attention  # for one token, torch's fused attention is three times slower on a CPU

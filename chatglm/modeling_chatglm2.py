@@ -25,9 +25,11 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from . import cpu_attention
 from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
+from .quantization import QuantizedLinear
 from .rotary import RotaryTable
 from .single_token import BlockLayout, BlockRunner
 
@@ -155,6 +157,10 @@ class ChatGLM2Attention(nn.Module):
             folded = query.view(len(query), self.num_key_value_heads, self.num_key_value_groups, self.head_dim)
             context = F.scaled_dot_product_attention(folded, key, value, attention_mask, scale=self.scaling)
             return self.dense(context.reshape(len(query), 1, -1)), None
+        if implementation == "sdpa" and type(self.query_key_value) is QuantizedLinear:
+            prompt = cpu_attention.attend(query, key, value, attention_mask, self.scaling, causal=True)
+            if prompt is not None:
+                return self.dense(prompt), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         context, weights = attend(
             self,
@@ -179,8 +185,12 @@ class ChatGLM2MLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)
-        return self.dense_4h_to_h(F.silu(gate) * up)
+        return self.dense_4h_to_h(self._activate(self.dense_h_to_4h(hidden_states)))
+
+    @staticmethod
+    def _activate(fused: torch.Tensor) -> torch.Tensor:  # a function, so that `fused` is freed before the next product
+        gate, up = fused.chunk(2, dim=-1)
+        return F.silu(gate) * up
 
 
 class ChatGLM2Block(GradientCheckpointingLayer):

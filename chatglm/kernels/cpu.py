@@ -93,6 +93,20 @@ class Token(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Attention(ctypes.Structure):
+    """The layout and the meaning of `Attention` in cpu.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "mask", "y")),
+        *((name, ctypes.c_int64) for name in (
+            "heads", "kv_heads", "head_dim", "tokens", "keys", "key_step", "value_step", "mask_step",
+        )),
+        ("type", ctypes.c_int), ("scaling", ctypes.c_float),
+    ]  # fmt: skip
+
+    MULTIPLE = 32  # of which head_dim has to be one
+
+
 @dataclass(frozen=True)
 class Backend:
     """The kernels of one library. All tensors are contiguous and on the CPU."""
@@ -191,6 +205,30 @@ class Backend:
         """Fills the token's `y` with what the blocks make of its `x`; its keys and values go into the cache."""
         variant, threads = VARIANTS.index(self.variant), torch.get_num_threads()
         self._check(self.library.chatglm_blocks(variant, threads, ctypes.byref(token), blocks, len(blocks)))
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    ) -> torch.Tensor:
+        """Attention of one sequence in fp32, causal if there is no mask.
+
+        Args:
+            query: (heads, tokens, head_dim), contiguous, head_dim a multiple of Attention.MULTIPLE
+            key, value: (kv_heads, keys, head_dim), each head contiguous, the tokens the last ones
+            mask: (tokens, keys), added to the scores, each row contiguous
+
+        Returns:
+            (tokens, heads, head_dim), all in one of DTYPES
+        """
+        heads, tokens, size = query.shape
+        y = query.new_empty((tokens, heads, size))
+        job = Attention(
+            query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(), y.data_ptr(),
+            heads, key.shape[0], size, tokens, key.shape[1], key.stride(0), value.stride(0),
+            0 if mask is None else mask.stride(0), DTYPES[query.dtype], scaling,
+        )  # fmt: skip
+        variant, threads = VARIANTS.index(self.variant), torch.get_num_threads()
+        self._check(self.library.chatglm_attention(variant, threads, ctypes.byref(job)))
+        return y
 
     def read(self, data: torch.Tensor) -> int:
         """Reads a contiguous tensor as fast as this machine can, for benchmarks: a sum that means nothing."""
@@ -351,6 +389,7 @@ def _open(path: Path) -> ctypes.CDLL:
         number, number, pointer, number, pointer, number, pointer, size, size, size,
     ]  # fmt: skip
     library.chatglm_blocks.argtypes = [number, number, ctypes.POINTER(Token), ctypes.POINTER(Block), size]
+    library.chatglm_attention.argtypes = [number, number, ctypes.POINTER(Attention)]
     library.chatglm_read.argtypes = [number, number, pointer, size]
     library.chatglm_read.restype = ctypes.c_uint64
     return library

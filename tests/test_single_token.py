@@ -1,0 +1,250 @@
+"""Decoding a token in one call of the CPU kernels: equal to the modules, and only where nothing else is asked for."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from benchmarks.decode_6b import make
+from chatglm import kernels
+from chatglm.cache import GrowingLayer
+from chatglm.generation import ChatCache
+from chatglm.kernels import KernelUnavailable, cpu
+
+SIZES: dict[str, Any] = {"num_layers": 3, "hidden_size": 192, "num_attention_heads": 6}
+WIDTHS: dict[int, dict[str, Any]] = {
+    1: {
+        "inner_hidden_size": 300, "vocab_size": 2048, "bos_token_id": 2, "gmask_token_id": 1, "mask_token_id": 0,
+    },
+    2: {"ffn_hidden_size": 300, "kv_channels": 32, "padded_vocab_size": 2048},
+    3: {"ffn_hidden_size": 300, "kv_channels": 32, "padded_vocab_size": 2048},
+}
+#: generation -> what its networks can be configured to
+NETWORKS: list[tuple[int, dict[str, Any]]] = [
+    (1, {}),
+    (1, {"position_encoding_2d": False}),
+    (2, {}),
+    (2, {"multi_query_attention": False}),
+    (3, {"rmsnorm": False, "apply_residual_connection_post_layernorm": True, "add_bias_linear": True}),
+    (3, {"fp32_residual_connection": True, "multi_query_group_num": 3}),
+]
+START, END = 12, 30
+
+
+def network(generation: int, bits: int = 4, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    torch.manual_seed(0)
+    precision = options.pop("precision", "exact")
+    model = make(generation, bits, None, dtype, precision, **SIZES, **WIDTHS[generation], **options)
+    for name, parameter in model.named_parameters():  # norms and biases that do something
+        if parameter.ndim == 1 and not name.endswith("weight_scale"):
+            parameter += torch.randn_like(parameter) * 0.1
+    return model
+
+
+@pytest.fixture(autouse=True, params=cpu.VARIANTS)
+def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Each variant of the kernels that this machine has; the numbers of blocks that it was called with."""
+    try:
+        backend = cpu.load(request.param)
+    except (KernelUnavailable, ValueError) as reason:
+        pytest.skip(str(reason))
+    found: list[int] = []
+    run = cpu.Backend.run_blocks
+
+    def counting(self: cpu.Backend, token: cpu.Token, blocks: Any) -> None:
+        found.append(len(blocks))
+        run(self, token, blocks)
+
+    monkeypatch.setattr(cpu.Backend, "run_blocks", counting)
+    monkeypatch.setattr(kernels, "_backends", {torch.device("cpu"): backend})
+    yield found
+
+
+def decode(model: Any, cache: Any) -> torch.Tensor:
+    """Logits (tokens, vocabulary) of START tokens at once and of the others one by one."""
+    ids = 1000 + torch.arange(END).unsqueeze(0) * 7 % 900
+    places = {}
+    if model.config.chatglm_version == 1:
+        ids[0, START - 2], ids[0, START - 1] = model.config.gmask_token_id, model.config.bos_token_id
+        places = {"position_ids": model.transformer.get_position_ids(ids)}
+    found = []
+    bounds = [0, *range(START, END + 1)]
+    with torch.no_grad():
+        for first, last in itertools.pairwise(bounds):
+            here = {name: value[..., first:last] for name, value in places.items()}
+            out = model(input_ids=ids[:, first:last], past_key_values=cache, use_cache=True, **here)
+            found.append(out.logits[0, -1].float())
+    return torch.stack(found)
+
+
+def through_modules(model: Any, cache: Any) -> torch.Tensor:
+    """`decode` with a hook that does nothing, which the modules have to call."""
+    hook = model.get_submodule("transformer").get_input_embeddings().register_forward_hook(lambda *args: None)
+    inner = next(module for name, module in model.named_modules() if name.endswith("layers.1.mlp"))
+    seen: list[int] = []
+    hooks = [hook, inner.register_forward_hook(lambda *args: seen.append(1))]
+    try:
+        found = decode(model, cache)
+    finally:
+        for one in hooks:
+            one.remove()
+    assert len(seen) == END - START + 1
+    return found
+
+
+def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("generation", "options"), NETWORKS, ids=str)
+def test_equals_the_modules(calls: list[int], generation: int, options: dict[str, Any], bits: int) -> None:
+    model = network(generation, bits, **options)
+    slow, fast = ChatCache(), ChatCache()
+    wanted = through_modules(model, slow)
+    assert not calls
+    found = decode(model, fast)
+    assert calls == [3] * (END - START)
+    assert difference(found, wanted) < 2e-5
+    assert fast.get_seq_length() == slow.get_seq_length() == END
+    for layer, other in zip(fast.layers, slow.layers, strict=True):
+        assert difference(layer.keys, other.keys) < 2e-5
+        assert difference(layer.values, other.values) < 2e-5
+
+
+@pytest.mark.parametrize("cache", [ChatCache, DynamicCache])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("generation", [1, 2])
+def test_half_precision(calls: list[int], generation: int, dtype: torch.dtype, bound: float, cache: Any) -> None:
+    model = network(generation, dtype=dtype)
+    wanted = through_modules(copy.deepcopy(model).float(), cache())
+    model.quantize(4, precision="default")
+    slow = through_modules(model, cache())
+    calls.clear()
+    found = decode(model, cache())
+    assert calls
+    assert difference(found, wanted) < bound
+    assert difference(found, wanted) < 1.2 * difference(slow, wanted)
+
+
+def test_long_contexts_are_right(calls: list[int]) -> None:
+    """More tokens than the cache has room for at first."""
+    model = network(2)
+    ids = 1000 + torch.arange(2 * GrowingLayer.STEP + 3).unsqueeze(0) % 900
+    cache = ChatCache()
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits[0]
+        model(input_ids=ids[:, : GrowingLayer.STEP - 3], past_key_values=cache, use_cache=True)
+        for i in range(GrowingLayer.STEP - 3, ids.shape[1]):
+            found = model(input_ids=ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits[0, -1]
+            assert i % 50 or difference(found, wanted[i]) < 2e-5
+    assert len(calls) == ids.shape[1] - GrowingLayer.STEP + 3
+
+
+@pytest.mark.parametrize("change", ["float", "precision", "copy", "pickle", "state"])
+def test_a_changed_model_is_seen(calls: list[int], change: str) -> None:
+    model = network(3, dtype=torch.bfloat16 if change == "float" else torch.float32)
+    before = decode(model, ChatCache())
+    if change == "float":
+        model = model.float()
+    elif change == "precision":
+        model = model.quantize(4, precision="int8")
+    elif change == "copy":
+        model = copy.deepcopy(model)
+    elif change == "pickle":
+        model = pickle.loads(pickle.dumps(model))
+    else:
+        other = {name: value.roll(1, 0) for name, value in model.state_dict().items()}
+        model.load_state_dict(other, assign=True)
+    found = decode(model, ChatCache())
+    assert len(calls) == 2 * (END - START)
+    assert difference(found, through_modules(model, ChatCache())) < (2e-2 if change == "precision" else 2e-5)
+    if change in ("copy", "pickle"):
+        assert torch.equal(found, before)
+    else:
+        assert not torch.equal(found, before)
+
+
+def test_what_is_not_plain_goes_through_the_modules(calls: list[int]) -> None:
+    model = network(2)
+    whole = decode(model, ChatCache())
+    calls.clear()
+    model.train()
+    decode(model, ChatCache())
+    assert not calls, "training"
+    model.eval()
+    model.set_attn_implementation("eager")
+    assert difference(decode(model, ChatCache()), whole) < 2e-5
+    assert not calls, "another attention"
+    model.set_attn_implementation("sdpa")
+    cache = ChatCache()
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([[1000, 1001]]), past_key_values=cache, use_cache=True)
+        states = model(
+            input_ids=torch.tensor([[1002]]), past_key_values=cache, use_cache=True, output_hidden_states=True
+        )
+    assert len(states.hidden_states) == 4
+    assert not calls, "somebody wants what is in between"
+
+
+def test_gradients_and_batches_go_through_the_modules(calls: list[int]) -> None:
+    model = network(2)
+    cache = DynamicCache()
+    model(input_ids=torch.tensor([[1000, 1001]]), past_key_values=cache, use_cache=True)
+    embeds = torch.randn(1, 1, 192, requires_grad=True)
+    model(inputs_embeds=embeds, past_key_values=cache, use_cache=True).logits.sum().backward()
+    assert embeds.grad is not None
+    cache = ChatCache()
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[1000, 1001], [1003, 1004]]), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.tensor([[1002], [1005]]), past_key_values=cache, use_cache=True)
+    assert not calls
+
+
+def test_a_growing_layer_is_a_dynamic_layer(calls: list[int]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = ChatCache(), DynamicCache()
+
+    def both(action: Any) -> None:
+        action(ours), action(theirs)
+        assert torch.equal(ours.layers[0].keys, theirs.layers[0].keys)
+        assert torch.equal(ours.layers[0].values, theirs.layers[0].values)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+    def add(tokens: int, rows: int = 2) -> None:
+        keys, values = torch.randn(rows, 3, tokens, 4), torch.randn(rows, 3, tokens, 4)
+        both(lambda cache: cache.update(keys, values, 0))
+
+    add(GrowingLayer.STEP - 2)
+    add(1)
+    add(1)
+    add(5)
+    both(lambda cache: cache.crop(-7))
+    add(2)
+    twin = copy.deepcopy(ours)
+    kept = twin.layers[0].keys.clone()
+    both(lambda cache: cache.batch_select_indices(torch.tensor([1])))
+    add(3, rows=1)
+    both(lambda cache: cache.batch_repeat_interleave(2))
+    add(1)
+    assert torch.equal(twin.layers[0].keys, kept)
+    twin.update(torch.zeros(2, 3, 1, 4), torch.zeros(2, 3, 1, 4), 0)
+    assert torch.equal(twin.layers[0].keys[:, :, :-1], kept)
+    with torch.inference_mode():
+        cache = ChatCache()
+        cache.update(torch.ones(1, 3, 2, 4), torch.ones(1, 3, 2, 4), 0)
+    with torch.no_grad():
+        cache.update(torch.zeros(1, 3, 2, 4), torch.zeros(1, 3, 2, 4), 0)
+    assert cache.layers[0].keys[0, 0, :, 0].tolist() == [1, 1, 0, 0]
+    ours.reset()
+    assert ours.get_seq_length() == 0
+    states = torch.randn(1, 3, 2, 4, requires_grad=True)
+    keys, _ = ChatCache().update(states, states, 0)
+    assert keys.requires_grad
