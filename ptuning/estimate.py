@@ -3,7 +3,8 @@
 The run is rehearsed: the very model that would be trained is built from its config with tensors that have a shape but
 no memory, one training step goes through it, and every allocation is written into a ledger. So the figure follows what
 the code does - which activations stay for the backward pass, when the logits go, what gradient checkpointing drops -
-instead of a formula that has to be kept true by hand. A model of 6 billion parameters takes a few seconds.
+instead of a formula that has to be kept true by hand. A model of 6 billion parameters takes a few seconds. Where the run
+evaluates, a batch of that is rehearsed, too: with more rows than a training step has, it may be the higher peak.
 
 Two things are no tensors of the step and are added: what Python and its libraries take (`LIBRARIES`), and what torch's
 operators allocate inside themselves (`_inside`).
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -34,7 +36,7 @@ from chatglm.kernels.reference import BLOCK
 from chatglm.loading import DTYPES, MODELS
 from chatglm.memory import readable
 
-__all__ = ["METHODS", "OPTIMIZERS", "Advice", "Estimate", "Settings", "advice", "estimate", "training_steps"]
+__all__ = ["METHODS", "OPTIMIZERS", "Advice", "Estimate", "Evaluation", "Settings", "advice", "estimate", "training_steps"]
 
 METHODS = ("ptuning", "lora", "full")
 
@@ -42,8 +44,8 @@ METHODS = ("ptuning", "lora", "full")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "adafactor", "sgd")
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit")
 
-#: What a process takes before it loads a model: Python, torch, transformers, peft and datasets; on a GPU the CUDA
-#: context with the libraries' kernels. Measured.
+#: What a process takes before it loads a model. On a CPU measured: Python, torch, transformers, peft and datasets. On a
+#: GPU an assumption, not measured: the CUDA context with the libraries' kernels.
 LIBRARIES = {"cpu": 480 * 2**20, "cuda": 600 * 2**20}
 #: What comes to that in the first steps: 28 MiB of code that is loaded when it is needed, and freed memory that the C
 #: library keeps: it gives back only what lies at the end of its heap (30 to 90 MiB together in the runs measured).
@@ -58,8 +60,19 @@ PARTS = {
     "activations": ("activations", "激活值"),
     "logits": ("logits and loss", "logits 与损失"),
     "buffers": ("temporary buffers", "临时缓冲区"),
+    "evaluation": ("evaluation", "评估"),
     "libraries": ("Python and libraries", "Python 与库"),
 }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A batch of what a run evaluates, the longest rows there are: lengths in tokens."""
+
+    batch_size: int
+    length: int  # prompt and answer, for the loss
+    generated: int = 0  # prompt and new answer; 0 where no answers are generated
+    beams: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,7 @@ class Settings:
     zero_stage: int = 0
     offload: bool = False
     device: str = "cpu"
+    evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -196,6 +210,7 @@ def estimate(config: Any, *, dtype: str | torch.dtype = "float32", **settings: A
         world_size, zero_stage, offload: devices that train together; DeepSpeed's stage (0 for plain data parallelism);
             optimizer states in main memory.
         device: "cpu" or "cuda".
+        evaluation: what is evaluated before, during or after training, if anything is.
 
     Raises:
         ValueError: settings that do not go together.
@@ -245,6 +260,10 @@ def _estimate(config: Any, settings: Settings) -> Estimate:
         for _ in range(min(settings.gradient_accumulation, 2)):
             step(model, settings, on_forward=lambda: ledger.tag_as("activations"))
         ledger.touch("buffers", _step_copies(trained, settings))
+        model.zero_grad()
+        if settings.evaluation is not None:
+            ledger.tag_as("evaluation")
+            _evaluate(model, settings, settings.evaluation)
         parts = {name: int(ledger.at_peak.get(name, 0)) for name in PARTS}
         del gradients, states
         quantized = _quantized_numbers(model)
@@ -252,7 +271,6 @@ def _estimate(config: Any, settings: Settings) -> Estimate:
         stored = sum(p.numel() for p in parameters if p.dtype == torch.int8)
         total = sum(p.numel() for p in parameters) - stored - scales + quantized
         trainable = sum(p.numel() for p in trained)
-        model.zero_grad()
     parts["buffers"] += _communication(trained, parameters, settings)
     parts["libraries"] = LIBRARIES[settings.device] + RUNNING[settings.device]
     in_file = total if settings.method == "full" else total - trainable
@@ -321,12 +339,31 @@ def step(model: Any, settings: Settings, on_forward: Callable[[], None] = lambda
     """One forward and backward pass over zeros."""
     on_forward()
     ids = torch.zeros(settings.batch_size, settings.sequence_length, dtype=torch.long)
-    autocast: AbstractContextManager[Any] = nullcontext()
-    if settings.method == "full" and not settings.zero_stage and settings.dtype != torch.float32:
-        autocast = torch.autocast("cpu", settings.dtype)
-    with autocast:
+    with _autocast(settings):
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
+
+
+def _autocast(settings: Settings) -> AbstractContextManager[Any]:
+    if settings.method == "full" and not settings.zero_stage and settings.dtype != torch.float32:
+        return torch.autocast("cpu", settings.dtype)
+    return nullcontext()
+
+
+def _evaluate(model: Any, settings: Settings, plan: Evaluation) -> None:
+    """What `Tuner.prediction_step` does: the loss row by row from all logits, then answers with a cache."""
+    model.eval()
+    with torch.no_grad(), _autocast(settings):
+        ids = torch.zeros(plan.batch_size, plan.length, dtype=torch.long)
+        logits = model(input_ids=ids, use_cache=False).logits
+        functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum")
+        del logits
+        if plan.generated:
+            # At once, where `generate` goes on token by token from the prompt: it is the cache that counts.
+            ids = torch.zeros(plan.batch_size * plan.beams, plan.generated, dtype=torch.long)
+            cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            if plan.beams > 1:
+                cache.reorder_cache(torch.zeros(len(ids), dtype=torch.long))
 
 
 class _Ledger(TorchDispatchMode):
@@ -528,6 +565,10 @@ def advice(found: Estimate, available: int) -> list[Advice]:
             f"--per_device_train_batch_size 1 --gradient_accumulation_steps {more}（结果相同）",
             {"batch_size": 1, "gradient_accumulation": more},
         ))  # fmt: skip
+    if now.evaluation is not None and now.evaluation.batch_size > 1:
+        one = dataclasses.replace(now.evaluation, batch_size=1)
+        flag = "--per_device_eval_batch_size 1"
+        changes.append((f"{flag} (the same result)", f"{flag}（结果相同）", {"evaluation": one}))
     if now.dtype == torch.float32 and now.method != "full":
         changes.append(("compute in bfloat16", "用 bfloat16 计算", {"dtype": torch.bfloat16}))
     for bits in (8, 4):
