@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import sentencepiece
@@ -44,12 +44,18 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     model_input_names = ["input_ids", "attention_mask", "position_ids"]
     # Control tokens that are recognised in text where the caller asks for it.
     _typed_control_tokens: Sequence[str] = ()
+    # Which class is whose; each puts itself in.
+    _classes: ClassVar[dict[int, type[ChatGLMTokenizer]]] = {}
+
+    def __init_subclass__(cls, generations: Sequence[int] = (), **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        ChatGLMTokenizer._classes |= dict.fromkeys(generations, cls)
 
     def __new__(cls, vocab_file: str | None = None, *args: Any, **kwargs: Any) -> ChatGLMTokenizer:
         if cls is ChatGLMTokenizer:
             name = os.path.basename(vocab_file or "")
             version = 1 if name == "ice_text.model" else detect_version(kwargs, Path(vocab_file or "").parent)
-            cls = _class_of(kwargs.get("chatglm_version") or version)
+            cls = cls._classes[kwargs.get("chatglm_version") or version]
         return super().__new__(cls)
 
     def __init__(self, vocab_file: str, chatglm_version: int, **kwargs: Any) -> None:
@@ -90,7 +96,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         elif "chatglm_version" not in names and _has_ice_text(path):
             names["chatglm_version"] = 1
         version = detect_version(names, path)
-        target = _class_of(version) if cls is ChatGLMTokenizer else cls
+        target = cls._classes[version] if cls is ChatGLMTokenizer else cls
         kwargs = target._adapt_to_model(kwargs, model_config)
         # Found here, as transformers takes a tokenizer.model where there is one, also for generation 1.
         kwargs.setdefault("vocab_file", target._find_vocabulary(path, kwargs))
@@ -375,7 +381,7 @@ def _marked(value: Any, names: re.Pattern[str]) -> Any:
     return [_marked(item, names) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-class ChatGLM1Tokenizer(ChatGLMTokenizer):
+class ChatGLM1Tokenizer(ChatGLMTokenizer, generations=(1,)):
     """ChatGLM-6B: `ice_text.model`, of v1.1 or (with 20,000 image tokens in front of the text) of v1.0.
 
     A text alone gives `text [gMASK] <sop>`, a pair `text [gMASK] <sop> answer <eop>`. Padded or truncated calls also
@@ -630,12 +636,6 @@ def clean_text(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def _class_of(version: int) -> type[ChatGLMTokenizer]:
-    from .tokenization_chatglm2 import ChatGLM2Tokenizer
-
-    return ChatGLM1Tokenizer if version == 1 else ChatGLM2Tokenizer
 
 
 def _has_ice_text(path: str) -> bool:

@@ -27,7 +27,7 @@ class SPView:
     pad_id: int
 
 
-class ChatGLM2Tokenizer(ChatGLMTokenizer):
+class ChatGLM2Tokenizer(ChatGLMTokenizer, generations=(2, 3)):
     """Generations 2 and 3: `tokenizer.model`; control tokens follow its pieces.
 
     A text gives `[gMASK] sop text`, a pair `[gMASK] sop text answer </s>`; with a mask of 0 and 1 and positions that
