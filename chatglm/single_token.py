@@ -90,14 +90,13 @@ class BlockRunner:
             return None
         run = getattr(kernels.backend_for(hidden_states.device), "run_blocks", None)
         plan = self._planned(blocks) if run is not None else None
-        layers = [] if plan is None else _layers(cache, len(plan), rotary[0][0].dtype)
-        if run is None or plan is None or not layers:
+        room = [] if plan is None else _room(cache, len(plan), rotary[0][0].dtype)
+        if run is None or plan is None or not room:
             return None
-        for block, layer in zip(plan, layers, strict=True):
-            block.past = layer.keys.shape[2]
-            _extend(layer)
-            block.keys, block.values = layer.keys.data_ptr(), layer.values.data_ptr()
-            block.cache_step, block.cache_type = layer.keys.stride(1), DTYPES[layer.keys.dtype]
+        for block, (keys, values) in zip(plan, room, strict=True):
+            block.past = keys.shape[2] - 1
+            block.keys, block.values = keys.data_ptr(), values.data_ptr()
+            block.cache_step, block.cache_type = keys.stride(1), DTYPES[keys.dtype]
         hidden_states = hidden_states.contiguous()
         result = torch.empty_like(hidden_states)
         token = Token(x=hidden_states.data_ptr(), y=result.data_ptr(), type=DTYPES[result.dtype], turns=len(rotary))
@@ -159,23 +158,35 @@ class BlockRunner:
         return plan
 
 
-def _layers(cache: Cache, count: int, dtype: torch.dtype) -> list[DynamicLayer]:
-    """The layers of a cache if a token of one sequence can be appended to them, else none."""
-    layers = cache.layers
-    if cache.offloading or len(layers) != count:
+def _room(cache: Cache, count: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The keys and values of each layer, of one sequence, with room for a token at their end; else nothing.
+
+    Returns:
+        `count` pairs, each part (1, heads, past + 1, head_dim) with the tokens of a head next to each other
+    """
+    own = getattr(cache, "room_for_token", None)
+    if own is None and (cache.offloading or not _are_plain(cache.layers)):
         return []
-    length = cache.get_seq_length()
-    for layer in layers:
-        if type(layer) not in (DynamicLayer, GrowingLayer) or not layer.get_seq_length() == length > 0:
-            return []
-        if layer.keys.shape[0] != 1 or layer.keys.dtype != dtype or layer.keys.device.type != "cpu":
-            return []
-    return layers
+    held = own() if own is not None else [(layer.keys, layer.values) for layer in cache.layers]
+    if len(held) != count:
+        return []
+    if not all(keys.shape[0] == 1 and keys.dtype == dtype and keys.device.type == "cpu" for keys, _ in held):
+        return []
+    return held if own is not None else [_extended(layer) for layer in cache.layers]
 
 
-def _extend(layer: DynamicLayer) -> None:
-    """Makes keys and values one token longer, its numbers yet to come, with the tokens of a head next to each other."""
+def _are_plain(layers: Sequence[Any]) -> bool:
+    """Whether a token can be appended to these layers of a cache, which hold equally many."""
+    if not layers or not all(type(layer) in (DynamicLayer, GrowingLayer) for layer in layers):
+        return False
+    length = layers[0].get_seq_length()
+    return length > 0 and all(layer.get_seq_length() == length for layer in layers)
+
+
+def _extended(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes keys and values one token longer, its numbers yet to come."""
     if isinstance(layer, GrowingLayer):
         layer.extend(1)
     else:
         layer.keys, layer.values = (F.pad(part, (0, 0, 0, 1)) for part in (layer.keys, layer.values))
+    return layer.keys, layer.values

@@ -13,14 +13,14 @@ from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.loading import choose_dtype, find_folder
 
 from .arguments import Arguments, method_of
-from .estimate import Estimate, estimate, training_steps
+from .estimate import Estimate, Evaluation, estimate, training_steps
 from .methods import compute_dtype
 
 #: transformers' names of optimizers that take the same memory as one that `estimate` knows.
 SAME = {"adamw_bnb_8bit": "adamw_8bit", "adamw_8bit": "adamw_8bit"}
 
 
-def rehearse(arguments: Arguments, longest: int) -> Estimate:
+def rehearse(arguments: Arguments, longest: int, evaluation: Evaluation | None = None) -> Estimate:
     """The estimate for these arguments, with sequences of `longest` tokens. Raises ValueError or OSError."""
     model_args, _, training_args, _ = arguments
     folder = find_folder(model_args.model_name_or_path, model_args.revision)
@@ -39,6 +39,7 @@ def rehearse(arguments: Arguments, longest: int) -> Estimate:
         "optimizer": SAME.get(str(training_args.optim.value), str(training_args.optim.value)),
         "world_size": training_args.world_size,
         "device": "cuda" if device.type == "cuda" else "cpu",
+        "evaluation": evaluation,
         **_zero(training_args.deepspeed),
     }
     checkpoint = model_args.ptuning_checkpoint
@@ -58,12 +59,36 @@ def rehearse(arguments: Arguments, longest: int) -> Estimate:
     return estimate(ChatGLMConfig.from_pretrained(folder, local_files_only=True), **settings)
 
 
-def report(arguments: Arguments, rows: int, longest: int, language: str) -> tuple[str, bool]:
-    """The text for the user, and whether the run fits into the memory there is."""
+def evaluation_of(arguments: Arguments, train: Any, held_out: Any, test: Any) -> Evaluation | None:
+    """The largest batch that the run evaluates: the untuned loss, --do_eval, --eval_strategy, --do_predict."""
+    _, data_args, training_args, _ = arguments
+    during = training_args.eval_strategy.value != "no" and held_out is not None
+    scored: list[int] = []  # lengths of the rows whose loss is looked at, and of those that are answered
+    answered: list[int] = []
+    for rows, used in ((held_out, training_args.do_eval or during), (test, training_args.do_predict)):
+        if rows is not None and used:
+            scored += rows["length"]
+            if training_args.predict_with_generate:
+                answered += map(len, rows["prompt_ids"])
+    if training_args.resume_from_checkpoint is None:
+        scored += (train if held_out is None else held_out)["length"][: max(0, data_args.baseline_samples)]
+    if not scored:
+        return None
+    return Evaluation(
+        min(training_args.per_device_eval_batch_size, len(scored)),
+        max(scored),
+        max(answered) + data_args.target_length if answered else 0,
+        data_args.num_beams or 1,
+    )
+
+
+def report(arguments: Arguments, train: Any, held_out: Any, test: Any, language: str) -> tuple[str, bool]:
+    """The text for the user, and whether the run with these data sets fits into the memory there is."""
     _, _, training_args, _ = arguments
-    found = rehearse(arguments, longest)
+    longest = max(train["length"])
+    found = rehearse(arguments, longest, evaluation_of(arguments, train, held_out, test))
     steps = training_steps(
-        rows,
+        len(train),
         batch_size=training_args.per_device_train_batch_size,
         gradient_accumulation=training_args.gradient_accumulation_steps,
         world_size=training_args.world_size,

@@ -3,8 +3,8 @@
 The run is rehearsed: the very model that would be trained is built from its config with tensors that have a shape but
 no memory, one training step goes through it, and every allocation is written into a ledger. So the figure follows what
 the code does - which activations stay for the backward pass, when the logits go, what gradient checkpointing drops -
-instead of a formula that has to be kept true by hand. A model of 6 billion parameters takes a few seconds. Where the run
-evaluates, a batch of that is rehearsed, too: with more rows than a training step has, it may be the higher peak.
+instead of a formula that has to be kept true by hand. A model of 6 billion parameters takes a few seconds. Where the
+run evaluates, a batch of that is rehearsed, too: with more rows than a training step has, it may be the higher peak.
 
 Two things are no tensors of the step and are added: what Python and its libraries take (`LIBRARIES`), and what torch's
 operators allocate inside themselves (`_inside`).
@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
@@ -36,7 +36,17 @@ from chatglm.kernels.reference import BLOCK
 from chatglm.loading import DTYPES, MODELS
 from chatglm.memory import readable
 
-__all__ = ["METHODS", "OPTIMIZERS", "Advice", "Estimate", "Evaluation", "Settings", "advice", "estimate", "training_steps"]
+__all__ = [
+    "METHODS",
+    "OPTIMIZERS",
+    "Advice",
+    "Estimate",
+    "Evaluation",
+    "Settings",
+    "advice",
+    "estimate",
+    "training_steps",
+]
 
 METHODS = ("ptuning", "lora", "full")
 
@@ -44,12 +54,15 @@ METHODS = ("ptuning", "lora", "full")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "adafactor", "sgd")
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit")
 
-#: What a process takes before it loads a model. On a CPU measured: Python, torch, transformers, peft and datasets. On a
-#: GPU an assumption, not measured: the CUDA context with the libraries' kernels.
-LIBRARIES = {"cpu": 480 * 2**20, "cuda": 600 * 2**20}
+#: What main.py takes besides the tensors. On a CPU measured: Python, torch, transformers, peft and datasets (470 MiB),
+#: and what Trainer and accelerate bring when they start. On a GPU an assumption: the CUDA context, and the kernels of
+#: the libraries.
+LIBRARIES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20}
+#: jieba, rouge-chinese and nltk, where answers are scored (measured; jieba's dictionary comes after training).
+METRICS = {"cpu": 66 * 2**20, "cuda": 0}
 #: What comes to that in the first steps: 28 MiB of code that is loaded when it is needed, and freed memory that the C
 #: library keeps: it gives back only what lies at the end of its heap (30 to 90 MiB together in the runs measured).
-RUNNING = {"cpu": 60 * 2**20, "cuda": 0}
+RUNNING = {"cpu": 70 * 2**20, "cuda": 0}
 
 #: The parts of an estimate: name -> (English, Chinese).
 PARTS = {
@@ -164,13 +177,21 @@ class Estimate:
         rows.append(("合计" if chinese else "in all", readable(self.total)))
         width = max(_width(name) for name, _ in rows)
         lines += [f"  {name}{' ' * (width - _width(name))}  {size:>10}" for name, size in rows]
-        if self.resident > 1.1 * self.total:
-            size = readable(self.resident - self.total)
-            lines.append(
-                f"另有至多 {size} 是检查点文件的缓存页，内存不足时系统会收回。" if chinese
-                else f"Up to {size} more are pages of the checkpoint file, given back when memory is short."
-            )
+        if self.settings.device == "cpu":
+            lines.append(self._in_top(chinese))
         return "\n".join(lines)
+
+    def _in_top(self, chinese: bool) -> str:
+        """What tools that show processes will say."""
+        seen, pages = readable(self.resident), readable(self.resident - self.total)
+        line = f"top 的 RES 最高约 {seen}" if chinese else f"top will show up to {seen} (RES)"
+        if self.resident > 1.02 * self.total:
+            line += (
+                f"，其中至多 {pages} 是检查点文件的缓存页，内存不足时系统会收回"
+                if chinese
+                else f": up to {pages} of it are pages of the checkpoint file, given back when memory is short"
+            )
+        return line
 
     def advice(self, available: int) -> list[Advice]:
         """See `advice`."""
@@ -273,6 +294,8 @@ def _estimate(config: Any, settings: Settings) -> Estimate:
         trainable = sum(p.numel() for p in trained)
     parts["buffers"] += _communication(trained, parameters, settings)
     parts["libraries"] = LIBRARIES[settings.device] + RUNNING[settings.device]
+    if settings.evaluation is not None and settings.evaluation.generated:
+        parts["libraries"] += METRICS[settings.device]
     in_file = total if settings.method == "full" else total - trainable
     pages = _file_pages(config, in_file, quantized, settings)
     return Estimate(settings, total, trainable, parts, *pages, config)

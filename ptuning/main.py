@@ -88,7 +88,7 @@ def run(arguments: Arguments) -> int:
     if data_args.dry_run:
         from ptuning.dry_run import report
 
-        text, fits = report(arguments, len(train), max(train["length"]), say.language)
+        text, fits = report(arguments, train, held_out, test, say.language)
         say(text)
         return 0 if fits else 1
     for number in range(min(data_args.show_example, len(train) if train is not None else 0)):

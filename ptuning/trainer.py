@@ -138,7 +138,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         """(loss, answer ids from `prompt_ids`, wanted ids); the ids (batch, tokens) end with -100."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(input_ids=inputs["input_ids"]).logits
+            logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
         sums, learned = _row_losses(logits, inputs["labels"])
         del logits
         # Row by row: the rows that fill up the last batch of several processes are dropped.

@@ -9,6 +9,8 @@ import pytest
 
 # Tiny models: on a busy machine a second thread only waits. Before torch is imported, and for the programs tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where DeepSpeed is installed, transformers imports it, and it says on standard output that it finds no GPU.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -65,6 +65,13 @@ class RowCache(Cache):
                 seen.append(held[self._first : self._first + len(states), :, :end])
         return seen[0], seen[1]
 
+    def room_for_token(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For `BlockRunner`: keys and values of each layer of a selected row, a token to be written at the end."""
+        if self._row is None or not self._past:
+            return []
+        place = slice(self._row, self._row + 1), slice(None), slice(self._past + 1)
+        return [(keys[place], values[place]) for keys, values in zip(self._keys, self._values, strict=True)]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._past
 
