@@ -19,6 +19,7 @@ from ..conversation import (
     split_message,
     stable_response,
 )
+from .engine import EngineStep
 from .service import dumps
 
 MESSAGE_END = "<|assistant|>"
@@ -56,6 +57,9 @@ class Answer:
         self._raw = ""
         self.content = ""
         self.calls: list[Call] = []
+
+    def take(self, step: EngineStep) -> Change:
+        return self.feed(step.delta, step.finish_reason is not None)
 
     def feed(self, delta: str, whole: bool) -> Change:
         """More of the raw text; `whole`: it ends here."""

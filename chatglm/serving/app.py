@@ -20,6 +20,7 @@ from . import legacy, openai
 from .engine import Engine
 from .errors import ApiError, validation_message
 from .gate import Gate
+from .grammar import Grammars
 from .service import Json, Service
 
 #: Bytes of a request. A context of 32k tokens in Chinese is about 200 kB.
@@ -52,11 +53,13 @@ def create_app(
 
     Raises ValueError where a model and an adapter have one name.
     """
-    service = Service(names, timeout, adapters)
+    service, grammars = Service(names, timeout, adapters), Grammars()
 
     def start() -> None:
         try:
-            service.loaded = load()
+            engine = load()
+            grammars.prepare(engine.tokenizer)
+            service.loaded = engine
         except Exception as error:
             service.failure = error
             if on_failure is not None:
@@ -71,7 +74,7 @@ def create_app(
             await asyncio.to_thread(service.loaded.close)
 
     app = FastAPI(title="ChatGLM", lifespan=lifespan, redoc_url=None)
-    app.state.service = service
+    app.state.service, app.state.grammars = service, grammars
     app.include_router(openai.router)
     app.include_router(legacy.router)
 

@@ -42,6 +42,7 @@ from ..generation import (
     InvalidScoreLogitsProcessor,
     check_finite,
     choose,
+    piece_end,
 )
 from .rows import BLOCK, RowCache
 
@@ -712,7 +713,7 @@ class Engine:
         """A piece of a prompt; gives its length. Its end gives the first token."""
         row, request = self._rows[index], self._request(index)
         start, ids = len(row.ids), request.ids
-        end = min(start + PREFILL_TOKENS, len(ids))
+        end = piece_end(self.model, request.sequence[:, : min(start + PREFILL_TOKENS, len(ids))], start)
         if self.model.reusable_prefix(ids, end) != end:
             end = len(ids)  # generation 1: tokens of the context see each other both ways
         self._cache.select_row(index, start)

@@ -22,6 +22,7 @@ from ..generation import GenerationOptions
 from .answers import Answer, Call, Change, StartWith
 from .engine import Engine, EngineStep, Stream, TokenLogprob
 from .errors import ApiError
+from .grammar import Grammar
 from .service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -124,9 +125,20 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
+class JsonSchema(BaseModel):
+    """`strict` says nothing new here: an answer always follows its schema."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    content: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(BaseModel):
-    type: str
-    json_schema: Any = None
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class Sampling(Body):
@@ -195,14 +207,9 @@ class ChatBody(Sampling):
 
     def check(self) -> None:
         super().check()
-        if self.response_format is not None and self.response_format.type != "text":
-            raise ApiError(
-                400,
-                f"response_format {self.response_format.type!r} is not supported: the text cannot be guaranteed to "
-                "follow a format; ask for it in the prompt, or use tools",
-                param="response_format",
-                code="unsupported_parameter",
-            )
+        if self.schema_wanted() is not None and self.offered():
+            reason = "response_format and tools exclude each other: leave one out, or set tool_choice to none"
+            raise ApiError(400, reason, param="response_format", code="unsupported_parameter")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
@@ -222,6 +229,17 @@ class ChatBody(Sampling):
         if self.max_completion_tokens is not None:
             settings["max_new_tokens"] = self.max_completion_tokens
         return settings
+
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The schema that the answer has to follow, if it has to. Raises ApiError (400) where it is not there."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return {"type": "object"}
+        if wanted.json_schema is None:
+            raise ApiError(400, "response_format json_schema needs a json_schema", param="response_format")
+        return wanted.json_schema.content
 
     def offered(self) -> list[Function]:
         """The functions that the model may call."""
@@ -267,11 +285,18 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     engine = service.engine
     adapter = service.adapter_of(body.model)
     body.check()
-    requests = await in_thread(_chat_requests, engine, body)
+    schema = body.schema_wanted()
+    grammar = None
+    if schema is not None:
+        grammar = await in_thread(request.app.state.grammars.compile, engine.tokenizer, schema)
+    requests = await in_thread(_chat_requests, engine, body, grammar)
     streams = submit(engine, requests, adapter, (body.top_logprobs or 0) if body.logprobs else None)
     tools = [function.name for function in body.offered()]
     at_most_one = body.parallel_tool_calls is False or body.functions is not None
-    answers = [Answer(engine.tokenizer, tools, at_most_one) for _ in streams]
+    answers = [
+        grammar.answer(engine.tokenizer, options) if grammar else Answer(engine.tokenizer, tools, at_most_one)
+        for _, options in requests
+    ]
     head = _head("chatcmpl", "chat.completion", service, body)
     if body.stream:
         return EventStream(_chat_chunks(service, body, streams, answers, head), done="[DONE]")
@@ -287,7 +312,9 @@ def _head(prefix: str, kind: str, service: Service, body: Sampling) -> dict[str,
     }
 
 
-def _chat_requests(engine: Engine, body: ChatBody) -> list[tuple[list[int], GenerationOptions]]:
+def _chat_requests(
+    engine: Engine, body: ChatBody, grammar: Grammar | None
+) -> list[tuple[list[int], GenerationOptions]]:
     tokenizer = engine.tokenizer
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
     offered = [function.model_dump(exclude_none=True, exclude={"strict"}) for function in body.offered()]
@@ -303,6 +330,11 @@ def _chat_requests(engine: Engine, body: ChatBody) -> list[tuple[list[int], Gene
         starts = [tokenizer.encode_text(f"{name}\n") + fence for name in forced]
         for options in choices:
             options.logits_processor = [StartWith(starts, len(ids))]
+    if grammar is not None:
+        if tokenizer.chatglm_version == 3:
+            ids = ids + tokenizer.encode_text("\n")  # what begins an answer that calls no tool
+        for options in choices:
+            options.logits_processor = [grammar.processor(len(ids))]
     return [(ids, options) for options in choices]
 
 
@@ -315,7 +347,7 @@ async def _chat_whole(
             tokens: list[TokenLogprob] = []
             reason: str = "stop"
             async for step in service.steps(stream):
-                answer.feed(step.delta, step.finish_reason is not None)
+                answer.take(step)
                 tokens += _told(service.engine, step)
                 reason = step.finish_reason or reason
                 usage.see(index, step)
@@ -364,7 +396,7 @@ async def _chat_chunks(
         async for index, step in _merged(service, streams):
             usage.see(index, step)
             answer = answers[index]
-            change = answer.feed(step.delta, step.finish_reason is not None)
+            change = answer.take(step)
             tokens = _told(service.engine, step) if body.logprobs else []
             logprobs = _logprobs(service.engine, tokens) if tokens else None
             for delta in _deltas(body, change) or ([{"content": ""}] if tokens else []):

@@ -1,0 +1,220 @@
+"""`response_format`: answers that are JSON, or JSON of a schema, because no other token can be chosen.
+
+The library llguidance turns a schema into a grammar over bytes; here are the bytes of every token, and what a request
+keeps of it. A grammar is compiled once for a request; each of its choices has a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import re
+import threading
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor
+
+from ..conversation import stop_token_ids
+from ..generation import AnswerText, GenerationOptions
+from .answers import Answer, Change
+from .engine import EngineStep
+from .errors import ApiError
+
+#: Tried; with 1.6 our grammars never come to an end.
+OLDEST = (1, 9)
+#: Characters of a schema, and references in it: the library follows these by recursion, on the stack below.
+MOST_CHARACTERS, MOST_REFERENCES = 65_536, 256
+STACK = 256 * 2**20
+#: Blanks between two parts of a value: without a limit a model can go on with them for ever.
+BLANKS = r"[ \n\t]{0,32}"
+#: Units of the library: about 0.1 s to compile, 15 ms a token, and 100 MB, at most.
+LIMITS = {"initial_lexer_fuel": 1_000_000, "max_lexer_states": 50_000, "max_grammar_size": 200_000}
+#: Models were taught to begin with a blank, which their tokenizers put in front of a text.
+START = 'start: value | BLANK value\nBLANK: " "\nvalue: @schema'
+
+_BLANK_PIECE = re.compile(r"<\|blank_(\d+)\|>")
+
+
+def token_pieces(tokenizer: Any) -> list[bytes]:
+    """What each token adds to a text; nothing for control tokens, which no grammar can then allow."""
+    model, first = tokenizer.sp_model, getattr(tokenizer, "num_image_tokens", 0)
+    pieces = [b""] * tokenizer.vocab_size
+    for index in range(model.get_piece_size()):
+        piece = model.id_to_piece(index)
+        if model.is_control(index) or model.is_unknown(index) or model.is_unused(index):
+            continue
+        if model.is_byte(index):
+            pieces[first + index] = bytes([int(piece[3:5], 16)])
+            continue
+        if tokenizer.chatglm_version == 1:
+            blanks = _BLANK_PIECE.fullmatch(piece)
+            piece = {"<n>": "\n", "<|tab|>": "\t"}.get(piece, piece) if blanks is None else " " * int(blanks[1])
+        pieces[first + index] = piece.replace("\u2581", " ").encode()
+    return pieces
+
+
+class Vocabulary:
+    """The tokens as the library wants them.
+
+    Raises ApiError (400) where the library is not installed, or too old.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        try:
+            self.library: Any = importlib.import_module("llguidance")
+            if tuple(map(int, metadata.version("llguidance").split(".")[:2])) < OLDEST:
+                raise ImportError("too old")
+        except ImportError as error:
+            reason = 'response_format needs llguidance, which this server lacks: pip install "llguidance>=1.9"'
+            raise ApiError(400, reason, param="response_format", code="unsupported_parameter") from error
+        self.pieces = token_pieces(tokenizer)
+        # The names that the library asks for. The table has the ids of text behind those of single bytes.
+        self.eos_token_id, self.bos_token_id = stop_token_ids(tokenizer)[0], None
+        self.tokens: Sequence[bytes] = self.pieces
+        self.special_token_ids: list[int] = []
+        names = tokenizer.convert_ids_to_tokens(list(range(len(self.pieces))))
+        ids = sorted(range(len(names)), key=lambda index: (not names[index].startswith("<0x"), -index))
+        self._ids = {self.pieces[index]: index for index in ids if self.pieces[index]}
+        self._longest = max(map(len, self._ids))
+        wrapped = self.library.TokenizerWrapper(self)
+        slices = self.library.LLTokenizer.json_slices()
+        self.compiled = self.library.LLTokenizer(
+            wrapped, n_vocab=len(self.pieces), eos_token=stop_token_ids(tokenizer), slices=slices
+        )
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Tokens of a part that the grammar leaves no choice for, the longest first: exactly its bytes."""
+        ids, place = [], 0
+        while place < len(text):
+            sizes = range(min(self._longest, len(text) - place), 0, -1)
+            size = next(size for size in sizes if text[place : place + size] in self._ids)
+            ids.append(self._ids[text[place : place + size]])
+            place += size
+        return ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Not the tokenizer's `decode`: that one takes generation 1's `<n>` for a line break, also spelt out."""
+        return b"".join([self.pieces[index] for index in ids]).decode(errors="replace")
+
+
+class Grammars:
+    """Makes the grammars of a server; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
+
+    def prepare(self, tokenizer: Any) -> None:
+        """What takes 0.2 s and holds Python's lock: better while the server starts than when it answers."""
+        with contextlib.suppress(ApiError):  # no library: who asks for a format will be told
+            self._prepared(tokenizer)
+
+    def _prepared(self, tokenizer: Any) -> Vocabulary:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(tokenizer)
+            return self._vocabulary
+
+    def compile(self, tokenizer: Any, schema: dict[str, Any]) -> Grammar:
+        """The grammar of JSON that follows `schema`. Raises ApiError (400) for what the library cannot do."""
+        vocabulary = self._prepared(tokenizer)
+        try:
+            text = json.dumps(schema, allow_nan=False)
+        except ValueError as error:
+            raise refusal(str(error)) from error
+        references = text.count('"$ref"') + text.count('"$dynamicRef"')
+        if len(text) > MOST_CHARACTERS or references > MOST_REFERENCES:
+            most = f"{MOST_CHARACTERS} characters and {MOST_REFERENCES} references"
+            raise refusal(f"the schema is larger than {most}")
+        schema = schema | {"x-guidance": {"whitespace_pattern": BLANKS, "lenient": False}}
+        parts = [{"name": "answer", "lark_grammar": START}, {"name": "schema", "json_schema": schema}]
+        library, limits = vocabulary.library, vocabulary.library.LLParserLimits(verbose_errors=False, **LIMITS)
+        source = json.dumps({"grammars": parts})
+        made: list[Any] = []
+
+        def work() -> None:
+            made.append(library.LLMatcher(vocabulary.compiled, source, log_level=0, limits=limits))
+            # Some faults show with the first token only, and the blank is always allowed.
+            made.append(made[0].deep_copy())
+            if not made[0].is_error() and made[1].consume_tokens(vocabulary(b" ")):
+                made[1].compute_bitmask()
+
+        self._run(work)
+        reasons = [one.get_error() for one in made if one.is_error()]
+        if reasons or len(made) < 2:
+            raise refusal(reasons[0] if reasons else "the library could not read the schema")
+        return Grammar(vocabulary, made[0])
+
+    def _run(self, work: Callable[[], None]) -> None:
+        """Runs `work` in a thread whose stack is deep enough for the schemas that are let in."""
+        thread = threading.Thread(target=work, name="chatglm-grammar", daemon=True)
+        with self._lock:
+            before = threading.stack_size(STACK)
+            try:
+                thread.start()
+            finally:
+                threading.stack_size(before)
+        thread.join()
+
+
+def refusal(reason: str) -> ApiError:
+    known = {"NoExtensionBias": "nothing follows this schema"}
+    reason = reason.replace("<non-verbose/>", "").strip()
+    message = f"response_format: {known.get(reason, reason)[:500]}"
+    return ApiError(400, message, param="response_format", code="invalid_json_schema")
+
+
+class Grammar:
+    """A compiled grammar."""
+
+    def __init__(self, vocabulary: Vocabulary, matcher: Any) -> None:
+        self._vocabulary, self._matcher = vocabulary, matcher
+
+    def processor(self, prompt_tokens: int) -> LogitsProcessor:
+        """For one answer, which begins behind so many tokens."""
+        return Follow(self._matcher.deep_copy(), prompt_tokens)
+
+    def answer(self, tokenizer: Any, options: GenerationOptions) -> Answer:
+        return FormattedAnswer(tokenizer, AnswerText(options, self._vocabulary.text))
+
+
+class Follow(LogitsProcessor):
+    """Lets only tokens through that go on with JSON of the schema, and those that end an answer where it may end."""
+
+    def __init__(self, matcher: Any, prompt_tokens: int) -> None:
+        self._matcher, self._read = matcher, prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        matcher, said = self._matcher, input_ids[0, self._read :].tolist()
+        self._read += len(said)
+        # The answer is never taken back: a request that had to make room reads its tokens again without choosing.
+        bits = matcher.compute_bitmask() if not said or matcher.consume_tokens(said) else b""
+        if matcher.is_error():
+            raise refusal(matcher.get_error())
+        allowed = np.zeros(scores.shape[-1], dtype=np.bool_)
+        known = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")[: len(allowed)]
+        allowed[: len(known)] = known
+        mask = torch.from_numpy(allowed).to(scores.device)
+        kept = scores.masked_fill(~mask, float("-inf"))
+        if bool(torch.isneginf(kept).all()):  # other processors took all that is left
+            kept = torch.zeros_like(scores).masked_fill(~mask, float("-inf"))
+        return kept
+
+
+class FormattedAnswer(Answer):
+    """The text as it is: what chats do to punctuation and dates could undo the format."""
+
+    def __init__(self, tokenizer: Any, text: AnswerText) -> None:
+        super().__init__(tokenizer)
+        self._text = text
+
+    def take(self, step: EngineStep) -> Change:
+        text = self._text.push(step.token_id, step.finish_reason)[0].lstrip()
+        change = Change(text[len(self.content) :])
+        self.content = text
+        return change
