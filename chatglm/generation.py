@@ -37,6 +37,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 #: The originals ran on transformers 4.30, whose sampling always kept the 50 likeliest tokens.
 DEFAULT_TOP_K = 50
+#: Tokens of a prompt that go through a model on a CPU at a time: more at once take memory and save no time.
+CPU_PROMPT_TOKENS = 256
 #: Lower temperatures leave only the likeliest token anyway, and scores divided by them would overflow.
 GREEDY_BELOW = 1e-5
 
@@ -284,6 +286,16 @@ def check_finite(model: PreTrainedModel, scores: torch.Tensor, ids: torch.Tensor
     )
 
 
+def piece_end(model: PreTrainedModel, ids: torch.Tensor, start: int) -> int:
+    """Where the piece of `ids` (1, tokens) ends that is best read at once from `start` on."""
+    tokens = ids.shape[1]
+    if ids.device.type != "cpu" or tokens - start <= CPU_PROMPT_TOKENS:
+        return tokens
+    end = start + CPU_PROMPT_TOKENS
+    whole = model.reusable_prefix(ids[0].tolist(), end) < end  # generation 1: its context sees itself both ways
+    return tokens if whole else end
+
+
 @torch.no_grad()
 def decode(
     model: PreTrainedModel,
@@ -323,9 +335,12 @@ def decode(
         if options.cancel is not None and options.cancel.is_set():
             yield ids, "cancelled"
             return
+        end = ids.shape[1]
+        if cache is not None and batch_size == 1 and attention_mask is None:
+            end = piece_end(model, ids, start)
         outputs = model(
-            input_ids=ids[:, start:],
-            position_ids=model.positions_from(ids, start, attention_mask),
+            input_ids=ids[:, start:end],
+            position_ids=model.positions_from(ids, start, attention_mask)[..., : end - start],
             attention_mask=attention_mask,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -333,8 +348,10 @@ def decode(
         )
         if cache is not None:
             if batch_size == 1:
-                cache.token_ids += ids[0, start:].tolist()
-            start = ids.shape[1]
+                cache.token_ids += ids[0, start:end].tolist()
+            start = end
+            if end < ids.shape[1]:
+                continue
         scores = outputs.logits[:, -1].float().to(ids.device)
         if not forgiving:
             check_finite(model, scores, ids)

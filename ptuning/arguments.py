@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+from transformers.integrations import integration_utils
+
+from .metrics import MEASURES
 
 METHODS = ("ptuning", "lora", "full")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -267,6 +271,9 @@ def _check(arguments: Arguments) -> None:
     _check_model(model, training, notes)
     _check_data(model, data, training, notes)
     _check_training(model, training, notes)
+    _check_numbers(training)
+    if not data.dry_run:
+        _check_output(Path(str(training.output_dir)))
 
 
 def _refuse(wrong: bool, message: str) -> None:
@@ -319,6 +326,7 @@ def _check_model(model: ModelArguments, training: TrainingArguments, notes: list
     if method == "lora":
         _refuse(model.lora_rank < 1, f"--lora_rank {model.lora_rank}: has to be 1 or more")
         _refuse(not 0 <= model.lora_dropout < 1, f"--lora_dropout {model.lora_dropout}: has to be from 0 to below 1")
+        _refuse(not 0 < model.lora_alpha < math.inf, f"--lora_alpha {model.lora_alpha}: has to be above 0")
     if method == "full" and training.do_train:
         _refuse(
             model.quantization_bit is not None,
@@ -342,7 +350,9 @@ def _check_data(
         path = getattr(data, name)
         _refuse(getattr(training, flag) and path is None, f"--{flag} needs --{name}")
         if path is not None:
-            _refuse(Path(path).suffix not in (".json", ".jsonl", ".csv"), f"--{name} {path}: has to be .json or .csv")
+            _refuse(Path(path).is_dir(), f"--{name} {path}: is a folder: name one file in it")
+            _refuse(Path(path).suffix.lower() not in (".json", ".jsonl", ".csv"),
+                    f"--{name} {path}: has to be .json, .jsonl or .csv")  # fmt: skip
             _refuse(not Path(path).is_file(), f"--{name} {path}: there is no such file")
     for name in ("max_source_length", "max_target_length", "val_max_target_length", "max_train_samples",
                  "max_eval_samples", "max_predict_samples", "num_beams", "preprocessing_num_workers"):  # fmt: skip
@@ -360,6 +370,17 @@ def _check_training(model: ModelArguments, training: TrainingArguments, notes: l
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         _refuse(getattr(training, name) < 1, f"--{name} {getattr(training, name)}: has to be 1 or more")
     _refuse(training.label_smoothing_factor != 0, "--label_smoothing_factor: the loss is the plain one here")
+    _refuse(training.push_to_hub, "--push_to_hub: upload the checkpoint you want when it is trained, with `hf upload`")
+    for name in training.report_to:
+        check = getattr(integration_utils, f"is_{name}_available", None)
+        _refuse(check is not None and not check(), f"--report_to {name}: it is not installed: pip install {name}")
+    if training.metric_for_best_model is not None:
+        known = ["loss", *(MEASURES if training.predict_with_generate else ())]
+        _refuse(
+            training.metric_for_best_model.removeprefix("eval_") not in known,
+            f"--metric_for_best_model {training.metric_for_best_model}: use one of {', '.join(known)}"
+            + ("" if training.predict_with_generate else "; with --predict_with_generate also ROUGE and BLEU"),
+        )
     wanted = {"fp16": "float16", "bf16": "bfloat16"}
     for flag, dtype in wanted.items():
         both = getattr(training, flag) and model.dtype not in ("auto", dtype)
@@ -380,7 +401,13 @@ def _check_training(model: ModelArguments, training: TrainingArguments, notes: l
     resume = training.resume_from_checkpoint
     if resume is not None and resume.lower() not in ("true", "yes", "false", "no"):
         _refuse(not Path(resume).is_dir(), f"--resume_from_checkpoint {resume}: there is no such folder")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    _refuse(
+        processes > 1 and training.world_size == 1,
+        f"{processes} processes were started, and without GPUs each would train alone: "
+        "add --use_cpu --ddp_backend gloo",
+    )
+    if processes == 1:
         import torch
 
         count = torch.cuda.device_count()
@@ -389,3 +416,31 @@ def _check_training(model: ModelArguments, training: TrainingArguments, notes: l
                 f"{count} GPUs are visible and one is used; for all: "
                 f"torchrun --standalone --nproc-per-node={count} main.py ..."
             )
+
+
+def _check_numbers(training: TrainingArguments) -> None:
+    for name, value in vars(training).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ArgumentsError(f"--{name} {value}: has to be a number")
+    if not training.do_train:
+        return
+    _refuse(training.learning_rate < 0, f"--learning_rate {training.learning_rate}: has to be 0 or more")
+    _refuse(
+        training.max_steps < -1 or training.max_steps == 0,
+        f"--max_steps {training.max_steps}: has to be 1 or more (or -1: as --num_train_epochs says)",
+    )
+    _refuse(
+        training.max_steps < 0 and training.num_train_epochs <= 0,
+        f"--num_train_epochs {training.num_train_epochs:g}: has to be above 0",
+    )
+    _refuse(not 0 <= training.seed < 2**32, f"--seed {training.seed}: has to be from 0 to {2**32 - 1}")
+
+
+def _check_output(folder: Path) -> None:
+    """Refuses an output folder that cannot be written, before anything is computed for it."""
+    _refuse(folder.exists() and not folder.is_dir(), f"--output_dir {folder}: is a file: name a folder")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    _refuse(
+        not (there.is_dir() and os.access(there, os.W_OK)),
+        f"--output_dir {folder}: {there} is {'not writable' if there.is_dir() else 'a file'}: name another folder",
+    )

@@ -85,21 +85,27 @@ def make_dataset(
     types = {"input_ids": ids, "labels": ids, "length": number, "learned": number, "truncated": number}
     features = datasets.Features(types | ({"prompt_ids": ids, "target_ids": ids, "row": number} if prediction else {}))
     folder = Path(cache_dir) if cache_dir else Path(datasets.config.HF_DATASETS_CACHE) / "chatglm"
-    folder.mkdir(parents=True, exist_ok=True)
     key = _cache_key(tokenizer, rows, [*options, prediction])
     workers = min(num_proc or 1, os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
-    dataset = datasets.Dataset.from_dict({"number": list(range(len(rows)))}).map(
-        encode_batch,
-        batched=True,
-        batch_size=256,
-        remove_columns=["number"],
-        features=features,
-        num_proc=workers if workers > 1 else None,
-        new_fingerprint=key,
-        cache_file_name=str(folder / f"{key}.arrow"),
-        load_from_cache_file=not overwrite_cache,
-        desc="Tokenizing",
-    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset = datasets.Dataset.from_dict({"number": list(range(len(rows)))}).map(
+            encode_batch,
+            batched=True,
+            batch_size=256,
+            remove_columns=["number"],
+            features=features,
+            num_proc=workers if workers > 1 else None,
+            new_fingerprint=key,
+            cache_file_name=str(folder / f"{key}.arrow"),
+            load_from_cache_file=not overwrite_cache,
+            desc="Tokenizing",
+        )
+    except OSError as error:
+        raise OSError(
+            f"cannot write the tokens into {folder} ({error}): make room there, or set the environment variable "
+            "HF_DATASETS_CACHE to another folder"
+        ) from error
     summary = describe(rows, dataset)
     if summary.truncated:
         logger.warning("%s", summary.warning())

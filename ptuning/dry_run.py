@@ -63,20 +63,20 @@ def evaluation_of(arguments: Arguments, train: Any, held_out: Any, test: Any) ->
     """The largest batch that the run evaluates: the untuned loss, --do_eval, --eval_strategy, --do_predict."""
     _, data_args, training_args, _ = arguments
     during = training_args.eval_strategy.value != "no" and held_out is not None
-    scored: list[int] = []  # lengths of the rows whose loss is looked at, and of those that are answered
-    answered: list[int] = []
+    scored: list[list[int]] = []  # for each data set the lengths of the rows whose loss is looked at
+    answered: list[int] = []  # lengths of the prompts that are answered
     for rows, used in ((held_out, training_args.do_eval or during), (test, training_args.do_predict)):
         if rows is not None and used:
-            scored += rows["length"]
+            scored.append(list(rows["length"]))
             if training_args.predict_with_generate:
                 answered += map(len, rows["prompt_ids"])
-    if training_args.resume_from_checkpoint is None:
-        scored += (train if held_out is None else held_out)["length"][: max(0, data_args.baseline_samples)]
+    if training_args.resume_from_checkpoint is None and data_args.baseline_samples > 0:
+        scored.append(list((train if held_out is None else held_out)["length"])[: data_args.baseline_samples])
     if not scored:
         return None
     return Evaluation(
-        min(training_args.per_device_eval_batch_size, len(scored)),
-        max(scored),
+        min(training_args.per_device_eval_batch_size, max(map(len, scored))),
+        max(map(max, scored)),
         max(answered) + data_args.target_length if answered else 0,
         data_args.num_beams or 1,
     )
@@ -101,9 +101,10 @@ def report(arguments: Arguments, train: Any, held_out: Any, test: Any, language:
     chinese = language == "zh"
     lines = [
         found.text(language),
-        f"{steps} 步，每步 {each} 个样本，最长 {longest} 个 token"
+        f"{steps} 步，每步 {each} 个样本，最长 {longest} 个 token（一步要多久，开始训练后看进度条）"
         if chinese
-        else f"{steps} steps of {each} examples, the longest of {longest} tokens",
+        else f"{steps} steps of {each} examples, the longest of {longest} tokens "
+        "(how long a step takes is seen in training: the progress bar shows the time left)",
     ]
     room = memory.available(training_args.device)
     if room is None or found.total <= room:

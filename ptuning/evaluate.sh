@@ -8,7 +8,10 @@ STEP=${STEP:-3000}
 NUM_GPUS=${NUM_GPUS:-1}
 DATA=${DATA:-AdvertiseGen}
 
-torchrun --standalone --nnodes=1 --nproc-per-node="$NUM_GPUS" main.py \
+LAUNCH=(python3)
+if [ "$NUM_GPUS" -gt 1 ]; then LAUNCH=(torchrun --standalone --nnodes=1 --nproc-per-node="$NUM_GPUS"); fi
+
+"${LAUNCH[@]}" main.py \
     --do_predict \
     --validation_file "$DATA/dev.json" \
     --test_file "$DATA/dev.json" \

@@ -5,47 +5,55 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
+INTERRUPTED = 130  # the exit status that a shell has for Ctrl-C
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # `cd ptuning && python main.py`: `ptuning` and `chatglm` are beside each other there
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # the imports take seconds
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 from chatglm.conversation import stop_token_ids  # noqa: E402
-from chatglm.messages import choose_language  # noqa: E402
+from chatglm.messages import TUNING, choose_language  # noqa: E402
 from ptuning.arguments import Arguments, ArgumentsError, TrainingArguments, method_of, parse  # noqa: E402
-
-INTERRUPTED = 130  # the exit status that a shell has for Ctrl-C
 
 
 def main(argv: list[str] | None = None) -> int:
     """Trains, evaluates and predicts: the exit status, 2 for wrong arguments, 1 for what goes wrong later."""
     try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
-    except ArgumentsError as error:
+        return run(parse(sys.argv[1:] if argv is None else argv))
+    except (RuntimeError, OSError, ValueError, ImportError, MemoryError) as error:
         if first_to_fail():
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    from ptuning.trainer import TrainingError
-
-    try:
-        return run(arguments)
-    except (TrainingError, OSError, ValueError, ImportError) as error:
-        if first_to_fail():
-            print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ArgumentsError) else 1
-    except RuntimeError:
-        if first_to_fail():
-            raise
-        return 1  # what this process sees of it is a lost connection
+            message = explain(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentsError) else 1  # others of several see a lost connection
     except KeyboardInterrupt:
         if first_to_fail():
-            print("interrupted", file=sys.stderr)
+            print(TUNING["interrupted"][choose_language()], file=sys.stderr)
         return INTERRUPTED
+
+
+def explain(error: Exception) -> str | None:
+    """What went wrong, for users; None where it can only be a mistake in the program."""
+    from ptuning.trainer import TrainingError
+
+    text = str(error)
+    short = " ".join(text.split())
+    if isinstance(error, MemoryError) or any(sign in short for sign in ("out of memory", "can't allocate memory")):
+        reason = ". ".join(short.split(". ")[:2]).rstrip(".")
+        return f"there is not enough memory ({reason}): --dry_run shows what takes it, and what to change"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{text}: the disk is full: make room, or take another --output_dir"
+    return None if isinstance(error, RuntimeError) and not isinstance(error, TrainingError) else text
 
 
 def run(arguments: Arguments) -> int:
@@ -54,7 +62,7 @@ def run(arguments: Arguments) -> int:
     first = training_args.process_index == 0
     say = _Say(first)
     for note in notes:
-        say(f"note: {note}")
+        say.message("note", text=note)
     import logging
 
     from ptuning import data, methods, metrics
@@ -95,6 +103,8 @@ def run(arguments: Arguments) -> int:
         say(data.show_example(tokenizer, train[number], say.language))
 
     resume = resume_from(training_args, say) if train is not None else None
+    if resume is not None:
+        methods.check_resumable(Path(resume), model_args)
     model, tokenizer = methods.prepare(model_args, training_args)
     sampling = {"do_sample": True, "top_p": 0.7, "temperature": 0.95} if data_args.do_sample else {}
 
@@ -129,24 +139,28 @@ def run(arguments: Arguments) -> int:
             count = min(len(rows), data_args.baseline_samples)
             baseline = trainer.baseline(rows.select(range(count)))
             if baseline is not None:
-                kind = "training" if held_out is None else "validation"
-                say(f"loss of the untuned model on {count} {kind} examples: {baseline:.4f}")
+                kind = TUNING["training" if held_out is None else "validation"][say.language]
+                say.message("untuned", count=count, kind=kind, loss=baseline)
+        begin = None if resume is None else step_of(resume)
         result = trainer.train(resume_from_checkpoint=resume)
         folder = Path(training_args.output_dir) / f"checkpoint-{trainer.state.global_step}"
         if trainer.interrupted:
-            say(f"stopped at step {trainer.state.global_step}; go on with --resume_from_checkpoint {folder}")
+            say.message("stopped", step=trainer.state.global_step, folder=folder)
             return INTERRUPTED
         found = result.metrics | {"train_samples": len(train)}
         if baseline is not None:
             found["baseline_loss"] = baseline
-        trainer.log_metrics("train", found)
-        trainer.save_metrics("train", found)
-        trainer.save_state()
+        if trainer.state.global_step == begin:
+            say.message("finished", step=trainer.state.global_step)
+        else:
+            trainer.log_metrics("train", found)
+            trainer.save_metrics("train", found)
+            trainer.save_state()
         if folder.is_dir():
             option = f"--model {folder}"
             if trainer.method != "full":
                 option = f"--model {model_args.model_name_or_path} --adapter {folder}"
-            say(f"trained: python cli_demo.py {option}")
+            say.message("trained", command=f"python {os.path.relpath(ROOT / 'cli_demo.py')} {option}")
     if training_args.do_eval:
         found = trainer.evaluate(metric_key_prefix="eval") | {"eval_samples": len(held_out)}
         trainer.log_metrics("eval", found)
@@ -158,9 +172,11 @@ def run(arguments: Arguments) -> int:
         trainer.save_metrics("predict", found)
         if first:
             path = Path(training_args.output_dir) / "generated_predictions.txt"
-            with path.open("w", encoding="utf-8") as file:
+            aside = path.with_suffix(".unfinished")
+            with aside.open("w", encoding="utf-8") as file:
                 write_predictions(file, texts(output.label_ids), texts(output.predictions))
-            say(f"predictions: {path}")
+            aside.replace(path)
+            say.message("predictions", path=path)
     return 0
 
 
@@ -186,6 +202,9 @@ class _Say:
         if self.active:
             print(text, flush=True)
 
+    def message(self, key: str, **values: Any) -> None:
+        self(TUNING[key][self.language].format(**values))
+
 
 def write_predictions(file: TextIO, labels: list[str], predictions: list[str]) -> None:
     """One JSON object a line, as the originals' generated_predictions.txt."""
@@ -195,7 +214,7 @@ def write_predictions(file: TextIO, labels: list[str], predictions: list[str]) -
 
 def resume_from(training_args: TrainingArguments, say: _Say) -> str | None:
     """The checkpoint to go on from: the named one, or for `true` or an output_dir with checkpoints the last one."""
-    from ptuning.trainer import STATE, CheckpointError, last_checkpoint
+    from ptuning.trainer import OPTIMIZERS, STATE, CheckpointError, last_checkpoint
 
     wanted = training_args.resume_from_checkpoint
     choice = (wanted or "").lower()
@@ -204,16 +223,33 @@ def resume_from(training_args: TrainingArguments, say: _Say) -> str | None:
     if wanted and choice not in ("true", "yes"):
         if not (Path(wanted) / STATE).is_file():
             raise CheckpointError(f"{wanted} is no training checkpoint: it has no {STATE}")
-        return wanted
-    last = last_checkpoint(training_args.output_dir)
-    if wanted and last is None:
-        raise CheckpointError(f"{training_args.output_dir} holds no checkpoint to resume from")
-    if last is None or (training_args.overwrite_output_dir and not wanted):
-        return None
-    say(f"going on from {last} (to start anew: --overwrite_output_dir, or another --output_dir)")
-    return str(last)
+        folder = Path(wanted)
+    else:
+        last = last_checkpoint(training_args.output_dir)
+        if wanted and last is None:
+            raise CheckpointError(f"{training_args.output_dir} holds no checkpoint to resume from")
+        if last is None or (training_args.overwrite_output_dir and not wanted):
+            return None
+        folder = last
+        say.message("resuming", folder=folder)
+    step_of(folder)
+    if not any(path for pattern in OPTIMIZERS for path in folder.glob(pattern)):
+        say.message("no_optimizer", folder=folder)
+    return str(folder)
+
+
+def step_of(checkpoint: str | os.PathLike[str]) -> int:
+    """The number of the step after which a checkpoint was written. Raises CheckpointError if it does not say."""
+    from ptuning.trainer import STATE, CheckpointError, broken
+
+    try:
+        return int(json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(broken(checkpoint, error)) from error
 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # into a log file or a pipe, too
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizer, set_seed
 
 import chatglm
-from chatglm.adapter_files import Prefix, read_adapter
+from chatglm.adapter_files import LORA_CONFIG, PREFIX, Prefix, describe, read_adapter
 from chatglm.adapters import add_prefix, load_adapter, save_adapter
+from chatglm.checkpoint_files import VOCABULARIES, ModelLoadError, read_contents, read_json, weight_files
+from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.loading import find_folder
 from chatglm.tokenization_chatglm import ChatGLMTokenizer
 
@@ -68,6 +71,11 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizer:
     """The tokenizer alone: rows are made into tokens before the weights are loaded."""
     folder = find_folder(model_args.model_name_or_path, model_args.revision)
     chatglm.loading.check_folder(folder)
+    if not any((folder / name).is_file() for name in VOCABULARIES.values()):
+        found = _described(folder)
+        if found is not None and found.startswith("a prefix"):
+            base = read_json(folder / "config.json").get("base_model_name_or_path") or "the model it was trained for"
+            raise ArgumentsError(f"{folder} is {found}: use --model_name_or_path {base} --ptuning_checkpoint {folder}")
     return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -115,14 +123,64 @@ def save(
         save_adapter(model, folder, base, state_dict=state_dict)
 
 
+def check_resumable(folder: Path, model_args: ModelArguments) -> None:
+    """Raises ArgumentsError where a training checkpoint holds something else than what the arguments train."""
+    found, wanted = _described(folder), _wanted(model_args)
+    if (folder / "config.json").is_file() and found == wanted:
+        base = find_folder(model_args.model_name_or_path, model_args.revision)
+        found, wanted = (describe(ChatGLMConfig.from_pretrained(one).to_dict()) for one in (folder, base))
+    if None not in (found, wanted) and found != wanted:
+        raise ArgumentsError(
+            f"{folder} was made with {found}, and the arguments ask for {wanted}: go on with the same arguments, "
+            "or start anew with another --output_dir or --overwrite_output_dir"
+        )
+
+
+def _described(folder: Path) -> str | None:
+    """What a checkpoint holds, in words; None where that is in files of DeepSpeed or FSDP only, or missing."""
+    if (folder / LORA_CONFIG).is_file():
+        config = read_json(folder / LORA_CONFIG)
+        return _lora(config["r"], config["target_modules"])
+    try:
+        names = [name for file in weight_files(folder) for name in read_contents(file)]
+    except ModelLoadError:
+        return None  # what loads it says so
+    if not all(map(PREFIX.match, names)):
+        return "all weights"
+    adapter = read_adapter(folder)
+    return _prefix(adapter.length, adapter.projection) if isinstance(adapter, Prefix) else None
+
+
+def _wanted(model_args: ModelArguments) -> str | None:
+    method = method_of(model_args)
+    if method == "full":
+        return "all weights"
+    if model_args.ptuning_checkpoint is not None:
+        return _described(Path(model_args.ptuning_checkpoint))
+    if method == "lora":
+        return _lora(model_args.lora_rank, model_args.lora_target_modules)
+    return _prefix(model_args.pre_seq_len, model_args.prefix_projection)
+
+
+def _lora(rank: int, targets: Iterable[str]) -> str:
+    return f"LoRA of rank {rank} for {' '.join(sorted(targets))}"
+
+
+def _prefix(length: int | None, projection: bool) -> str:
+    return f"a prefix of {length} with{'' if projection else 'out'} projection"
+
+
 def restore(model: PreTrainedModel, folder: Path) -> None:
     """The numbers of a checkpoint in place of those of the prefix or LoRA that is being trained."""
     adapter = read_adapter(folder)
-    if isinstance(adapter, Prefix):
-        model.transformer.prefix_encoder.load_state_dict(adapter.tensors)
-        return
-    import peft
+    try:
+        if isinstance(adapter, Prefix):
+            model.transformer.prefix_encoder.load_state_dict(adapter.tensors)
+            return
+        import peft
 
-    result = peft.set_peft_model_state_dict(model, adapter.tensors, adapter_name=NAME)
+        result = peft.set_peft_model_state_dict(model, adapter.tensors, adapter_name=NAME)
+    except RuntimeError as error:
+        raise ArgumentsError(f"{folder} is of another model than {model.name_or_path}: go on with its own") from error
     if result.unexpected_keys:
         raise ArgumentsError(f"{folder} has LoRA for other layers than --lora_target_modules names")

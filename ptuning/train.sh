@@ -9,7 +9,10 @@ NUM_GPUS=${NUM_GPUS:-1}
 MODEL=${MODEL:-THUDM/chatglm2-6b}
 DATA=${DATA:-AdvertiseGen}
 
-torchrun --standalone --nnodes=1 --nproc-per-node="$NUM_GPUS" main.py \
+LAUNCH=(python3)
+if [ "$NUM_GPUS" -gt 1 ]; then LAUNCH=(torchrun --standalone --nnodes=1 --nproc-per-node="$NUM_GPUS"); fi
+
+"${LAUNCH[@]}" main.py \
     --do_train \
     --train_file "$DATA/train.json" \
     --validation_file "$DATA/dev.json" \

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # P-tuning v2 on conversations (one JSON object a line: prompt, response, history; or conversations for ChatGLM3).
+# Other names: --prompt_column question --response_column answer --history_column before.
 # CHAT_TRAIN_DATA=train.json CHAT_VAL_DATA=dev.json CHECKPOINT_NAME=output/chat bash train_chat.sh
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -7,14 +8,14 @@ PRE_SEQ_LEN=${PRE_SEQ_LEN:-128}
 LR=${LR:-1e-2}
 NUM_GPUS=${NUM_GPUS:-1}
 
-torchrun --standalone --nnodes=1 --nproc-per-node="$NUM_GPUS" main.py \
+LAUNCH=(python3)
+if [ "$NUM_GPUS" -gt 1 ]; then LAUNCH=(torchrun --standalone --nnodes=1 --nproc-per-node="$NUM_GPUS"); fi
+
+"${LAUNCH[@]}" main.py \
     --do_train \
     --train_file "${CHAT_TRAIN_DATA:?name the training file}" \
     --validation_file "${CHAT_VAL_DATA:?name the validation file}" \
     --preprocessing_num_workers 10 \
-    --prompt_column prompt \
-    --response_column response \
-    --history_column history \
     --overwrite_cache \
     --model_name_or_path "${MODEL:-THUDM/chatglm2-6b}" \
     --output_dir "${CHECKPOINT_NAME:?name the output folder}" \

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,13 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from chatglm.messages import TUNING, choose_language
+
 from . import methods
 from .batches import WithFillers, divide_evenly
 
 STATE = "trainer_state.json"
+OPTIMIZERS = ("optimizer*", "global_step*", "pytorch_model_fsdp*")  # as Trainer, DeepSpeed and FSDP call its state
 ZEROS = 10  # micro-batches in a row with a loss of exactly 0
 
 
@@ -202,16 +207,26 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         with self._stopping_gently():
             return super().train(*args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # the Trainer would go one step further than the last
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     @contextlib.contextmanager
     def _stopping_gently(self) -> Iterator[None]:
         """The first Ctrl-C (or SIGTERM) ends training after the step, with a checkpoint; the second one at once."""
+        first = 0.0
 
         def stop(number: int, frame: Any) -> None:
+            nonlocal first
             if self.interrupted:
+                if self.args.world_size > 1 and time.monotonic() - first < 1:
+                    return  # torchrun passes on the Ctrl-C that this process had from the terminal already
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self.interrupted, first = True, time.monotonic()
             if self.is_world_process_zero():
-                print("\nstopping after this step, with a checkpoint (again: at once)", flush=True)
+                print(TUNING["stopping"][choose_language()], flush=True)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -219,6 +234,15 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        whole = Path(self.args.output_dir) / "all_results.json"
+        if self.is_world_process_zero() and whole.is_file():
+            try:
+                json.loads(whole.read_bytes())
+            except ValueError:  # of a run whose disk was full
+                whole.unlink()
+        super().save_metrics(split, metrics, combined)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -280,6 +304,14 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             methods.restore(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -350,6 +382,25 @@ def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
             old.rename(name)
     found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
     return max(found, key=lambda path: ((path / STATE).stat().st_mtime_ns, path.name), default=None)
+
+
+def broken(checkpoint: str | os.PathLike[str], error: Exception) -> str:
+    """What to do about a checkpoint that cannot be gone on from."""
+    reason = " ".join(str(error).split())
+    return (
+        f"cannot go on from {checkpoint} ({reason}): go on with the arguments it was made with; if it is broken, "
+        "remove it, and the one before is taken"
+    )
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torch has many for a broken file
+        if checkpoint is None or isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(broken(checkpoint, error)) from error
 
 
 def _flush(folder: Path) -> None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The web page with a P-tuning or LoRA checkpoint.
+# The web page with a P-tuning or LoRA checkpoint; in this folder or by its whole path.
+# MODEL=... CHECKPOINT=output/adgen-chatglm2-6b-pt-128-2e-2/checkpoint-3000 bash web_demo.sh --port 7860
 set -euo pipefail
 cd "$(dirname "$0")"
 python3 web_demo.py \

@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor
 
 import chatglm
+from chatglm import generation
 from chatglm.generation import ChatCache, GenerationOptions
 from tiny_chat import TOOLS_SYSTEM, pair
 
@@ -435,3 +436,21 @@ def test_options_check_themselves() -> None:
         GenerationOptions().length_limit(3, None)
     assert GenerationOptions(max_length=9, max_new_tokens=3).length_limit(4, 8) == 7
     assert GenerationOptions(eos_token_id=4).stop_ids() == [4]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_long_prompt_is_read_in_pieces_on_a_cpu(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = pair(version)
+    model = copy.deepcopy(model)
+    settings = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5}
+    question = "你好 " * 12
+    wanted = [step.text for step in model.stream_steps(tokenizer, question, **settings)]
+    model.clear_chat_cache()
+    monkeypatch.setattr(generation, "CPU_PROMPT_TOKENS", 7)
+    lengths: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: lengths.append(args[0].shape[1]))
+    steps = list(model.stream_steps(tokenizer, question, **settings))
+    assert [step.text for step in steps] == wanted
+    prompt = lengths[: len(lengths) - 4]
+    assert sum(prompt) == steps[0].prompt_tokens
+    assert max(prompt) == (7 if version > 1 else steps[0].prompt_tokens), "generation 1 sees its prompt both ways"

@@ -560,7 +560,7 @@ def test_a_data_set_is_cached_and_the_same_for_any_number_of_processes(
     tok = ids_of(3)
     records = [{"prompt": f"{i}+{i}?", "response": f"{2 * i} " * (1 + 20 * (i == 7))} for i in range(310)]
     rows = read_rows(write(tmp_path / "a.json", *records, {"prompt": "x", "response": ""}))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "ptuning.data"):
         made = make_dataset(tok, rows, 32, 16, cache_dir=tmp_path / "cache")
     assert sum("1 examples are too long" in record.message for record in caplog.records) == 1
     files = {file["filename"]: Path(file["filename"]).stat().st_mtime_ns for file in made.cache_files}

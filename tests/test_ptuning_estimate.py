@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 import chatglm
 from chatglm.memory import readable
 from ptuning import estimate as module
-from ptuning.estimate import LIBRARIES, PARTS, Estimate, estimate, training_steps
+from ptuning.estimate import LIBRARIES, PARTS, Estimate, Evaluation, estimate, training_steps
 from tiny_folders import make_folder
 
 PROGRAM = Path(__file__).with_name("training_memory.py")
@@ -33,8 +34,8 @@ SHAPES[3] = SHAPES[2]
 CONFIGS = {1: chatglm.ChatGLM1Config, 2: chatglm.ChatGLM2Config, 3: chatglm.ChatGLM3Config}
 
 
-def of_shape(version: int) -> Any:
-    return CONFIGS[version](**SHAPES[version])
+def of_shape(version: int, **changes: Any) -> Any:
+    return CONFIGS[version](**SHAPES[version] | changes)
 
 
 def of_6b(version: int, layers: int = 28, **settings: Any) -> Estimate:
@@ -60,10 +61,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 
 FAST: list[tuple[int, dict[str, Any]]] = [
     (3, {"method": "ptuning", "sequence_length": 192, "pre_seq_len": 64}),
-    (1, {"method": "lora", "sequence_length": 128, "dtype": "bfloat16", "gradient_checkpointing": False}),
-    (2, {"method": "full", "sequence_length": 128, "batch_size": 2}),
 ]
 MORE: list[tuple[int, dict[str, Any]]] = [
+    (1, {"method": "lora", "sequence_length": 128, "dtype": "bfloat16", "gradient_checkpointing": False}),
+    (2, {"method": "full", "sequence_length": 128, "batch_size": 2}),
     (3, {"method": "lora", "sequence_length": 192, "quantize": 4}),
     (1, {"method": "ptuning", "sequence_length": 256, "pre_seq_len": 128, "prefix_projection": True}),
     (1, {"method": "full", "sequence_length": 128, "dtype": "bfloat16", "gradient_checkpointing": False}),
@@ -101,6 +102,69 @@ def test_the_peak_of_more_runs(folder: Callable[[int], Path], version: int, sett
     _check_against_training(folder(version), settings)
 
 
+PROGRAM_ITSELF = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from ptuning.main import main
+from training_memory import status
+status_of_main = main(sys.argv[2:])
+print("PEAK", status("VmHWM"))
+sys.exit(status_of_main)
+"""
+WHOLE_RUNS: list[tuple[int, str]] = [
+    (3, "--pre_seq_len 64 --quantization_bit 4"),
+    (1, "--method lora --per_device_train_batch_size 1 --per_device_eval_batch_size 8"),
+    (3, "--method full"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "options"), WHOLE_RUNS)
+def test_what_top_shows_of_the_program(
+    folder: Callable[[int], Path],
+    version: int,
+    options: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """main.py with data, Trainer, untuned loss, checkpoints, answers and metrics, against its own --dry_run."""
+    for name in ("peft", "datasets", "jieba"):
+        pytest.importorskip(name)
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the peak of a process is read from /proc, which only Linux has")
+    import datasets
+
+    from ptuning import dry_run, main
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = tmp_path / "rows.json"
+    row = {"content": "类型#上衣*材质#牛仔布*颜色#白色" * 8, "summary": "简约而不简单的牛仔外套，十分百搭。" * 9}
+    rows.write_text("\n".join([json.dumps(row, ensure_ascii=False)] * 8) + "\n", encoding="utf-8")
+    data = " ".join(f"--{name}_file {rows}" for name in ("train", "validation", "test"))
+    argv = (
+        f"--do_train --do_eval --do_predict --predict_with_generate {data} --max_source_length 128 "
+        "--max_target_length 128 --val_max_target_length 8 --max_steps 2 --save_steps 2 "
+        "--per_device_train_batch_size 2 --per_device_eval_batch_size 2 "
+        f"--model_name_or_path {folder(version)} --output_dir {tmp_path / 'out'} {options}"
+    ).split()
+    told: list[Estimate] = []
+
+    def kept(*args: Any, **kwargs: Any) -> Estimate:
+        told.append(estimate(*args, **kwargs))
+        return told[-1]
+
+    monkeypatch.setattr(dry_run, "estimate", kept)
+    assert main.main([*argv, "--dry_run"]) == 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAM.parent)}
+    command = [sys.executable, "-c", PROGRAM_ITSELF, str(PROGRAM.parents[1]), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    measured = int(done.stdout.split("PEAK")[1].split()[0])
+    print(f"{options}: told {readable(told[0].resident)}, measured {readable(measured)}")
+    assert told[0].resident == pytest.approx(measured, rel=0.15)
+    assert f"top will show up to {readable(told[0].resident)}" in told[0].text()
+
+
 # ---- against sums ----------------------------------------------------------------------------------------------------
 
 
@@ -132,7 +196,7 @@ def test_weights_and_states_are_as_large_as_their_numbers() -> None:
 
 
 def test_what_makes_a_run_smaller() -> None:
-    config, usual = of_shape(2), {"method": "lora", "batch_size": 2, "sequence_length": 256}
+    config, usual = of_shape(2, num_layers=2), {"method": "lora", "batch_size": 2, "sequence_length": 256}
 
     def total(**changes: Any) -> int:
         return estimate(config, **{**usual, **changes}).total
@@ -151,6 +215,43 @@ def test_what_makes_a_run_smaller() -> None:
     one, two, three = (total(**many, dtype="bfloat16", zero_stage=stage) for stage in (1, 2, 3))
     assert three < two < one < total(**many)
     assert total(**many, dtype="bfloat16", zero_stage=3, offload=True) < three
+
+
+def test_evaluation_counts_where_it_takes_more_than_training() -> None:
+    usual: dict[str, Any] = {"method": "lora", "batch_size": 1, "sequence_length": 64, "gradient_checkpointing": True}
+    config = of_shape(1, num_layers=1)
+
+    def of(*plan: int) -> Estimate:
+        return estimate(config, **usual, evaluation=Evaluation(*plan))
+
+    none, small, large = estimate(config, **usual), of(1, 64), of(16, 64)
+    assert (small.total, small.parts["evaluation"]) == (none.total, 0)
+    assert large.parts["evaluation"] == pytest.approx(16 * 64 * config.vocab_size * 4, rel=0.2)  # the logits
+    assert of(4, 8, 1024, 4).parts["evaluation"] > 3 * of(4, 8, 1024).parts["evaluation"] > 0  # a cache for each beam
+    advice = {found.english: found for found in large.advice(none.total)}
+    assert advice["--per_device_eval_batch_size 1 (the same result)"].fits
+
+
+def test_the_batch_that_a_run_evaluates(tmp_path: Path) -> None:
+    from ptuning.arguments import parse
+    from ptuning.dry_run import evaluation_of
+
+    rows = tmp_path / "rows.json"
+    rows.write_text("{}", encoding="utf-8")
+    train: dict[str, Any] = {"length": [30, 40, 50]}
+    dev: dict[str, Any] = {"length": [10, 20], "prompt_ids": [[1] * 5, [1] * 9]}
+    test: dict[str, Any] = {"length": [60], "prompt_ids": [[1] * 15]}
+
+    def of(options: str, held_out: Any = None, tested: Any = None) -> Evaluation | None:
+        usual = f"--do_train --train_file {rows} --model_name_or_path x --output_dir {tmp_path} --max_target_length 7 "
+        return evaluation_of(parse((usual + options).split()), train, held_out, tested)
+
+    dev_file, test_file = f"--do_eval --validation_file {rows} ", f"--do_predict --test_file {rows} "
+    assert of("--baseline_samples 0") is None
+    assert of("--baseline_samples 2") == Evaluation(2, 40)
+    assert of(dev_file, dev) == Evaluation(2, 20)  # never more rows than one data set has
+    assert of(dev_file + "--predict_with_generate --num_beams 3", dev) == Evaluation(2, 20, 9 + 7, 3)
+    assert of(dev_file + test_file + "--per_device_eval_batch_size 1", dev, test) == Evaluation(1, 60, 15 + 7)
 
 
 def test_sharding_divides_weights_gradients_and_states() -> None:

@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers.integrations import integration_utils
 
 from ptuning import main as program
+from ptuning import methods
 from ptuning.arguments import ArgumentsError, method_of, page_arguments, parse
 from tiny_folders import make_folder
 from tuning import METHODS, arguments, write_rows
@@ -99,6 +102,7 @@ def test_our_scripts(script: str, rows: Path, tmp_path: Path) -> None:
     values = {
         "PATH": f"{tools}:{os.environ['PATH']}", "DATA": str(data), "CHECKPOINT_NAME": str(tmp_path / "out"),
         "CHAT_TRAIN_DATA": str(rows), "CHAT_VAL_DATA": str(rows), "MODEL": "THUDM/chatglm2-6b",
+        "NUM_GPUS": "2",
     }  # fmt: skip
     command = ["bash", str(PTUNING / script), "--seed", "7"]
     done = subprocess.run(command, env=ENVIRONMENT | values, capture_output=True, text=True, check=True)
@@ -115,6 +119,12 @@ def test_our_scripts(script: str, rows: Path, tmp_path: Path) -> None:
     found = parse(argv)
     assert found.training.seed == 7 and found.notes == []
 
+    # One process needs no launcher, which would add a traceback of its own to every message.
+    if script != "ds_train_finetune.sh":
+        (tools / "python3").symlink_to("torchrun")
+        alone = subprocess.run(command, env=ENVIRONMENT | values | {"NUM_GPUS": "1"}, capture_output=True, text=True)
+        assert alone.stdout == f"main.py\n{words}"
+
 
 BAD = {
     "no model": (["--do_train"], "--model_name_or_path is missing"),
@@ -123,7 +133,7 @@ BAD = {
     "no number": (["--max_steps", "many"], "--max_steps/--max-steps: invalid int value: 'many'"),
     "no data": (["--do_train", "--model_name_or_path", "x"], "--do_train needs --train_file"),
     "missing file": (["--train_file", "none.json"], "--train_file none.json: there is no such file"),
-    "kind of file": (["--train_file", "none.txt"], "has to be .json or .csv"),
+    "kind of file": (["--train_file", "none.txt"], "has to be .json, .jsonl or .csv"),
     "bits": (["--quantization_bit", "3"], "invalid choice: 3 (choose from 4, 8)"),
     "full and quantised": (["--quantization_bit", "4"], "full tuning needs them all"),
     "prefix and LoRA": (["--method", "lora", "--pre_seq_len", "8"], "--pre_seq_len is for --method ptuning"),
@@ -141,6 +151,17 @@ BAD = {
     "two dtypes": (["--bf16", "--use_cpu", "--dtype", "float32"], "--bf16 and --dtype float32 do not go together"),
     "float16 on a CPU": (["--dtype", "float16", "--use_cpu"], "float16 training needs a GPU"),
     "batch 0": (["--per_device_train_batch_size", "0"], "has to be 1 or more"),
+    "rate": (["--learning_rate", "nan"], "--learning_rate nan: has to be a number"),
+    "negative rate": (["--learning_rate", "-1"], "--learning_rate -1.0: has to be 0 or more"),
+    "steps": (["--max_steps", "-5"], "--max_steps -5: has to be 1 or more"),
+    "epochs": (["--num_train_epochs", "0"], "--num_train_epochs 0: has to be above 0"),
+    "seed": (["--seed", "-1"], "--seed -1: has to be from 0"),
+    "alpha": (["--method", "lora", "--lora_alpha", "nan"], "--lora_alpha nan: has to be above 0"),
+    "hub": (["--push_to_hub"], "--push_to_hub: upload the checkpoint"),
+    "report": (["--report_to", "wandb"], "--report_to wandb: it is not installed"),
+    "metric": (["--metric_for_best_model", "foo"], "--metric_for_best_model foo: use one of loss;"),
+    "folder of data": (["--train_file", str(ROOT)], "is a folder: name one file in it"),
+    "output in a file": (["--output_dir", "{data}/out"], "is a file: name another folder"),
     "smoothing": (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor"),
     "resume": (["--resume_from_checkpoint", "gone"], "--resume_from_checkpoint gone: there is no such folder"),
     "transformers' own": (["--load_best_model_at_end"], "requires the save and eval strategy to match"),
@@ -155,6 +176,7 @@ def test_wrong_arguments_are_one_line(
 ) -> None:
     extra, message = BAD[case]
     extra = [word.format(data=rows) for word in extra]
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
     argv = extra if case in ("no model", "nothing to do", "no data") else arguments("x", rows, tmp_path / "o", *extra)
     assert program.main(argv) == 2
     err = capsys.readouterr().err
@@ -235,10 +257,12 @@ def test_a_run_from_data_to_predictions(
     assert json.loads((out / "all_results.json").read_text()) == results["train"] | results["eval"] | results["predict"]
     assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 4
 
-    # From the checkpoint: the same predictions. The length of the prefix is its own, whatever is given.
+    # From the checkpoint, into a folder with a file of a full disk: the same predictions. Its length is its own.
     again = ["--model_name_or_path", str(base), "--ptuning_checkpoint", str(out / "checkpoint-4"), "--output_dir",
              str(tmp_path / "again"), "--max_source_length", "64", "--max_target_length", "16", "--use_cpu",
              "--disable_tqdm", "True", "--pre_seq_len", "128"]  # fmt: skip
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "all_results.json").touch()
     assert program.main([*again, *evaluation]) == 0
     written = (tmp_path / "again" / "generated_predictions.txt").read_bytes()
     assert written == (out / "generated_predictions.txt").read_bytes()
@@ -288,6 +312,82 @@ def test_problems_are_one_line(
     assert program.main(argv) in (1, 2)
     err = [line for line in capsys.readouterr().err.splitlines() if line and "Tokenizing" not in line]
     assert len(err) == 1 and message in err[0] and err[0].startswith("error: ")
+
+
+def test_going_on_with_what_does_not_fit(
+    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is one line that names the checkpoint, and the checkpoint stays as it was."""
+    out, ptuning = tmp_path / "out", METHODS["ptuning"]
+    start = arguments(base, rows, out, "--max_steps", "2", "--baseline_samples", "0")
+    assert program.main([*start, *ptuning]) == 0
+    folder = out / "checkpoint-2"
+    older = make_folder(tmp_path / "chatglm-tiny", 1)
+
+    def fails(argv: list[str]) -> str:
+        capsys.readouterr()
+        assert program.main(argv) in (1, 2)
+        err = [line for line in capsys.readouterr().err.splitlines() if line and "Tokenizing" not in line]
+        assert len(err) == 1 and err[0].startswith("error: ") and str(folder) in err[0]
+        return err[0]
+
+    longer = arguments(base, rows, out, "--max_steps", "3")
+    assert "and the arguments ask for a prefix of 9 without projection" in fails([*longer, "--pre_seq_len", "9"])
+    assert "ask for LoRA of rank 8 for query_key_value" in fails([*longer, "--method", "lora"])
+    assert "and the arguments ask for all weights" in fails([*longer, "--method", "full"])
+    assert "ask for ChatGLM of generation 1" in fails([*longer, *ptuning, "--model_name_or_path", str(older)])
+    for name in ("scheduler.pt", "optimizer.pt", "trainer_state.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+        assert "if it is broken, remove it" in fails([*longer, *ptuning])
+        (folder / name).write_bytes(whole)
+    assert f"--ptuning_checkpoint {folder}" in fails([*longer, *ptuning, "--model_name_or_path", str(folder)])
+
+    results = (out / "train_results.json").read_bytes()
+    assert program.main([*start, *ptuning]) == 0
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert (out / "train_results.json").read_bytes() == results
+    (folder / "optimizer.pt").unlink()
+    assert program.main([*longer, *ptuning, "--save_total_limit", "1"]) == 0  # what it went on from is gone then
+    assert "has no state of the optimizer" in capsys.readouterr().out
+
+
+def test_too_little_memory(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prepare(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has \n a capacity ...")
+
+    monkeypatch.setattr(methods, "prepare", prepare)
+    assert program.main(arguments(base, rows, tmp_path / "out", *METHODS["ptuning"])) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: there is not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB)")
+    assert "--dry_run" in message
+
+
+def test_a_place_for_tokens(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", rows)
+    assert program.main(arguments(base, rows, tmp_path / "out", *METHODS["ptuning"])) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "set the environment variable HF_DATASETS_CACHE" in err
+
+
+def test_interrupted_before_it_begins() -> None:
+    command = [sys.executable, "-X", "importtime", "main.py", "--help"]
+    with subprocess.Popen(
+        command, cwd=PTUNING, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "| torch" in line or "|   torch" in line or " torch." in line:
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
 
 
 def test_a_process_is_interrupted_and_goes_on(base: Path, rows: Path, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from chatglm import kernels
 from chatglm.cache import GrowingLayer
 from chatglm.generation import ChatCache
 from chatglm.kernels import KernelUnavailable, cpu
+from chatglm.serving.engine import Engine
+from chatglm.serving.rows import RowCache
+from tiny_chat import pair
 
 SIZES: dict[str, Any] = {"num_layers": 3, "hidden_size": 192, "num_attention_heads": 6}
 WIDTHS: dict[int, dict[str, Any]] = {
@@ -79,6 +82,8 @@ def decode(model: Any, cache: Any) -> torch.Tensor:
     with torch.no_grad():
         for first, last in itertools.pairwise(bounds):
             here = {name: value[..., first:last] for name, value in places.items()}
+            if isinstance(cache, RowCache):
+                cache.select_row(1, first)
             out = model(input_ids=ids[:, first:last], past_key_values=cache, use_cache=True, **here)
             found.append(out.logits[0, -1].float())
     return torch.stack(found)
@@ -132,6 +137,44 @@ def test_half_precision(calls: list[int], generation: int, dtype: torch.dtype, b
     assert calls
     assert difference(found, wanted) < bound
     assert difference(found, wanted) < 1.2 * difference(slow, wanted)
+
+
+@pytest.mark.parametrize(("generation", "options"), NETWORKS, ids=str)
+def test_a_row_of_the_server_equals_the_modules(calls: list[int], generation: int, options: dict[str, Any]) -> None:
+    model = network(generation, **options)
+    slow, fast = RowCache(), RowCache()
+    for cache in (slow, fast):
+        cache.resize(3, END + 5)
+    wanted = through_modules(model, slow)
+    assert not calls
+    found = decode(model, fast)
+    assert calls == [3] * (END - START)
+    assert difference(found, wanted) < 2e-5
+    for row in range(3):
+        for cache in (slow, fast):
+            cache.select_row(row, END - 1)
+        for ours, theirs in zip(fast.room_for_token(), slow.room_for_token(), strict=True):
+            if row == 1:
+                assert difference(ours[0], theirs[0]) < 2e-5
+                assert difference(ours[1], theirs[1]) < 2e-5
+            else:
+                assert not ours[0].any() and not ours[1].any(), "somebody else's row"
+
+
+@pytest.mark.parametrize("generation", [1, 2, 3])
+def test_one_request_of_the_server_takes_the_one_call(calls: list[int], generation: int) -> None:
+    model, tokenizer = pair(generation)
+    model = copy.deepcopy(model).quantize(8, precision="exact")
+    settings = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
+    wanted = [step.text for step in model.stream_steps(tokenizer, "hello", **settings)]
+    assert len(calls) == 11
+    calls.clear()
+    with Engine(model, tokenizer, max_batch=4) as engine:
+        assert [step.text for step in engine.chat("hello", **settings)] == wanted
+        assert len(calls) == 11
+        answers = [engine.chat(question, **settings) for question in ("hello", "你好")]
+        assert [step.text for step in answers[0]] == wanted
+        list(answers[1])
 
 
 def test_long_contexts_are_right(calls: list[int]) -> None:

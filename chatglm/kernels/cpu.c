@@ -19,6 +19,7 @@
  * activations give not-a-number; activations under 1e-33 count as zero.
  */
 #include <math.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -27,8 +28,10 @@
 #ifdef _OPENMP
 #include <omp.h>
 #define thread_number() omp_get_thread_num()
+#define team_size() omp_get_num_threads()
 #else
 #define thread_number() 0
+#define team_size() 1
 #endif
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -615,6 +618,28 @@ int chatglm_best(void) {
     return PORTABLE;
 }
 
+/* Where the threads of a team wait for each other; all zero to begin with. */
+typedef struct { int arrived, times; } Meeting;
+
+/* OpenMP's own barrier puts threads to sleep at once where the process has more of them than the machine has CPUs, as
+ * when several of its threads use torch; with hundreds of barriers a token, a small model then took twice as long. And
+ * where it has not, they spin for milliseconds beside a busy neighbour. Here they stay awake, and let others run. */
+static void meet(Meeting *meeting) {
+    enum { SPINS = 200 };
+    const int times = __atomic_load_n(&meeting->times, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&meeting->arrived, 1, __ATOMIC_ACQ_REL) == team_size()) {
+        __atomic_store_n(&meeting->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&meeting->times, times + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (int spin = 0; __atomic_load_n(&meeting->times, __ATOMIC_ACQUIRE) == times; spin += spin < SPINS) {
+#if X86
+        __builtin_ia32_pause();
+#endif
+        if (spin == SPINS) sched_yield();
+    }
+}
+
 static void *aligned(char *memory) { return (void *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); }
 
 /* Fills in what follows from isa, bits, in and precision. */
@@ -636,20 +661,22 @@ static void take_block_memory(Job *job, char *memory) {
 }
 
 /* For all threads of a team: the blocks of activations. The same thread does the same groups of a row every time. */
-static void prepare_blocks(const Job *job) {
+static void prepare_blocks(const Job *job, Meeting *meeting) {
     void (*prepare)(const Job *, i64, i64) = CHOOSE(job->isa, prepare);
 #if X86
     if (job->isa == VNNI) prepare = job->levels ? prepare_vnni : prepare_floats;
 #endif
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (i64 b = 0; b < job->groups * job->rows; b++) prepare(job, b / job->rows, b % job->rows);
+    meet(meeting);
 }
 
-/* For all threads of a team: the outputs, where weights are read once for all rows (or, portable, for a few). */
+/* For all threads of a team: the outputs, where weights are read once for all rows (or, portable, for a few). Threads
+ * do not wait for each other here. */
 static void multiply_rows(const Job *job, int threads) {
 #if X86
     if (job->isa == VNNI) {
-        #pragma omp for schedule(static)
+        #pragma omp for schedule(static) nowait
         for (i64 part = 0; part < threads; part++) {
             const i64 from = job->out * part / threads, to = job->out * (part + 1) / threads;
             (job->levels ? dot_vnni : dot_floats_avx512)(job, from, to);
@@ -658,7 +685,7 @@ static void multiply_rows(const Job *job, int threads) {
     }
 #endif
     void (*output)(const Job *, i64, i64, int) = CHOOSE(job->isa, output);
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (i64 o = 0; o < job->out; o++)
         for (i64 first = 0; first < job->rows; first += PORTABLE_ROWS)
             output(job, o, first, job->rows - first < PORTABLE_ROWS ? (int)(job->rows - first) : PORTABLE_ROWS);
@@ -689,10 +716,11 @@ int chatglm_linear(int isa, int threads, int precision, int bits, const void *x,
     if (!memory) return 1;
     float *sums = aligned(memory);
     take_block_memory(&job, (char *)(sums + threads * tile_floats));
+    Meeting meeting = {0};
 
     #pragma omp parallel num_threads(threads)
     {
-        prepare_blocks(&job);
+        prepare_blocks(&job, &meeting);
         if (!tiles) multiply_rows(&job, threads);
 #if X86
         else {
@@ -967,78 +995,102 @@ static Job job_of(const Matrix *matrix, int isa) {
     return job;
 }
 
-/* The token's floats `hidden` through one block. Returns 0, or 1 if there is no memory. */
-static int run_block(int isa, int threads, const Token *token, const Block *block, float *hidden) {
-    enum { ALIGNED = 16, JOBS = 4, PARTS = 6 };
-    Job jobs[JOBS] = {job_of(&block->fused, isa), job_of(&block->dense, isa), job_of(&block->up, isa),
-                      job_of(&block->down, isa)};
-    const i64 sizes[PARTS] = {block->hidden, block->hidden, block->fused.out, block->dense.in, block->up.out,
-                              block->down.in};
-    i64 floats = 0, bytes = 0;
-    for (int i = 0; i < PARTS; i++) floats += sizes[i] + ALIGNED;
-    for (int i = 0; i < JOBS; i++) bytes = block_memory(jobs + i) > bytes ? block_memory(jobs + i) : bytes;
-    char *memory = malloc((size_t)(floats * 4 + bytes + 64));
-    if (!memory) return 1;
-    float *parts[PARTS], *next = aligned(memory);
-    for (int i = 0; i < PARTS; i++) parts[i] = next, next += (sizes[i] + ALIGNED - 1) / ALIGNED * ALIGNED;
+enum { JOBS = 4, PARTS = 6 };  /* products of a block, and arrays of floats between them */
+
+/* The products of a block, whose activations come and go in `parts` (they may be NULL), and the sizes of these. */
+static void list_jobs(const Block *block, int isa, float *const *parts, Job *jobs, i64 *sizes) {
+    const Matrix *matrices[JOBS] = {&block->fused, &block->dense, &block->up, &block->down};
+    const int from[JOBS] = {0, 3, 0, 5}, to[JOBS] = {2, 1, 4, 1};
+    for (int i = 0; i < JOBS; i++) {
+        jobs[i] = job_of(matrices[i], isa);
+        if (parts) jobs[i].x = parts[from[i]], jobs[i].y = parts[to[i]];
+        sizes[from[i]] = matrices[i]->in, sizes[to[i]] = matrices[i]->out;
+    }
+}
+
+static i64 padded(i64 bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Bytes that run_block needs. */
+static i64 scratch_memory(const Block *block, int isa) {
+    Job jobs[JOBS];
+    i64 sizes[PARTS], bytes = 0, most = 0;
+    list_jobs(block, isa, NULL, jobs, sizes);
+    for (int i = 0; i < PARTS; i++) bytes += padded(sizes[i] * 4);
+    for (int i = 0; i < JOBS; i++) most = block_memory(jobs + i) > most ? block_memory(jobs + i) : most;
+    return bytes + most;
+}
+
+/* For all threads of a team: the token's floats `hidden`, which thread 0 has at the end, through one block. */
+static void run_block(int isa, int threads, const Token *token, const Block *block, float *hidden, char *memory,
+                      Meeting *meeting) {
+    Job jobs[JOBS];
+    i64 sizes[PARTS];
+    float *parts[PARTS];
+    list_jobs(block, isa, NULL, jobs, sizes);
+    for (int i = 0; i < PARTS; i++) parts[i] = (float *)memory, memory += padded(sizes[i] * 4);
+    list_jobs(block, isa, parts, jobs, sizes);
+    for (int i = 0; i < JOBS; i++) take_block_memory(jobs + i, memory);
     float *normed = parts[0], *result = parts[1], *fused = parts[2], *context = parts[3], *up = parts[4];
     float *active = parts[5];
-    for (int i = 0; i < JOBS; i++) take_block_memory(jobs + i, (char *)next);
-    jobs[0].x = normed, jobs[0].y = fused;
-    jobs[1].x = context, jobs[1].y = result;
-    jobs[2].x = normed, jobs[2].y = up;
-    jobs[3].x = active, jobs[3].y = result;
     void (*norm)(const Block *, int, const float *, float *) = CHOOSE_BLOCK(isa, normalise);
     void (*look)(const Block *, i64, int, const float *, float *) = CHOOSE_BLOCK(isa, attend);
     void (*act)(const Block *, i64, i64, float *, float *) = CHOOSE_BLOCK(isa, activate);
     const i64 sharing = block->heads / block->kv_heads;
-    const int together = sharing % HEADS == 0 ? HEADS : sharing % 2 == 0 ? 2 : 1;
+    const int together = sharing % HEADS == 0 ? HEADS : sharing % 2 == 0 ? 2 : 1, first = thread_number() == 0;
 
-    #pragma omp parallel num_threads(threads)
-    {
-        #pragma omp single
-        norm(block, 0, hidden, normed);
-        prepare_blocks(&jobs[0]);
-        multiply_rows(&jobs[0], threads);
-        #pragma omp for schedule(static)
-        for (i64 head = 0; head < block->heads + block->kv_heads; head++) place_head(token, block, head, fused);
-        #pragma omp for schedule(static)
-        for (i64 head = 0; head < block->heads; head += together) look(block, head, together, fused, context);
-        prepare_blocks(&jobs[1]);
-        multiply_rows(&jobs[1], threads);
-        #pragma omp single
-        {
-            add_residual(block, &block->dense, normed, result, hidden);
-            norm(block, 1, hidden, normed);
-        }
-        prepare_blocks(&jobs[2]);
-        multiply_rows(&jobs[2], threads);
-        #pragma omp for schedule(static) nowait  /* prepare_blocks gives each thread the same groups */
-        for (i64 g = 0; g < jobs[3].groups; g++) {
-            const i64 left = block->down.in - g * GROUP;
-            act(block, g * GROUP, left < GROUP ? left : GROUP, up, active);
-        }
-        prepare_blocks(&jobs[3]);
-        multiply_rows(&jobs[3], threads);
-        #pragma omp single
-        add_residual(block, &block->down, normed, result, hidden);
+    if (first) norm(block, 0, hidden, normed);
+    meet(meeting);
+    prepare_blocks(&jobs[0], meeting);
+    multiply_rows(&jobs[0], threads);
+    meet(meeting);
+    #pragma omp for schedule(static) nowait
+    for (i64 head = 0; head < block->heads + block->kv_heads; head++) place_head(token, block, head, fused);
+    meet(meeting);
+    #pragma omp for schedule(static) nowait
+    for (i64 head = 0; head < block->heads; head += together) look(block, head, together, fused, context);
+    meet(meeting);
+    prepare_blocks(&jobs[1], meeting);
+    multiply_rows(&jobs[1], threads);
+    meet(meeting);
+    if (first) {
+        add_residual(block, &block->dense, normed, result, hidden);
+        norm(block, 1, hidden, normed);
     }
-    free(memory);
-    return 0;
+    meet(meeting);
+    prepare_blocks(&jobs[2], meeting);
+    multiply_rows(&jobs[2], threads);
+    meet(meeting);
+    #pragma omp for schedule(static) nowait  /* prepare_blocks gives each thread the same groups */
+    for (i64 g = 0; g < jobs[3].groups; g++) {
+        const i64 left = block->down.in - g * GROUP;
+        act(block, g * GROUP, left < GROUP ? left : GROUP, up, active);
+    }
+    prepare_blocks(&jobs[3], meeting);
+    multiply_rows(&jobs[3], threads);
+    meet(meeting);
+    if (first) add_residual(block, &block->down, normed, result, hidden);
 }
 
 /* One token through blocks, one after the other: y = what becomes of x. All in between is floats: norms, products,
  * rotation, attention over the cache, residuals; and no thread has to wait for an interpreter. Returns 0, or 1. */
 int chatglm_blocks(int isa, int threads, const Token *token, const Block *blocks, i64 count) {
     const int size = (int)blocks->hidden;
-    float *hidden = malloc((size_t)size * sizeof(float));
-    if (!hidden) return 1;
+    i64 most = 0;
+    for (i64 i = 0; i < count; i++) {
+        const i64 bytes = scratch_memory(blocks + i, isa);
+        most = bytes > most ? bytes : most;
+    }
+    char *memory = malloc((size_t)(most + padded(size * 4) + 64));
+    if (!memory) return 1;
+    float *hidden = aligned(memory);
+    char *scratch = (char *)hidden + padded(size * 4);
+    Meeting meeting = {0};
     load_numbers(token->x, token->type, 0, size, hidden);
-    int failed = 0;
-    for (i64 i = 0; i < count && !failed; i++) failed = run_block(isa, threads, token, blocks + i, hidden);
+    #pragma omp parallel num_threads(threads)
+    for (i64 i = 0; i < count; i++) run_block(isa, threads, token, blocks + i, hidden, scratch, &meeting);
     store_numbers(token->y, token->type, 0, size, hidden);
-    free(hidden);
-    return failed;
+    free(memory);
+    return 0;
 }
 
 /* --------------------------------------------------------------------------------- attention of many tokens at once */
