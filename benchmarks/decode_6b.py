@@ -18,7 +18,7 @@ from transformers import Cache
 
 from benchmarks.load_6b import peak_memory
 from chatglm.configuration_chatglm import ChatGLMConfig
-from chatglm.generation import ChatCache
+from chatglm.generation import ChatCache, piece_end
 from chatglm.kernels import cpu
 from chatglm.loading import MODELS
 from chatglm.rotary import RotaryTable
@@ -60,12 +60,15 @@ def weights_read(model: nn.Module) -> list[torch.Tensor]:
 
 def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, float]:
     """`ids` (1, tokens), of which `cache` holds all but the new ones, with the next token; and the seconds it took."""
-    new = ids[:, cache.get_seq_length() :]
-    start = time.perf_counter()
-    positions = {}
-    if model.config.chatglm_version == 1:  # two-dimensional positions, told from the whole sequence
-        positions["position_ids"] = model.transformer.get_position_ids(ids)[..., -new.shape[1] :]
-    logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions).logits
+    done, start = cache.get_seq_length(), time.perf_counter()
+    while done < ids.shape[1]:  # in pieces, as a chat does
+        end = piece_end(model, ids, done)
+        positions = {}
+        if model.config.chatglm_version == 1:  # two-dimensional positions, told from the whole sequence
+            positions["position_ids"] = model.transformer.get_position_ids(ids)[..., done:end]
+        piece = ids[:, done:end]
+        logits = model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions).logits
+        done = end
     token = logits[:, -1:].argmax(-1)
     seconds = time.perf_counter() - start
     if not torch.isfinite(logits).all():
