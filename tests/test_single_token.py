@@ -286,7 +286,8 @@ def test_a_growing_layer_is_a_dynamic_layer(calls: list[int]) -> None:
     with torch.no_grad():
         cache.update(torch.zeros(1, 3, 2, 4), torch.zeros(1, 3, 2, 4), 0)
     assert cache.layers[0].keys[0, 0, :, 0].tolist() == [1, 1, 0, 0]
-    both(lambda cache: cache.reset())
+    ours.reset(), theirs.reset()  # what that leaves depends on the release of transformers
+    assert ours.get_seq_length() == theirs.get_seq_length()
     states = torch.randn(1, 3, 2, 4, requires_grad=True)
     keys, _ = ChatCache().update(states, states, 0)
     assert keys.requires_grad
