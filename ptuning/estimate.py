@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from chatglm import quantization
+from chatglm.adapters import add_lora
 from chatglm.kernels.reference import BLOCK
 from chatglm.loading import DTYPES, MODELS
 from chatglm.memory import readable
@@ -354,7 +355,7 @@ def _with_lora(model: PreTrainedModel, settings: Settings) -> Any:
     lora = peft.LoraConfig(
         task_type="CAUSAL_LM", r=settings.lora_rank, lora_dropout=0.1, target_modules=list(settings.lora_targets)
     )
-    model.add_adapter(lora)  # as in training
+    add_lora(model, lora)
     return model.train()
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizer, set_seed
 
 import chatglm
 from chatglm.adapter_files import LORA_CONFIG, PREFIX, Prefix, describe, read_adapter
-from chatglm.adapters import add_prefix, load_adapter, save_adapter
+from chatglm.adapters import add_lora, add_prefix, load_adapter, save_adapter
 from chatglm.checkpoint_files import VOCABULARIES, ModelLoadError, read_contents, read_json, weight_files
 from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.loading import find_folder
@@ -61,9 +61,6 @@ def prepare(
             add_prefix(model, model_args.pre_seq_len, model_args.prefix_projection)
         else:
             _add_lora(model, model_args)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
     return model, tokenizer
 
 
@@ -106,7 +103,7 @@ def _add_lora(model: PreTrainedModel, model_args: ModelArguments) -> None:
         task_type="CAUSAL_LM",
     )
     try:
-        model.add_adapter(config, NAME)
+        add_lora(model, config, NAME)
     except ValueError as error:
         linear = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         wanted = " ".join(model_args.lora_target_modules)
