@@ -61,14 +61,22 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     A prefix may be in a `pytorch_model.bin` of the originals' training, in our `model.safetensors`, or among all the
     weights of a whole checkpoint. Nothing is unpickled but tensors.
 
-    Raises ModelLoadError where there is neither, or a file is broken.
+    Raises ModelLoadError where there is neither, a file is broken, or a number of it is NaN or infinite.
     """
     path = Path(path).expanduser()
     if path.is_dir() and (path / LORA_CONFIG).is_file():
-        return _read_lora(path)
-    if path.is_file() and path.name in (LORA_CONFIG, *LORA_WEIGHTS):
-        return _read_lora(path.parent)
-    return _read_prefix(path)
+        adapter: Adapter = _read_lora(path)
+    elif path.is_file() and path.name in (LORA_CONFIG, *LORA_WEIGHTS):
+        adapter = _read_lora(path.parent)
+    else:
+        adapter = _read_prefix(path)
+    for name, tensor in adapter.tensors.items():
+        if not torch.isfinite(tensor.float()).all():
+            raise ModelLoadError(
+                f"{path} holds NaN or infinite numbers (in {name}), so its training went wrong: take an earlier "
+                "checkpoint, or train again with a lower learning rate"
+            )
+    return adapter
 
 
 def _read_prefix(path: Path) -> Prefix:

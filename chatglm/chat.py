@@ -11,15 +11,10 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
 from .configuration_chatglm import ChatGLM3Config
-from .conversation import (
-    clean_response,
-    fit_conversation,
-    has_tools,
-    parse_response,
-    stable_response,
-    stop_token_ids,
-    validate_history,
-)
+from .conversation.fitting import fit_conversation
+from .conversation.formats import stop_token_ids
+from .conversation.history import has_tools, validate_history
+from .conversation.responses import clean_response, parse_response, stable_response
 from .generation import (
     DEFAULT_TOP_K,
     ChatCache,

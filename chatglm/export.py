@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .adapter_files import Lora, read_adapter, settle
-from .adapters import merge_lora
+from .adapters.lora import merge_lora
 from .checkpoint_files import find_weights
 from .configuration_chatglm import ChatGLMConfig
 from .loading import find_folder, load

@@ -30,7 +30,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from . import adapters
+from .adapters import switching
 from .cache import GrowingLayer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -243,7 +243,7 @@ def weights_stamp(model: PreTrainedModel) -> object:
         return object()
     # What is offloaded comes anew for each use: all that stays of it is a placeholder on the meta device.
     state = tuple((one.data_ptr(), 0 if one.is_meta else one._version) for one in parameters)
-    return hash(state), adapters.stamp(model)
+    return hash(state), switching.stamp(model)
 
 
 def find_non_finite(model: PreTrainedModel, inputs: dict[str, Any]) -> str | None:

@@ -15,13 +15,11 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizer
 from transformers.utils import logging
 
-from . import adapters, memory
+from . import memory
 from .adapter_files import PREFIX, Adapter, read_adapter
-from .chat import (
-    ChatGLM1ForConditionalGeneration,
-    ChatGLM2ForConditionalGeneration,
-    ChatGLM3ForConditionalGeneration,
-)
+from .adapters.attaching import attach
+from .adapters.switching import use_adapter
+from .chat import ChatGLM1ForConditionalGeneration, ChatGLM2ForConditionalGeneration, ChatGLM3ForConditionalGeneration
 from .checkpoint_files import (
     GET_AGAIN,
     ModelLoadError,
@@ -32,6 +30,7 @@ from .checkpoint_files import (
     read_json,
 )
 from .configuration_chatglm import ChatGLMConfig
+from .hub import fetch
 from .quantization import ChatGLMQuantizationConfig, settings_of
 from .tokenization_chatglm import ChatGLMTokenizer
 
@@ -120,9 +119,9 @@ def load(
     )
     if first != kind:
         cast(model, kind)
-    names = [adapters.attach(model, one, name) for name, one in given]
+    names = [attach(model, one, name) for name, one in given]
     if names:
-        adapters.use_adapter(model, names[0])
+        use_adapter(model, names[0])
     return model.eval(), tokenizer
 
 
@@ -156,7 +155,7 @@ def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str 
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for hub ids, and {source} is a folder: leave it out")
         return path
-    return _fetch(source, revision)
+    return fetch(source, revision)
 
 
 def check_prefix(folder: Path, config: Any, weights: Weights, has_adapter: bool) -> None:
@@ -327,35 +326,3 @@ def _check_memory(
         f"loading {folder} in {str(dtype).removeprefix('torch.')} on {device} needs about {memory.readable(needed)}, "
         f"and {memory.readable(room)} are available: {', or '.join(ways)}; check_memory=False tries all the same"
     )
-
-
-def _fetch(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        names = HfApi().list_repo_files(repo_id, revision=revision)
-        kind = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "*.bin"
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", "*.model", kind]))
-    except GatedRepoError as error:
-        raise ModelLoadError(f"the hub's {repo_id} asks you to accept its terms first: do so on its page") from error
-    except RevisionNotFoundError as error:
-        raise ModelLoadError(f"the hub's {repo_id} has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise ModelLoadError(f"there is no folder {repo_id} and no model of this name on the hub") from error
-    except HFValidationError as error:
-        raise ModelLoadError(f"there is no folder {repo_id}, and it cannot be a name on the hub") from error
-    except Exception as error:  # no network, in whatever words the HTTP client of the day has for it
-        try:
-            return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            raise ModelLoadError(
-                f"there is no folder {repo_id}, and as a hub model it is neither on this machine nor can the hub be "
-                f"reached ({type(error).__name__}): download it elsewhere and give the folder"
-            ) from error

@@ -18,7 +18,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import adapters, loading, memory, quantization
+from . import loading, memory, quantization
+from .adapters.attaching import attach
+from .adapters.switching import use_adapter
 from .checkpoint_files import check_folder, find_weights
 from .configuration_chatglm import ChatGLMConfig
 
@@ -403,9 +405,9 @@ def load_split(
     )
     if first != kind:
         loading.cast(loaded, kind)
-    names = [adapters.attach(loaded, one, name) for name, one in given]
+    names = [attach(loaded, one, name) for name, one in given]
     if names:
-        adapters.use_adapter(loaded, names[0])
+        use_adapter(loaded, names[0])
     return loaded.eval()
 
 

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .conversation import TOOLS_SYSTEM_PROMPT, validate_history
+from .conversation.chat_messages import TOOLS_SYSTEM_PROMPT
+from .conversation.history import validate_history
 
 
 class Session:

@@ -16,9 +16,11 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy, cached_file, get_json_schema, logging
 
-from . import conversation
 from .configuration_chatglm import detect_version
-from .conversation import CHAT_TEMPLATES, encode_chat, is_published_template, render_chat
+from .conversation.chat_messages import encode_chat, render_chat
+from .conversation.formats import encode_conversation, prompt_text
+from .conversation.history import validate_history
+from .conversation.templates import CHAT_TEMPLATES, is_published_template
 
 logger = logging.get_logger(__name__)
 
@@ -36,7 +38,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     Decoding joins pieces, and runs of byte pieces as UTF-8; bytes that are no UTF-8 (say, half of a character at the
     end of an unfinished answer) show as U+FFFD, one per byte. The text depends on the ids only. A longer list of ids
-    gives a longer text, but for its end: what may still change there, `conversation.stable_response` holds back.
+    gives a longer text, but for its end: what may still change there, `stable_response` holds back.
     """
 
     chatglm_version: int = 0
@@ -276,16 +278,14 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def build_prompt(self, query: str, history: Sequence[Any] | None = None) -> str:
         """The text of the prompt of generations 1 and 2."""
-        pairs = conversation.validate_history(self.chatglm_version, history)
+        pairs = validate_history(self.chatglm_version, history)
         if self.chatglm_version == 3:
             raise ValueError("ChatGLM3's prompt is made of control tokens, not of text: use build_chat_input")
-        return conversation.prompt_text(self.chatglm_version, query, pairs)
+        return prompt_text(self.chatglm_version, query, pairs)
 
-    def build_chat_input(
-        self, query: str, history: Sequence[Any] | None = None, role: str = "user"
-    ) -> BatchEncoding:
+    def build_chat_input(self, query: str, history: Sequence[Any] | None = None, role: str = "user") -> BatchEncoding:
         """The prompt of a chat turn as tensors with a batch of one, ready for the model (see `conversation`)."""
-        ids = conversation.encode_conversation(self, query, history, role)
+        ids = encode_conversation(self, query, history, role)
         return self.prepare_for_model(ids, add_special_tokens=False, return_tensors="pt", prepend_batch_axis=True)
 
     def apply_chat_template(

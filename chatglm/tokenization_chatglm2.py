@@ -8,7 +8,7 @@ from typing import Any
 import sentencepiece
 from transformers.utils import PaddingStrategy
 
-from . import conversation
+from .conversation.formats import encode_message
 from .tokenization_chatglm import ChatGLMTokenizer, clean_text, load_sentencepiece
 
 _CONTROL = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
@@ -116,7 +116,7 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer, generations=(2, 3)):
         Raises:
             ValueError: an unknown role, or generation 2, which has none.
         """
-        return conversation.encode_message(self, role, metadata, message)
+        return encode_message(self, role, metadata, message)
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None

@@ -27,7 +27,8 @@ if __name__ == "__main__":
 import torch
 
 from chatglm.arguments import add_model_arguments, load_from_arguments
-from chatglm.conversation import encode_conversation, parse_response, stop_token_ids
+from chatglm.conversation.formats import encode_conversation, stop_token_ids
+from chatglm.conversation.responses import parse_response
 
 CHOICES = ("A", "B", "C", "D")
 EXTRACTION = "综上所述，ABCD中正确的选项是："

@@ -15,7 +15,8 @@ import httpx
 from openai import OpenAI
 
 from chatglm.serving.app import Server, create_app
-from chatglm.serving.engine import AS_LOADED, AdapterName, Engine, Stream
+from chatglm.serving.engine import AS_LOADED, AdapterName, Engine
+from chatglm.serving.stream import Stream
 from scripted import SECONDS, Hold, Say
 from tiny_chat import pair
 

@@ -8,11 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -446,56 +445,6 @@ def test_missing_prefix(whole_folder: Path, tmp_path: Path) -> None:
 def test_lora_is_not_a_prefix(whole_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "LoRA" in error_of(lambda: load(whole_folder, adapter=tmp_path))
-
-
-# ----------------------------------------------------------------------------------------------------- hub ids
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def _unreachable(*args: Any, **kwargs: Any) -> None:
-    raise ConnectionError("Name or service not known")
-
-
-def test_hub_id_without_network(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", _unreachable)
-    text = error_of(lambda: load("somebody/chatglm9-6b"))
-    assert "there is no folder somebody/chatglm9-6b" in text
-    assert "ConnectionError" in text
-
-
-def test_hub_id_that_was_fetched_before(whole_folder: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = "0123456789012345678901234567890123456789"
-    repository = hub_cache / "models--somebody--chatglm3-tiny"
-    shutil.copytree(whole_folder, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", _unreachable)
-    model, _ = load("somebody/chatglm3-tiny")
-    assert Path(model.name_or_path).name == commit
-
-
-@pytest.mark.parametrize("names", [["model.safetensors", "pytorch_model.bin"], ["pytorch_model-00001-of-00008.bin"]])
-def test_from_the_hub_come_data_and_one_kind_of_weights(
-    whole_folder: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
-) -> None:
-    asked: dict[str, Any] = {}
-
-    def download(repo_id: str, **kwargs: Any) -> str:
-        asked.update(kwargs, repo_id=repo_id)
-        return str(whole_folder)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo_id, revision: names)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    load("somebody/chatglm3-tiny", revision="v1.0")
-    kind = "*.safetensors" if "model.safetensors" in names else "*.bin"
-    assert asked == {
-        "repo_id": "somebody/chatglm3-tiny", "revision": "v1.0", "allow_patterns": ["*.json", "*.model", kind]
-    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ speed

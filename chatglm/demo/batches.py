@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..conversation import message_content, prompt_segments
+from ..conversation.formats import message_content, prompt_segments
 from . import corpus
 
 #: Dialogues that are sorted by length together.

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..conversation import TOOLS_SYSTEM_PROMPT
+from ..conversation.chat_messages import TOOLS_SYSTEM_PROMPT
 from ..loading import load
 from . import corpus
 

@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from .. import ChatGLMTokenizer
 from ..chat import ChatGLM1ForConditionalGeneration, ChatGLM3ForConditionalGeneration
 from ..configuration_chatglm import ChatGLM1Config, ChatGLM3Config
-from ..conversation import stop_token_ids
+from ..conversation.formats import stop_token_ids
 from . import vocabulary
 from .batches import Batch, batches
 

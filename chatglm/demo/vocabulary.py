@@ -11,7 +11,7 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from ..conversation import message_content
+from ..conversation.formats import message_content
 from . import corpus, strings
 
 BLANK = "▁"

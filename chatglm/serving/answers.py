@@ -12,15 +12,10 @@ import torch
 from transformers import LogitsProcessor
 
 from ..chat import clean_up
-from ..conversation import (
-    arguments_so_far,
-    clean_response,
-    parse_response,
-    split_message,
-    stable_response,
-)
-from .engine import EngineStep
+from ..conversation.responses import clean_response, parse_response, split_message, stable_response
+from ..conversation.tool_calls import arguments_so_far
 from .service import dumps
+from .stream import EngineStep
 
 MESSAGE_END = "<|assistant|>"
 

@@ -16,40 +16,29 @@ on two busy cores came at 218 tokens/s here and at 53 (first run) and 82 (second
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import memory
 from ..adapters import use_adapter
 from ..chat import ChatStep, ShownAnswer, ids_to_text
-from ..generation import (
-    AnswerText,
-    FinishReason,
-    GenerationOptions,
-    GenerationStep,
-    InvalidScoreLogitsProcessor,
-    check_finite,
-    choose,
-    piece_end,
-)
-from .rows import BLOCK, RowCache
+from ..generation import GenerationOptions, GenerationStep, piece_end
+from .batch import Batch, affordable_tokens
+from .request import Request
+from .rows import BLOCK
+from .stream import Stream
 
 #: Tokens of prompts that are read between two steps of the running answers, so that a long prompt does not stop them.
 PREFILL_TOKENS = 512
-#: Share of the free memory that the KV caches may take.
-MEMORY_SHARE = 0.5
 
 Result = TypeVar("Result")
 
@@ -81,32 +70,6 @@ class PromptTooLongError(ValueError):
     """The prompt leaves no room for an answer."""
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
-    """Natural logarithms of the probabilities that the model gave, before temperature and penalties."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class EngineStep:
-    """One token of an answer: like `GenerationStep`, but with what is new of the text only.
-
-    All deltas together are the text: a long answer that nobody reads costs memory once.
-    """
-
-    token_id: int | None
-    delta: str
-    finish_reason: FinishReason | None
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    seconds: float
-    logprob: TokenLogprob | None = None
-
-
 @dataclass
 class Statistics:
     """Counts since the start."""
@@ -119,173 +82,6 @@ class Statistics:
     completion_tokens: int = 0
     preempted: int = 0
     steps: int = 0
-
-
-class Stream:
-    """The steps of one answer, for `for` and `async for`, by one reader.
-
-    Raises what ended the request, if not its answer: NonFiniteLogitsError, EngineStoppedError.
-    """
-
-    def __init__(self) -> None:
-        self._items: deque[EngineStep | BaseException] = deque()
-        self._ready = threading.Condition()
-        self._wake: Callable[[], object] | None = None
-        self._ended = False
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Ends the answer with the reason "cancelled" at the next step; may be called from anywhere, and twice."""
-        self.cancelled = True
-
-    def put(self, item: EngineStep | BaseException) -> None:
-        with self._ready:
-            self._items.append(item)
-            self._ready.notify_all()
-            if self._wake is not None:
-                with contextlib.suppress(RuntimeError):  # the reader's event loop is closed
-                    self._wake()
-
-    def _take(self) -> EngineStep:
-        item = self._items.popleft()
-        if isinstance(item, BaseException):
-            self._ended = True
-            raise item
-        self._ended = item.finish_reason is not None
-        return item
-
-    def __iter__(self) -> Iterator[EngineStep]:
-        return self
-
-    def __next__(self) -> EngineStep:
-        if self._ended:
-            raise StopIteration
-        with self._ready:
-            self._ready.wait_for(lambda: self._items)
-            return self._take()
-
-    def __aiter__(self) -> AsyncIterator[EngineStep]:
-        return self
-
-    async def __anext__(self) -> EngineStep:
-        if self._ended:
-            raise StopAsyncIteration
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-        with self._ready:
-            if self._items:
-                return self._take()
-            self._wake = lambda: loop.call_soon_threadsafe(arrived.set)
-        await arrived.wait()
-        with self._ready:
-            return self._take()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.cancel()
-
-
-class _Request:
-    """One request while it waits and runs."""
-
-    def __init__(
-        self,
-        ids: Sequence[int],
-        options: GenerationOptions,
-        limit: int,
-        top_logprobs: int | None,
-        decode_ids: Callable[[list[int]], str],
-        adapter: str | None,
-    ) -> None:
-        self.ids = list(ids)  # of prompt and answer
-        self.adapter = adapter
-        self.options, self.limit, self.top_logprobs = options, limit, top_logprobs
-        self.number = 0
-        self.prompt_tokens = len(ids)
-        self.cached_tokens = 0
-        self.stream = Stream()
-        self.began = time.perf_counter()
-        self.started = False
-        self._answer = AnswerText(options, decode_ids)
-        self._stop_ids = set(options.stop_ids())
-        self._shown = ""
-
-    def start(self, model: PreTrainedModel) -> None:
-        """What needs the device, done by the engine's thread, once."""
-        if self.started:
-            return
-        self.started = True
-        options, device = self.options, model.device
-        self.generator = options.generator(device)
-        self.processors = options.processors(self.prompt_tokens, device)
-        self.criteria = StoppingCriteriaList(options.stopping_criteria)
-        self.forgiving = any(isinstance(one, InvalidScoreLogitsProcessor) for one in options.logits_processor)
-        # (1, limit): what is behind the sequence repeats its last id, which tells the positions nothing new.
-        self.sequence = torch.tensor([self.ids + self.ids[-1:] * (self.limit - len(self.ids))], device=device)
-        #: (1, limit) or (1, 2, limit): those of tokens to come as well.
-        self.positions = model.positions_from(self.sequence, 0)
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self.stream.cancelled or (self.options.cancel is not None and self.options.cancel.is_set())
-
-    def choose(self, model: PreTrainedModel, scores: torch.Tensor) -> tuple[int, bool, TokenLogprob | None]:
-        """The next token by `scores` (1, vocabulary), and whether the caller's own criteria end the answer with it."""
-        so_far = self.sequence[:, : len(self.ids)]
-        if not self.forgiving:
-            check_finite(model, scores, so_far)
-        processed = self.processors(so_far, scores)
-        chosen = choose(processed, self.options.do_sample, self.generator)
-        token_id, ends = int(chosen), False
-        if self.criteria:
-            ends = bool(self.criteria(torch.cat((so_far, chosen), dim=-1), processed).any())
-        if self.top_logprobs is None:
-            return token_id, ends, None
-        logprobs = scores[0].log_softmax(-1)
-        values, indices = logprobs.topk(self.top_logprobs)
-        top = list(zip(indices.tolist(), values.tolist(), strict=True))
-        return token_id, ends, TokenLogprob(token_id, float(logprobs[token_id]), top)
-
-    def take(
-        self, token_id: int | None, reason: FinishReason | None = None, logprob: TokenLogprob | None = None
-    ) -> FinishReason | None:
-        """Hands the next token (None: the end without one) to the reader; gives why it was the last, if it was."""
-        if token_id is not None:
-            self.sequence[0, len(self.ids)] = token_id
-            self.ids.append(token_id)
-            if token_id in self._stop_ids:
-                reason = "stop"
-            elif reason is None and len(self.ids) >= self.limit:
-                reason = "length"
-        text, reason = self._answer.push(token_id, reason)
-        delta, self._shown = text[len(self._shown) :], text
-        self.stream.put(
-            EngineStep(
-                token_id,
-                delta,
-                reason,
-                self.prompt_tokens,
-                self.cached_tokens,
-                self._answer.tokens,
-                time.perf_counter() - self.began,
-                logprob,
-            )
-        )
-        return reason
-
-
-@dataclass
-class _Row:
-    """A row of the cache: which tokens it holds, computed with which adapter, and for whom.
-
-    request: None: for whoever goes on from there.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    adapter: str | None = None
-    request: _Request | None = None
-    used: int = 0
 
 
 class Engine:
@@ -320,16 +116,12 @@ class Engine:
         self.cache_tokens = min(cache_tokens or affordable_tokens(model), max_batch * self.context)
         self.statistics = Statistics()
         self._decode_ids = ids_to_text(tokenizer)
-        self._cache = RowCache()
-        self._rows: list[_Row] = []  # those that answer, then at most one whose prompt is being read, then idle ones
-        self._answering = 0
-        self._busy = 0
-        self._waiting: deque[_Request] = deque()
+        self._batch = Batch(model, max_batch, self.cache_tokens)
+        self._waiting: deque[Request] = deque()
         self._jobs: deque[tuple[Callable[[], Any], str | None, Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._unfinished = 0
         self._numbers = 0
-        self._clock = 0
         self._faults = 0
         self._seconds_per_request = 1.0
         self._closing_at: float | None = None
@@ -346,7 +138,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return self._busy
+        return self._batch.busy
 
     @property
     def waiting(self) -> int:
@@ -355,7 +147,7 @@ class Engine:
     @property
     def cached(self) -> tuple[int, int]:
         """Tokens that the rows hold, and bytes that they take."""
-        return sum(len(row.ids) for row in list(self._rows)), self._cache.size
+        return sum(len(row.ids) for row in list(self._batch.rows)), self._batch.cache.size
 
     def submit(
         self,
@@ -413,7 +205,7 @@ class Engine:
 
     def _make_request(
         self, ids: Sequence[int], options: GenerationOptions, top_logprobs: int | None, adapter: str | None
-    ) -> _Request:
+    ) -> Request:
         if not ids:
             raise ValueError("the prompt is empty")
         vocabulary = self.model.config.vocab_size
@@ -424,7 +216,7 @@ class Engine:
         except ValueError as error:
             raise PromptTooLongError(str(error)) from error
         self.model.positions_from(torch.tensor([list(ids)]), 0)  # for its errors
-        return _Request(ids, options, limit, top_logprobs, self._decode_ids, adapter)
+        return Request(ids, options, limit, top_logprobs, self._decode_ids, adapter)
 
     def chat(
         self,
@@ -517,12 +309,12 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Waits until there is something to do; False where the engine is to stop."""
         with self._changed:
-            while not (self._waiting or self._busy or self._jobs or self._closing_at is not None):
+            while not (self._waiting or self._batch.busy or self._jobs or self._closing_at is not None):
                 self._changed.wait()
         if self._closing_at is None:
             return True
         self._fail_waiting(EngineStoppedError("the server is shutting down"))
-        return self._busy > 0 and time.monotonic() < self._closing_at
+        return self._batch.busy > 0 and time.monotonic() < self._closing_at
 
     def _fail_waiting(self, error: Exception) -> None:
         with self._changed:
@@ -541,10 +333,10 @@ class Engine:
             if self._closing_at is None:
                 self._closing_at = time.monotonic()
         self._fail_waiting(EngineStoppedError(reason))
-        for row in self._rows[: self._busy]:
+        for row in self._batch.rows[: self._batch.busy]:
             if row.request is not None:
                 self._fail(row.request, EngineStoppedError(reason))
-        self._rows, self._busy, self._answering, self._cache = [], 0, 0, RowCache()
+        self._batch = Batch(self.model, self.max_batch, self.cache_tokens)
         if self._failure is None:
             self._use(self._as_loaded)
 
@@ -568,17 +360,17 @@ class Engine:
             cancelled = [request for request in self._waiting if request.is_cancelled]
             for request in cancelled:
                 self._waiting.remove(request)
-        for index in reversed(range(self._busy)):
-            if self._request(index).is_cancelled:
-                cancelled.append(self._release(index))
+        for index in reversed(range(self._batch.busy)):
+            if self._batch.request(index).is_cancelled:
+                cancelled.append(self._batch.release(index))
         for request in cancelled:
             self._count(request, request.take(None, "cancelled"))
 
-    def _fail(self, request: _Request, error: Exception) -> None:
+    def _fail(self, request: Request, error: Exception) -> None:
         request.stream.put(error)
         self._count(request, "error")
 
-    def _count(self, request: _Request, reason: str | None) -> None:
+    def _count(self, request: Request, reason: str | None) -> None:
         spent = time.perf_counter() - request.began
         self._seconds_per_request += 0.1 * (spent - self._seconds_per_request)
         with self._changed:
@@ -586,81 +378,14 @@ class Engine:
         finished = self.statistics.finished
         finished[str(reason)] = finished.get(str(reason), 0) + 1
 
-    # ---- rows
-
-    def _request(self, index: int) -> _Request:
-        request = self._rows[index].request
-        if request is None:
-            raise RuntimeError(f"row {index} of the cache is idle")
-        return request
-
-    def _swap(self, first: int, second: int) -> None:
-        if first != second:
-            self._cache.swap(first, second, max(len(self._rows[first].ids), len(self._rows[second].ids)))
-            self._rows[first], self._rows[second] = self._rows[second], self._rows[first]
-
-    def _release(self, index: int, damaged: bool = False) -> _Request:
-        """Takes a row out of the busy ones; what it holds is kept for a later turn unless it is damaged."""
-        request = self._request(index)
-        if damaged:
-            self._cache.clear(index)
-            self._rows[index].ids = []
-        if index < self._answering:
-            self._answering -= 1
-            self._swap(index, self._answering)
-            index = self._answering
-        self._busy -= 1
-        self._swap(index, self._busy)
-        self._clock += 1
-        self._rows[self._busy].request, self._rows[self._busy].used = None, self._clock
-        return request
-
-    def _oldest_idle(self) -> int:
-        return min(range(self._busy, len(self._rows)), key=lambda index: self._rows[index].used)
-
-    def _free_row(self) -> int:
-        """An idle row, and of those the one whose conversation is the least loss: none at all if it can be."""
-        for index in range(self._busy, len(self._rows)):
-            if not self._rows[index].ids:
-                return index
-        count = min(2 * len(self._rows), self.max_batch, self.cache_tokens // self._cache.capacity)
-        if count <= len(self._rows):
-            return self._oldest_idle()
-        self._cache.resize(count, self._cache.capacity)
-        self._rows += [_Row() for _ in range(count - len(self._rows))]
-        return count - 1
-
-    def _make_room(self, rows: int, tokens: int) -> bool:
-        """Sees to it that there are `rows` rows of `tokens` tokens, at the cost of idle ones where it has to be."""
-        cache = self._cache
-        if rows <= cache.rows and tokens <= cache.capacity:
-            return True
-        if rows * tokens > self.cache_tokens:
-            return False
-        capacity = max(cache.capacity, min(-(-tokens * 5 // (4 * BLOCK)) * BLOCK, self.context))  # a quarter to spare
-        capacity = min(capacity, self.cache_tokens // rows)
-        wanted = cache.rows if rows <= cache.rows else min(2 * rows, self.max_batch)  # to keep idle conversations
-        wanted = max(rows, min(wanted, self.cache_tokens // capacity))
-        while len(self._rows) > wanted:
-            self._swap(self._oldest_idle(), len(self._rows) - 1)
-            del self._rows[-1]
-        cache.resize(wanted, capacity)
-        for row in self._rows:
-            del row.ids[capacity:]
-        self._rows += [_Row() for _ in range(wanted - len(self._rows))]
-        return True
-
-    def _longest(self) -> int:
-        return max((len(row.ids) for row in self._rows[: self._busy]), default=0)
-
     def _admit(self) -> bool:
         """Gives the request that has waited longest a row behind the answering ones, if there is room."""
-        if not self._waiting or self._busy == self.max_batch:
+        if not self._waiting or self._batch.busy == self.max_batch:
             return False
         request = self._waiting[0]
         # Room for a few tokens each, or the next step would have to take somebody's row away again.
-        spare = min(BLOCK // 2, request.limit - len(request.ids)) if self._busy else 1
-        if not self._make_room(self._busy + 1, max(len(request.ids), self._longest()) + spare):
+        spare = min(BLOCK // 2, request.limit - len(request.ids)) if self._batch.busy else 1
+        if not self._batch.make_room(self._batch.busy + 1, max(len(request.ids), self._batch.longest()) + spare):
             return False
         with self._changed:
             if not self._waiting or self._waiting[0] is not request:
@@ -671,125 +396,85 @@ class Engine:
         except Exception as error:  # a processor that cannot be made, memory: this request's trouble only
             self._fail(request, error)
             return self._admit()
-        source, common = self._best_prefix(request.ids, request.adapter)
-        if source >= self._busy and 4 * common >= 3 * len(self._rows[source].ids):
-            target = source  # its conversation goes on
-        else:
-            target = self._free_row()
-        if common and source != target:
-            self._cache.copy(source, target, common)
-        row = self._rows[target]
-        row.ids, row.adapter, row.request = request.ids[:common], request.adapter, request
-        self._swap(target, self._busy)
-        self._busy += 1
-        request.cached_tokens = min(common, request.prompt_tokens)
+        request.cached_tokens = min(self._batch.place(request), request.prompt_tokens)
         self.statistics.prompt_tokens += request.prompt_tokens
         self.statistics.cached_tokens += request.cached_tokens
         return True
-
-    def _best_prefix(self, ids: list[int], adapter: str | None) -> tuple[int, int]:
-        """The row that has most in common with `ids`, and how many tokens that are (not the last: it has to be run)."""
-        best, most = -1, 0
-        for index, row in enumerate(self._rows):
-            if row.adapter != adapter:
-                continue
-            common = min(len(row.ids), len(ids) - 1)
-            if row.ids[:common] != ids[:common]:
-                common = next(i for i in range(common) if row.ids[i] != ids[i])
-            common = self.model.reusable_prefix(ids, common)
-            if common > most:
-                best, most = index, common
-        return best, most
 
     # ---- steps
 
     def _read_prompts(self) -> None:
         """Reads prompts of requests that join, for about as long as a step may be delayed."""
         left = PREFILL_TOKENS
-        while left > 0 and (self._busy > self._answering or self._admit()):
-            left -= self._read_prompt(self._answering)
+        while left > 0 and (self._batch.busy > self._batch.answering or self._admit()):
+            left -= self._read_prompt(self._batch.answering)
 
     def _read_prompt(self, index: int) -> int:
         """A piece of a prompt; gives its length. Its end gives the first token."""
-        row, request = self._rows[index], self._request(index)
+        row, request = self._batch.rows[index], self._batch.request(index)
         start, ids = len(row.ids), request.ids
         end = piece_end(self.model, request.sequence[:, : min(start + PREFILL_TOKENS, len(ids))], start)
         if self.model.reusable_prefix(ids, end) != end:
             end = len(ids)  # generation 1: tokens of the context see each other both ways
-        self._cache.select_row(index, start)
+        self._batch.cache.select_row(index, start)
         try:
             self._use(request.adapter)
-            scores = self._forward(request.sequence[:, start:end], request.positions[..., start:end], None)
+            scores = self._forward(request.sequence[:, start:end], request.positions[..., start:end])
         except Exception as error:  # most likely memory: of this request's making
             self._blame(error)
-            self._fail(self._release(index, damaged=True), error)
+            self._fail(self._batch.release(index, damaged=True), error)
             return end - start
         row.ids = ids[:end]
         if end == len(ids):
-            self._answering += 1
+            self._batch.answering += 1
             self._deliver(scores, index)
         return end - start
 
     def _answer_step(self) -> None:
         """One token of every answer."""
-        while self._busy and not self._make_room(self._busy, self._longest() + 1):
+        while self._batch.busy and not self._batch.make_room(self._batch.busy, self._batch.longest() + 1):
             self._preempt()
-        self._group()
+        self._batch.group()
         # From the last group to the first: rows that end change places with rows behind them only.
-        end = self._answering
+        end = self._batch.answering
         while end:
             first = end - 1
-            while first and self._rows[first - 1].adapter == self._rows[end - 1].adapter:
+            while first and self._batch.rows[first - 1].adapter == self._batch.rows[end - 1].adapter:
                 first -= 1
             self._step_of(first, end)
             end = first
 
-    def _group(self) -> None:
-        """Brings the answering rows of each adapter together."""
-        place = 0
-        while place < self._answering:
-            adapter = self._rows[place].adapter
-            place += 1
-            for index in range(place, self._answering):
-                if self._rows[index].adapter == adapter:
-                    self._swap(place, index)
-                    place += 1
-
     def _step_of(self, first: int, end: int) -> None:
         """One token of each of these rows, which have one adapter."""
-        requests = [self._request(index) for index in range(first, end)]
-        lengths = [len(row.ids) for row in self._rows[first:end]]
+        requests = [self._batch.request(index) for index in range(first, end)]
+        lengths = [len(row.ids) for row in self._batch.rows[first:end]]
         tokens = torch.tensor([[request.ids[-1]] for request in requests], device=self.model.device)
         places = zip(requests, lengths, strict=True)
         positions = torch.cat([request.positions[..., length : length + 1] for request, length in places])
-        mask = None
         if len(requests) == 1:
-            self._cache.select_row(first, lengths[0])
+            self._batch.cache.select_row(first, lengths[0])
         else:
-            self._cache.select_rows(first, lengths, self.model.device)
-            if min(lengths) != max(lengths):
-                columns = torch.arange(max(lengths) + 1, device=self.model.device)
-                mask = (columns <= torch.tensor(lengths, device=self.model.device).unsqueeze(-1)).long()
+            self._batch.cache.select_rows(first, lengths, self.model.device)
         try:
             self._use(requests[0].adapter)
-            scores = self._forward(tokens, positions, mask)
+            scores = self._forward(tokens, positions)
         except Exception as error:
             self._blame(error)
             for index in reversed(range(first, end)):
-                self._fail(self._release(index, damaged=True), error)
+                self._fail(self._batch.release(index, damaged=True), error)
             return
-        for row, request in zip(self._rows[first:end], requests, strict=True):
+        for row, request in zip(self._batch.rows[first:end], requests, strict=True):
             row.ids.append(request.ids[-1])
         self.statistics.steps += 1
         self._deliver(scores, first)
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Scores (rows, vocabulary) behind the last of `ids` (rows, tokens)."""
         outputs = self.model(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self._cache,
+            attention_mask=self._batch.cache.mask,
+            past_key_values=self._batch.cache,
             use_cache=True,
             logits_to_keep=1,
         )
@@ -806,29 +491,21 @@ class Engine:
         """The next token for the rows from `first` on, one for each row of `scores`; rows that end are released."""
         for offset in reversed(range(len(scores))):
             index = first + offset
-            request = self._request(index)
+            request = self._batch.request(index)
             try:
                 token_id, ends, logprob = request.choose(self.model, scores[offset : offset + 1])
                 reason = request.take(token_id, "stop" if ends else None, logprob)
             except Exception as error:  # NaN, or a processor of the caller's: nobody else has to suffer
-                self._fail(self._release(index, damaged=True), error)
+                self._fail(self._batch.release(index, damaged=True), error)
                 continue
             self.statistics.completion_tokens += 1
             if reason is not None:
-                self._count(self._release(index), reason)
+                self._count(self._batch.release(index), reason)
 
     def _preempt(self) -> None:
         """Sends the request that came last back to the queue: its tokens will be read again when there is room."""
-        index = max(range(self._busy), key=lambda i: self._request(i).number)
-        request = self._release(index)
+        index = max(range(self._batch.busy), key=lambda i: self._batch.request(i).number)
+        request = self._batch.release(index)
         self.statistics.preempted += 1
         with self._changed:
             self._waiting.appendleft(request)
-
-
-def affordable_tokens(model: PreTrainedModel) -> int:
-    """How many tokens of KV cache fit into the memory that is left beside the model."""
-    config = model.config
-    size = 2 * config.num_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
-    room = memory.available(model.device)
-    return 2**40 // size if room is None else max(2 * BLOCK, int(room * MEMORY_SHARE) // size)

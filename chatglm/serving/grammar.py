@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from ..conversation import stop_token_ids
+from ..conversation.formats import stop_token_ids
 from ..generation import AnswerText, GenerationOptions
 from .answers import Answer, Change
-from .engine import EngineStep
 from .errors import ApiError
+from .stream import EngineStep
 
 #: Tried; with 1.6 our grammars never come to an end.
 OLDEST = (1, 9)

@@ -11,11 +11,12 @@ from pydantic import BaseModel, Field, StrictStr, model_validator
 from starlette.responses import Response
 
 from ..chat import ChatStep, ShownAnswer
-from ..conversation import validate_history
+from ..conversation.history import validate_history
 from ..generation import GenerationStep
-from .engine import Engine, Stream
-from .openai import check_text
+from .engine import Engine
+from .openai.bodies import check_text
 from .service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
+from .stream import Stream
 
 router = APIRouter(tags=["original"])
 

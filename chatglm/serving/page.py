@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ..conversation import validate_history
+from ..conversation.history import validate_history
 from ..messages import LANGUAGES, PAGE, TERMINAL
 from ..session import Session
 from . import display

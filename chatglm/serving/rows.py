@@ -29,7 +29,10 @@ class RowCache(Cache):
         self._row: int | None = None
         self._first = 0
         self._past = 0
+        self._lengths: Sequence[int] = ()
         self._lines = self._places = torch.zeros(0, dtype=torch.long)
+        #: What the selected rows see, to be given as `attention_mask`: None (everything) or (rows, longest + 1).
+        self.mask: torch.Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -38,13 +41,16 @@ class RowCache(Cache):
 
     def select_row(self, row: int, start: int) -> None:
         """The next forward writes to `row` from token `start` on."""
-        self._row, self._past = row, start
+        self._row, self._first, self._past, self._lengths, self.mask = row, row, start, (start,), None
 
     def select_rows(self, first: int, lengths: Sequence[int], device: torch.device) -> None:
         """The next forward writes one token to each of the rows from `first` on, behind the `lengths` they have."""
-        self._row, self._first, self._past = None, first, max(lengths)
+        self._row, self._first, self._past, self._lengths = None, first, max(lengths), lengths
         self._places = torch.tensor(lengths, device=device)
         self._lines = torch.arange(first, first + len(lengths), device=device)
+        self.mask = None
+        if min(lengths) != max(lengths):
+            self.mask = (torch.arange(self._past + 1, device=device) <= self._places.unsqueeze(-1)).long()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -65,12 +71,11 @@ class RowCache(Cache):
                 seen.append(held[self._first : self._first + len(states), :, :end])
         return seen[0], seen[1]
 
-    def room_for_token(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For `BlockRunner`: keys and values of each layer of a selected row, a token to be written at the end."""
-        if self._row is None or not self._past:
-            return []
-        place = slice(self._row, self._row + 1), slice(None), slice(self._past + 1)
-        return [(keys[place], values[place]) for keys, values in zip(self._keys, self._values, strict=True)]
+    def room_for_tokens(self) -> tuple[Sequence[int], list[tuple[torch.Tensor, torch.Tensor]]]:
+        """For `BlockRunner`: lengths of the selected rows, and each layer's keys and values of these."""
+        place = slice(self._first, self._first + len(self._lengths))
+        held = [(keys[place], values[place]) for keys, values in zip(self._keys, self._values, strict=True)]
+        return self._lengths, held
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._past

@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from .engine import Engine, EngineStep, Stream
+from .engine import Engine
 from .errors import ApiError
 from .metrics import Metrics
+from .stream import EngineStep, Stream
 
 Result = TypeVar("Result")
 

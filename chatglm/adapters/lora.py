@@ -1,0 +1,167 @@
+"""LoRA: fresh, from files, and added to the weights."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..adapter_files import LORA_CONFIG, Lora, describe, import_peft
+from ..checkpoint_files import ModelLoadError
+from .switching import (
+    check_name,
+    current_adapter,
+    lora_layers,
+    loras_of,
+    note_change,
+    remove_adapter,
+    unwrap,
+    use_adapter,
+)
+
+
+def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None:
+    """Fresh LoRA weights to train, current from now on: float32, all else frozen.
+
+    Args:
+        config: a `peft.LoraConfig`. Its `target_modules` are `query_key_value`, `dense`, `dense_h_to_4h` and
+            `dense_4h_to_h`, or some of them; the first is PEFT's default.
+        name: to switch by.
+
+    Raises:
+        ModelLoadError: PEFT is not installed.
+        ValueError: the name is taken, or the config names no layer of this model.
+    """
+    import_peft()
+    _inject(model, config, check_name(model, name))
+
+
+def attach_lora(model: PreTrainedModel, lora: Lora, name: str) -> None:
+    peft = import_peft()
+    _check_lora(model, lora)
+    try:
+        config = peft.PeftConfig.from_pretrained(str(lora.path))
+        config.inference_mode = False
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelLoadError(f"{lora.path / LORA_CONFIG} is no LoRA configuration ({error})") from error
+    before = current_adapter(model)
+    try:
+        made = _inject(model, config, name)
+        result = peft.set_peft_model_state_dict(model, lora.tensors, adapter_name=name)
+        missing = [key for key in result.missing_keys if key in made]
+        if missing or result.unexpected_keys:
+            raise ModelLoadError(_other_model(model, lora, missing + list(result.unexpected_keys)))
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ModelLoadError) as error:
+        if name in loras_of(model):
+            remove_adapter(model, name)
+            use_adapter(model, before)
+        if isinstance(error, ModelLoadError):
+            raise
+        raise ModelLoadError(f"the LoRA adapter {lora.path} does not fit this model: {error}") from error
+
+
+def _inject(model: PreTrainedModel, config: Any, name: str) -> set[str]:
+    """Makes the layers, and returns the names of their new parameters."""
+    before = current_adapter(model)
+    use_adapter(model, None)  # PEFT freezes all that is not its own: a parked prefix is out of its reach
+    known = set(model.state_dict())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several: that is meant
+        try:
+            model.add_adapter(config, name)
+        except BaseException:
+            getattr(model, "peft_config", {}).pop(name, None)
+            if not loras_of(model):
+                unwrap(model)
+            use_adapter(model, before)
+            raise
+    note_change(model.base_model)
+    made = {key: value for key, value in model.named_parameters() if key not in known and ".lora_" in key}
+    for parameter in made.values():
+        parameter.data = parameter.data.float()
+    for layer in lora_layers(model):
+        layer.train(model.training)
+    use_adapter(model, name)
+    return set(made)
+
+
+def _check_lora(model: PreTrainedModel, lora: Lora) -> None:
+    """Raises ModelLoadError unless every tensor has its layer: before anything of the model is changed."""
+    modules = dict(model.named_modules())
+    for key, tensor in lora.tensors.items():
+        path, found, kind = key.removeprefix("base_model.model.").partition(".lora_")
+        layer = modules.get(path)
+        layer = getattr(layer, "base_layer", layer)
+        if not found or layer is None:
+            raise ModelLoadError(_other_model(model, lora, [key]))
+        if isinstance(layer, nn.Linear):
+            size = {"A.weight": tensor.shape[-1:], "B.weight": tensor.shape[:1]}.get(kind)
+            wanted = layer.in_features if kind == "A.weight" else layer.out_features
+            if size is not None and size[0] != wanted:
+                raise ModelLoadError(_other_model(model, lora, [key]))
+
+
+def _other_model(model: PreTrainedModel, lora: Lora, keys: list[str]) -> str:
+    places = [re.search(r"\.(encoder\.)?layers\.(\d+)\.", key) for key in lora.tensors]
+    layers = [int(place[2]) + 1 for place in places if place]
+    older = any(place and not place[1] for place in places)
+    kind = ("ChatGLM of generation " + ("1" if older else "2 or 3")) if layers else "another architecture"
+    widths = [tensor.shape[-1] for key, tensor in lora.tensors.items() if "query_key_value.lora_A" in key]
+    size = f", {max(layers)} layers" + (f" of width {widths[0]}" if widths else "") if layers else ""
+    base = lora.config.get("base_model_name_or_path")
+    return (
+        f"the LoRA adapter {lora.path} is for another model: it was made for {kind}{size}{f' ({base})' if base else ''}"
+        f", this one is {describe(model.config.to_dict())} and has no place for {keys[0]}"
+    )
+
+
+def merge_lora(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
+    """Adds a LoRA adapter (by default the current one) to the weights; the model needs no PEFT from then on.
+
+    Half-precision weights are added to in float32 and rounded once.
+
+    Returns:
+        The model itself, as if loaded from a checkpoint of the merged weights.
+
+    Raises:
+        ValueError: there is no such LoRA adapter, or others are loaded as well (trained beside weights that are gone
+            then), or a layer is quantised or tied to another.
+    """
+    name = current_adapter(model) if name is None else name
+    loras = loras_of(model)
+    if name not in loras:
+        raise ValueError(f"there is no LoRA adapter {name!r} to merge: this model has {', '.join(loras) or 'none'}")
+    others = [other for other in loras if other != name]
+    if others:
+        raise ValueError(f"this model has other LoRA adapters ({', '.join(others)}): load it with {name!r} alone")
+    layers = [layer for layer in lora_layers(model) if not layer.merged]
+    counts: dict[int, int] = {}
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        counts[id(weight)] = counts.get(id(weight), 0) + 1
+    for layer in layers:
+        weight = layer.get_base_layer().weight
+        if not weight.is_floating_point():
+            raise ValueError(
+                "LoRA cannot be merged into quantised weights: rounding them again would lose most of it. Merge into "
+                "the full-precision checkpoint, and quantise the result"
+            )
+        if counts[id(weight)] > 1:
+            raise ValueError("LoRA on embeddings that are tied to the output head cannot be merged: use it as it is")
+    use_adapter(model, name)
+    for layer in layers:
+        parameters = list(layer.get_base_layer().parameters(recurse=False))
+        kinds = [parameter.dtype for parameter in parameters]
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
+        layer.merge(adapter_names=[name])
+        for parameter, kind in zip(parameters, kinds, strict=True):
+            parameter.data = parameter.data.to(kind)
+    unwrap(model)
+    note_change(model.base_model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model

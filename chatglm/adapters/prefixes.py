@@ -1,0 +1,81 @@
+"""P-tuning prefixes: fresh ones, and those of files."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..adapter_files import Prefix, describe
+from ..checkpoint_files import ModelLoadError
+from ..prefix_encoder import PrefixEncoder
+from .bases import fingerprint, same_base
+from .switching import check_name, note_change, prefixes_of, use_adapter
+
+
+def add_prefix(
+    model: PreTrainedModel, pre_seq_len: int, prefix_projection: bool = False, name: str = "default"
+) -> PrefixEncoder:
+    """A fresh prefix to train, current from now on: float32, on the device of the embeddings, all else frozen.
+
+    Args:
+        pre_seq_len: prefix positions.
+        prefix_projection: make it by a small MLP from a narrower table.
+        name: to switch by.
+
+    Raises:
+        ValueError: the name is taken, or the length is not 1 or more.
+    """
+    if isinstance(pre_seq_len, bool) or int(pre_seq_len) != pre_seq_len or pre_seq_len < 1:
+        raise ValueError(f"pre_seq_len must be 1 or more prefix positions, not {pre_seq_len!r}")
+    check_name(model, name)
+    encoder: PrefixEncoder = model.base_model.make_prefix_encoder(int(pre_seq_len), bool(prefix_projection))
+    encoder.float()
+    encoder.base_fingerprint = fingerprint(model)
+    return _set_prefix(model, encoder, name)
+
+
+def attach_prefix(model: PreTrainedModel, prefix: Prefix, name: str) -> None:
+    with torch.device("meta"):
+        encoder: PrefixEncoder = model.base_model.make_prefix_encoder(prefix.length, prefix.projection)
+    wanted = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
+    given = {key: tuple(tensor.shape) for key, tensor in prefix.tensors.items()}
+    if wanted != given:
+        theirs = f", {describe(prefix.config)}" if prefix.config else ""
+        raise ModelLoadError(
+            f"the prefix {prefix.path} is for another model{theirs}: it has {given}, "
+            f"this one ({describe(model.config.to_dict())}) needs {wanted}"
+        )
+    # As it was trained: float32 beside half-precision weights. A copy, as the file may be written again.
+    copies = {key: tensor.to(torch.float32, copy=True) for key, tensor in prefix.tensors.items()}
+    encoder.load_state_dict(copies, assign=True)
+    ours, recorded = fingerprint(model), prefix.config.get("base_fingerprint")
+    if not same_base(ours, recorded):
+        base = prefix.config.get("base_model_name_or_path")
+        warnings.warn(
+            f"the prefix {prefix.path} was trained on other weights than these"
+            + (f" ({base})" if base else "")
+            + ": its answers may be much worse here",
+            stacklevel=4,
+        )
+    encoder.base_fingerprint = recorded or ours
+    _set_prefix(model, encoder, name)
+
+
+def _set_prefix(model: PreTrainedModel, encoder: PrefixEncoder, name: str) -> PrefixEncoder:
+    base = model.base_model
+    encoder.to(_device_of(base)).train(model.training)
+    prefixes_of(base)[name] = encoder
+    note_change(base)
+    use_adapter(model, name)
+    model._freeze_all_but_the_prefix()
+    return encoder
+
+
+def _device_of(base: Any) -> torch.device:
+    embeddings = base.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)  # accelerate's: weights may be elsewhere until they are needed
+    place = getattr(hook, "execution_device", None)
+    return embeddings.weight.device if place is None else torch.device(place)

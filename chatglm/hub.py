@@ -1,0 +1,81 @@
+"""The files of a model on the hub: fetched where it can be reached, else those that were fetched before."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .checkpoint_files import ModelLoadError
+
+SOON = 4.0  # seconds without an answer after which the user is told what is being waited for
+PATIENCE = 30.0  # seconds without an answer after which the hub counts as out of reach
+
+
+def fetch(repo_id: str, revision: str | None = None) -> Path:
+    """The folder of a hub repository's data files, after fetching what is not there yet; never code.
+
+    Raises ModelLoadError where there is no such repository or revision, its terms are not accepted, or the hub cannot
+    be reached and the files are not on this machine.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        # One request, which is not tried again: snapshot_download alone would take half a minute to find no network.
+        info = _answer(lambda: HfApi().model_info(repo_id, revision=revision, timeout=PATIENCE))
+        names = [file.rfilename for file in info.siblings or []]
+        kind = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "*.bin"
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", "*.model", kind]))
+    except GatedRepoError as error:
+        raise ModelLoadError(f"the hub's {repo_id} asks you to accept its terms first: do so on its page") from error
+    except RevisionNotFoundError as error:
+        raise ModelLoadError(f"the hub's {repo_id} has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise ModelLoadError(f"there is no folder {repo_id} and no model of this name on the hub") from error
+    except HFValidationError as error:
+        raise ModelLoadError(f"there is no folder {repo_id}, and it cannot be a name on the hub") from error
+    except Exception as error:  # no network, in whatever words the HTTP client of the day has for it
+        try:
+            return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise ModelLoadError(
+                f"there is no folder {repo_id}, and as a hub model it is neither on this machine nor can the hub be "
+                f"reached ({type(error).__name__}): download it elsewhere and give the folder"
+            ) from error
+
+
+def _answer(ask: Callable[[], Any]) -> Any:
+    """What `ask` returns or raises; TimeoutError after PATIENCE, as looking up a name and connecting have no limit."""
+    outcome: list[tuple[bool, Any]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((True, ask()))
+        except BaseException as error:
+            outcome.append((False, error))
+
+    thread = threading.Thread(target=run, daemon=True, name="hub")
+    thread.start()
+    thread.join(SOON)
+    if not outcome:
+        warnings.warn(
+            f"the hub has not answered for {SOON:g} s: waiting up to {PATIENCE:g} s; without a network give a folder, "
+            "or set HF_HUB_OFFLINE=1 for what was fetched before",
+            stacklevel=5,
+        )
+        thread.join(PATIENCE - SOON)
+    if not outcome:
+        raise TimeoutError(f"no answer in {PATIENCE:g} s")
+    succeeded, value = outcome[0]
+    if not succeeded:
+        raise value
+    return value

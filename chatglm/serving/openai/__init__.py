@@ -1,0 +1,11 @@
+"""OpenAI's routes: models, chat completions with tools, completions, embeddings."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from . import chat, completions, embeddings, models
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+for part in (models, chat, completions, embeddings):
+    router.include_router(part.router)

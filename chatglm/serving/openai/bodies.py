@@ -1,0 +1,102 @@
+"""What the bodies of all requests have in common, and of those that ask for text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ...generation import GenerationOptions
+from ..errors import ApiError
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
+#: Lists and objects of a request inside each other; what copies and prints them has Python's stack only.
+MOST_NESTED = 100
+TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class Body(BaseModel):
+    """A request. What we do not know is an error: an option that is ignored in silence is worse."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, values: Any) -> Any:
+        return check_text(values)
+
+
+def check_text(values: Any) -> Any:
+    """ValueError for what JSON can spell and we cannot take: half of a surrogate pair, and too deep a nest."""
+    pending = [(values, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError("a string holds half of a surrogate pair, which is no text") from error
+        elif isinstance(value, (dict, list)):
+            if depth == MOST_NESTED:
+                raise ValueError(f"more than {MOST_NESTED} lists and objects inside each other")
+            inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            pending += [(part, depth + 1) for part in inside]
+    return values
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class Sampling(Body):
+    """What both kinds of completions take."""
+
+    model: str | None = None
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    min_p: Probability | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
+    max_tokens: Count | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    seed: Seed | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # Accepted where they ask for nothing.
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+    def check(self) -> None:
+        """Raises ApiError for what cannot be served."""
+        for name in ("frequency_penalty", "presence_penalty", "logit_bias"):
+            if getattr(self, name):
+                reason = f"{name} is not supported; repetition_penalty is" if name != "logit_bias" else None
+                raise ApiError(400, reason or f"{name} is not supported", param=name, code="unsupported_parameter")
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options are for stream = true", param="stream_options")
+        if (isinstance(self.stop, str) and not self.stop) or (isinstance(self.stop, list) and "" in self.stop):
+            raise ApiError(400, "a stop string must not be empty", param="stop")
+
+    def settings(self) -> dict[str, Any]:
+        """As keyword arguments of `GenerationOptions`, where given."""
+        values = {
+            "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty, "max_new_tokens": self.max_tokens,
+            "stop_strings": self.stop, "seed": self.seed,
+        }  # fmt: skip
+        return {name: value for name, value in values.items() if value is not None}
+
+    def choices(self, make: Callable[..., GenerationOptions]) -> list[GenerationOptions]:
+        """The options of every choice: with a seed, each has its own."""
+        settings, count = self.settings(), self.n or 1
+        if self.seed is None:
+            return [make(**settings) for _ in range(count)]
+        return [make(**settings | {"seed": (self.seed + i + 2**63) % 2**64 - 2**63}) for i in range(count)]

@@ -1,0 +1,155 @@
+"""The route of chat completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ...conversation.chat_messages import encode_chat
+from ...generation import GenerationOptions
+from ..answers import Answer, Call, Change, StartWith
+from ..engine import Engine
+from ..errors import ApiError
+from ..grammar import Grammar
+from ..service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
+from ..stream import Stream, TokenLogprob
+from .chat_body import ChatBody
+from .logprobs import chat_logprobs, told
+from .streams import Usage, head_of, merged
+
+router = APIRouter()
+
+
+@router.post("/chat/completions")
+async def chat_completions(request: Request, body: ChatBody) -> Response:
+    service = service_of(request)
+    engine = service.engine
+    adapter = service.adapter_of(body.model)
+    body.check()
+    schema = body.schema_wanted()
+    grammar = None
+    if schema is not None:
+        grammar = await in_thread(request.app.state.grammars.compile, engine.tokenizer, schema)
+    requests = await in_thread(_chat_requests, engine, body, grammar)
+    streams = submit(engine, requests, adapter, (body.top_logprobs or 0) if body.logprobs else None)
+    tools = [function.name for function in body.offered()]
+    at_most_one = body.parallel_tool_calls is False or body.functions is not None
+    answers = [
+        grammar.answer(engine.tokenizer, options) if grammar else Answer(engine.tokenizer, tools, at_most_one)
+        for _, options in requests
+    ]
+    head = head_of("chatcmpl", "chat.completion", service, body)
+    if body.stream:
+        return EventStream(_chat_chunks(service, body, streams, answers, head), done="[DONE]")
+    return await unless_gone(request, _chat_whole(service, body, streams, answers, head))
+
+
+def _chat_requests(
+    engine: Engine, body: ChatBody, grammar: Grammar | None
+) -> list[tuple[list[int], GenerationOptions]]:
+    tokenizer = engine.tokenizer
+    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    offered = [function.model_dump(exclude_none=True, exclude={"strict"}) for function in body.offered()]
+    if offered and tokenizer.chatglm_version != 3:
+        raise ApiError(
+            400, "this model was not trained to call tools, ChatGLM3 is: describe them in the prompt", param="tools"
+        )
+    choices = body.choices(lambda **settings: engine.model.turn_options(tokenizer, **settings))
+    ids = encode_chat(tokenizer, messages, offered or None)
+    forced = body.forced_names()
+    if forced is not None:
+        fence = tokenizer.encode_text("```python\ntool_call(")
+        starts = [tokenizer.encode_text(f"{name}\n") + fence for name in forced]
+        for options in choices:
+            options.logits_processor = [StartWith(starts, len(ids))]
+    if grammar is not None:
+        if tokenizer.chatglm_version == 3:
+            ids = ids + tokenizer.encode_text("\n")  # what begins an answer that calls no tool
+        for options in choices:
+            options.logits_processor = [grammar.processor(len(ids))]
+    return [(ids, options) for options in choices]
+
+
+async def _chat_whole(
+    service: Service, body: ChatBody, streams: list[Stream], answers: list[Answer], head: dict[str, Any]
+) -> Response:
+    usage, choices = Usage(), []
+    with service.limited(streams):
+        for index, (stream, answer) in enumerate(zip(streams, answers, strict=True)):
+            tokens: list[TokenLogprob] = []
+            reason: str = "stop"
+            async for step in service.steps(stream):
+                answer.take(step)
+                tokens += told(service.engine, step)
+                reason = step.finish_reason or reason
+                usage.see(index, step)
+            message: dict[str, Any] = {"role": "assistant", "content": answer.content}
+            if answer.calls:
+                message["content"] = answer.content or None
+                message |= _whole_calls(body, answer.calls)
+            choices.append(
+                {
+                    "index": index,
+                    "message": message,
+                    "logprobs": chat_logprobs(service.engine, tokens) if body.logprobs else None,
+                    "finish_reason": _finish_reason(body, answer, reason),
+                }
+            )
+    return Json(head | {"choices": choices, "usage": usage.body()})
+
+
+def _whole_calls(body: ChatBody, calls: list[Call]) -> dict[str, Any]:
+    functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
+    if body.functions is not None:
+        return {"function_call": functions[0]}
+    pairs = zip(calls, functions, strict=True)
+    return {"tool_calls": [{"id": call.id, "type": "function", "function": function} for call, function in pairs]}
+
+
+def _finish_reason(body: ChatBody, answer: Answer, reason: str) -> str:
+    if not answer.calls or reason != "stop":
+        return reason
+    return "function_call" if body.functions is not None else "tool_calls"
+
+
+async def _chat_chunks(
+    service: Service, body: ChatBody, streams: list[Stream], answers: list[Answer], head: dict[str, Any]
+) -> AsyncGenerator[Any, None]:
+    usage = Usage()
+    wants_usage = body.stream_options is not None and body.stream_options.include_usage
+    head |= {"object": "chat.completion.chunk"} | ({"usage": None} if wants_usage else {})
+
+    def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+        return head | {"choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}]}
+
+    with service.limited(streams):
+        for index in range(len(streams)):
+            yield chunk(index, {"role": "assistant", "content": ""})
+        async for index, step in merged(service, streams):
+            usage.see(index, step)
+            answer = answers[index]
+            change = answer.take(step)
+            tokens = told(service.engine, step) if body.logprobs else []
+            logprobs = chat_logprobs(service.engine, tokens) if tokens else None
+            for delta in _deltas(body, change) or ([{"content": ""}] if tokens else []):
+                yield chunk(index, delta, None, logprobs)
+                logprobs = None
+            if step.finish_reason is not None:
+                yield chunk(index, {}, _finish_reason(body, answer, step.finish_reason))
+        if wants_usage:
+            yield head | {"choices": [], "usage": usage.body()}
+
+
+def _deltas(body: ChatBody, change: Change) -> list[dict[str, Any]]:
+    deltas: list[dict[str, Any]] = [{"content": change.content}] if change.content else []
+    for index, call, arguments, is_new in change.calls:
+        function = {"name": call.name, "arguments": arguments} if is_new else {"arguments": arguments}
+        if body.functions is not None:
+            deltas.append({"function_call": function})
+        else:
+            start = {"id": call.id, "type": "function"} if is_new else {}
+            deltas.append({"tool_calls": [{"index": index, **start, "function": function}]})
+    return deltas

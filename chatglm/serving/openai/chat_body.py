@@ -1,0 +1,147 @@
+"""The body of a request for a chat completion: messages, tools, the form of the answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import ApiError
+from .bodies import Count, Sampling
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(BaseModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(BaseModel):
+    """Clients send back what they got, so keys that only answers have may be there, empty."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
+    refusal: None = None
+    audio: None = None
+    annotations: list[Any] | None = None
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["function"]
+    function: Function
+
+
+class Named(BaseModel):
+    name: str
+
+
+class ToolChoice(BaseModel):
+    type: Literal["function"]
+    function: Named
+
+
+class JsonSchema(BaseModel):
+    """`strict` says nothing new here: an answer always follows its schema."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    content: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatBody(Sampling):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[Function] | None = None
+    function_call: Literal["none", "auto"] | Named | None = None
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.schema_wanted() is not None and self.offered():
+            reason = "response_format and tools exclude each other: leave one out, or set tool_choice to none"
+            raise ApiError(400, reason, param="response_format", code="unsupported_parameter")
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs need logprobs = true", param="top_logprobs")
+        if self.functions and self.tools:
+            raise ApiError(400, "give tools or functions (the older name), not both", param="functions")
+        if self.messages[-1].role == "assistant":
+            raise ApiError(400, "the last message is the assistant's: there is nothing to answer", param="messages")
+        forced = self.forced_names()
+        offered = {function.name for function in self.offered()}
+        if forced is not None and not (offered and offered.issuperset(forced)):
+            names = ", ".join(forced) or "a tool"
+            raise ApiError(400, f"tool_choice asks for {names}, which is not among the tools", param="tool_choice")
+
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings()
+        if self.max_completion_tokens is not None:
+            settings["max_new_tokens"] = self.max_completion_tokens
+        return settings
+
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The schema that the answer has to follow, if it has to. Raises ApiError (400) where it is not there."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return {"type": "object"}
+        if wanted.json_schema is None:
+            raise ApiError(400, "response_format json_schema needs a json_schema", param="response_format")
+        return wanted.json_schema.content
+
+    def offered(self) -> list[Function]:
+        """The functions that the model may call."""
+        if self.tool_choice == "none" or self.function_call == "none":
+            return []
+        return list(self.functions or []) or [tool.function for tool in self.tools or []]
+
+    def forced_names(self) -> list[str] | None:
+        """The names one of which the answer has to call, if it has to."""
+        if self.tool_choice == "required":
+            return [function.name for function in self.offered()]
+        if isinstance(self.tool_choice, ToolChoice):
+            return [self.tool_choice.function.name]
+        return [self.function_call.name] if isinstance(self.function_call, Named) else None

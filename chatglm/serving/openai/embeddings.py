@@ -1,0 +1,99 @@
+"""The route of embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from array import array
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import torch
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from ..engine import Engine
+from ..errors import ApiError
+from ..service import Json, Service, in_thread, service_of, unless_gone
+from .bodies import Body, TokenIds
+
+
+class EmbeddingsBody(Body):
+    model: str | None = None
+    input: (
+        str | TokenIds | Annotated[list[str], Field(max_length=256)] | Annotated[list[TokenIds], Field(max_length=256)]
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+
+router = APIRouter()
+
+
+@router.post("/embeddings")
+async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
+    """The mean of the last hidden states over the tokens, with length 1.
+
+    The models were not trained for it: good enough to group similar texts, not for a search engine.
+    """
+    service = service_of(request)
+    engine = service.engine
+    adapter = service.adapter_of(body.model)
+    if body.dimensions is not None:
+        raise ApiError(400, "dimensions are as the model has them", param="dimensions", code="unsupported_parameter")
+    given = body.input
+    inputs: list[Any] = [given] if isinstance(given, str) or not given or isinstance(given[0], int) else list(given)
+    prompts = await in_thread(_embedding_ids, engine, inputs)
+    vectors = await unless_gone(request, _embed_all(service, engine, prompts, adapter))
+    data = [
+        {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
+        for index, vector in enumerate(vectors)
+    ]
+    count = sum(map(len, prompts))
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return Json({"object": "list", "data": data, "model": body.model or service.names[0], "usage": usage})
+
+
+def _embedding_ids(engine: Engine, inputs: list[Any]) -> list[list[int]]:
+    result = []
+    for index, text in enumerate(inputs):
+        ids = list(engine.tokenizer(text)["input_ids"]) if isinstance(text, str) else list(text)
+        if not 0 < len(ids) <= engine.context:
+            reason = f"input[{index}] has {len(ids)} tokens; from 1 to {engine.context} can be read"
+            raise ApiError(400, reason, param="input", code="context_length_exceeded" if ids else None)
+        if max(ids) >= engine.model.config.vocab_size:
+            raise ApiError(400, f"input[{index}] holds ids that are no tokens of this model", param="input")
+        engine.model.positions_from(torch.tensor([ids]), 0)  # for its errors
+        result.append(ids)
+    return result
+
+
+async def _embed_all(
+    service: Service, engine: Engine, prompts: list[list[int]], adapter: str | None
+) -> list[list[float]]:
+    """One text after the other, so that answers go on in between."""
+    vectors = []
+    for ids in prompts:
+        try:
+            future = engine.call(partial(_embed, engine, ids), adapter)
+            vectors.append(await asyncio.wait_for(asyncio.wrap_future(future), service.timeout))
+        except asyncio.TimeoutError as error:
+            raise ApiError(504, f"this took longer than {service.timeout:g} s", code="timeout") from error
+        except Exception as error:
+            raise ApiError.of(error) from error
+    return vectors
+
+
+def _embed(engine: Engine, ids: list[int]) -> list[float]:
+    inputs = torch.tensor([ids], device=engine.model.device)
+    hidden = engine.model.transformer(input_ids=inputs, use_cache=False).last_hidden_state[0].float().mean(0)
+    vector = hidden / hidden.norm().clamp(min=1e-12)
+    if not bool(torch.isfinite(vector).all()):
+        raise ApiError(500, "the model gave NaN or infinite numbers for this text", code="non_finite_logits")
+    return vector.tolist()
+
+
+def _encoded(vector: list[float], encoding: str) -> list[float] | str:
+    return base64.b64encode(array("f", vector).tobytes()).decode() if encoding == "base64" else vector

@@ -1,0 +1,57 @@
+"""The probabilities of tokens, in the two forms that clients know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ...conversation.formats import stop_token_ids
+from ..engine import Engine
+from ..stream import EngineStep, TokenLogprob
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def told(engine: Engine, step: EngineStep) -> list[TokenLogprob]:
+    """The token's probabilities, unless it is one that ends the answer: those are no part of it."""
+    if step.logprob is None or step.logprob.token_id in stop_token_ids(engine.tokenizer):
+        return []
+    return [step.logprob]
+
+
+def token_bytes(tokenizer: Any, token_id: int) -> bytes:
+    """What a token contributes to the text; of a character over several tokens each has its bytes."""
+    piece = tokenizer.convert_ids_to_tokens(token_id)
+    byte = _BYTE.fullmatch(piece or "")
+    if byte:
+        return bytes([int(byte[1], 16)])
+    if tokenizer.chatglm_version != 1 and piece:
+        return piece.replace("\u2581", " ").encode()
+    return tokenizer.decode([token_id], clean_up_tokenization_spaces=False).encode()
+
+
+def _token(engine: Engine, token_id: int, logprob: float) -> dict[str, Any]:
+    part = token_bytes(engine.tokenizer, token_id)
+    return {"token": part.decode(errors="replace"), "logprob": logprob, "bytes": list(part)}
+
+
+def chat_logprobs(engine: Engine, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    content = [
+        _token(engine, token.token_id, token.logprob)
+        | {"top_logprobs": [_token(engine, other, value) for other, value in token.top]}
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(engine: Engine, tokens: Sequence[TokenLogprob], offset: int) -> tuple[dict[str, Any], int]:
+    """The format of completions, and the offset behind these tokens."""
+    texts = [_token(engine, token.token_id, 0.0)["token"] for token in tokens]
+    offsets = []
+    for text in texts:
+        offsets.append(offset)
+        offset += len(text)
+    tops = [{_token(engine, other, 0.0)["token"]: value for other, value in token.top} for token in tokens]
+    values = [token.logprob for token in tokens]
+    return {"tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}, offset
