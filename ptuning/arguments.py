@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.integrations import integration_utils
 
@@ -106,6 +107,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     remove_unused_columns: bool = _help("false: the collator picks the columns", False)
     logging_nan_inf_filter: bool = _help("false: a loss that is no number is shown and stops the run", False)
     ddp_find_unused_parameters: bool | None = _help("false: every trained weight is used in every step", False)
+    gradient_checkpointing: bool | None = _help("false: trade memory for speed (default: true)")  # None: not given
 
     def __post_init__(self) -> None:
         # Newer releases of transformers call it activation checkpointing, and warn of the old name.
@@ -120,6 +122,12 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             self.dataloader_pin_memory = False
         if self.n_gpu > 1:
             self._n_gpu = 1  # never nn.DataParallel: main.py says how to use the other GPUs
+
+    @property
+    def device(self) -> torch.device:
+        """With several processes on the CPU accelerate says cpu:0, where transformers 5.17 cannot load an optimizer."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
 
 class Arguments(NamedTuple):
@@ -408,8 +416,6 @@ def _check_training(model: ModelArguments, training: TrainingArguments, notes: l
         "add --use_cpu --ddp_backend gloo",
     )
     if processes == 1:
-        import torch
-
         count = torch.cuda.device_count()
         if count > 1 and training.device.type == "cuda":
             notes.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.loading import choose_dtype, find_folder
 
 from .arguments import Arguments, method_of
-from .estimate import Estimate, Evaluation, estimate, training_steps
+from .estimate import Estimate, Evaluation, advice, estimate
 from .methods import compute_dtype
 
 #: transformers' names of optimizers that take the same memory as one that `estimate` knows.
@@ -114,8 +115,24 @@ def report(arguments: Arguments, train: Any, held_out: Any, test: Any, language:
         return "\n".join(lines), True
     size = memory.readable(room)
     lines.append(f"可用 {size}：放不下。可以：" if chinese else f"{size} are available: it does not fit. You can:")
-    lines += [f"  * {advice.text(language)}" for advice in found.advice(room)]
+    lines += [f"  * {change.text(language)}" for change in advice(found, room)]
     return "\n".join(lines), False
+
+
+def training_steps(
+    rows: int,
+    *,
+    batch_size: int,
+    gradient_accumulation: int = 1,
+    world_size: int = 1,
+    epochs: float = 3.0,
+    max_steps: int = -1,
+) -> int:
+    """Optimizer steps of a run, as transformers' Trainer counts them; `max_steps` above 0 decides alone."""
+    if max_steps > 0:
+        return max_steps
+    batches = math.ceil(rows / (batch_size * world_size))
+    return math.ceil(epochs * max(1, math.ceil(batches / gradient_accumulation)))
 
 
 def _zero(deepspeed: Any) -> dict[str, Any]:

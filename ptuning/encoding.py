@@ -11,14 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chatglm.conversation import (
-    Message,
-    encode_conversation,
-    encode_message,
-    fit_conversation,
-    message_content,
-    stop_token_ids,
-)
+from chatglm.conversation.fitting import fit_conversation
+from chatglm.conversation.formats import encode_conversation, encode_message, message_content, stop_token_ids
+from chatglm.conversation.history import Message
 from ptuning.rows import DataError, Row
 
 IGNORED = -100

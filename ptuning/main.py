@@ -20,7 +20,7 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # the imports take seconds
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
-from chatglm.conversation import stop_token_ids  # noqa: E402
+from chatglm.conversation.formats import stop_token_ids  # noqa: E402
 from chatglm.messages import TUNING, choose_language  # noqa: E402
 from ptuning.arguments import Arguments, ArgumentsError, TrainingArguments, method_of, parse  # noqa: E402
 

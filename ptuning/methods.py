@@ -12,7 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizer, set_seed
 
 import chatglm
 from chatglm.adapter_files import LORA_CONFIG, PREFIX, Prefix, describe, read_adapter
-from chatglm.adapters import add_lora, add_prefix, load_adapter, save_adapter
+from chatglm.adapters.attaching import load_adapter
+from chatglm.adapters.lora import add_lora
+from chatglm.adapters.prefixes import add_prefix
+from chatglm.adapters.saving import save_adapter
 from chatglm.checkpoint_files import VOCABULARIES, ModelLoadError, read_contents, read_json, weight_files
 from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.loading import find_folder

@@ -19,15 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatglm.conversation import (
-    TOOLS_SYSTEM_PROMPT,
-    Message,
-    Pair,
-    normalize_messages,
-    pairs_from_messages,
-    tool_call_message,
-    validate_history,
-)
+from chatglm.conversation.chat_messages import TOOLS_SYSTEM_PROMPT, normalize_messages, pairs_from_messages
+from chatglm.conversation.history import Message, Pair, validate_history
+from chatglm.conversation.tool_calls import tool_call_message
 from ptuning.files import DECODER, DataError, Problems, read_records
 
 _CONVERSATIONS = ("conversations", "messages")

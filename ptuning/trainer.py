@@ -63,6 +63,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         self.max_new_tokens, self.generation = max_new_tokens, {"num_beams": 1, "do_sample": False} | (generation or {})
         self.interrupted = False
         self.zeros, self.not_finite = 0, 0.0
+        self.last_batch: tuple[Any, ...] | None = None
         self.loss_only = False
         self.row_losses: list[torch.Tensor] = []
         super().__init__(**kwargs)
@@ -98,8 +99,9 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.last_batch = inputs, num_items_in_batch
         value = float(loss)
         self.zeros = self.zeros + 1 if value == 0 else 0
         if not math.isfinite(value):
@@ -122,6 +124,24 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
                 "heart, or the answers are empty; train on more data or for fewer steps (--show_example shows labels)"
             )
 
+    def check_step(self) -> None:
+        """Raises TrainingError where the step just taken has spoilt the weights, which no loss has shown yet."""
+        if self.last_batch is None:
+            return
+        inputs, count = self.last_batch
+        self.model_wrapped.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            inputs = self._prepare_inputs(inputs)
+            loss = float(self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=count))
+        self.model_wrapped.train()
+        finite = all(bool(torch.isfinite(one).all()) for one in self.model.parameters() if one.requires_grad)
+        value = torch.tensor([loss if finite else math.nan], device=self.args.device)
+        if self.args.world_size > 1:
+            value = self.accelerator.gather(value)
+        if not torch.isfinite(value).all():
+            what = f"the loss after it is {loss}" if finite else "the trained weights are no finite numbers after it"
+            raise TrainingError(self._diagnosis(what, self.state.global_step))
+
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
         # float16's scaler leaves such a step out by itself and tries a smaller scale.
@@ -129,8 +149,9 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             raise TrainingError(self._diagnosis("a gradient is no finite number"))
         return norm
 
-    def _diagnosis(self, what: str) -> str:
-        step, rate, dtype = self.state.global_step + 1, self.args.learning_rate, self.model.dtype
+    def _diagnosis(self, what: str, step: int | None = None) -> str:
+        step = self.state.global_step + 1 if step is None else step
+        rate, dtype = self.args.learning_rate, self.model.dtype
         if dtype == torch.float16:
             advice = "float16 overflows at 65504: take --dtype bfloat16 where the GPU can, or float32"
         else:
@@ -166,7 +187,12 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         if self.row_losses:
             sums, learned = torch.cat(self.row_losses).sum(0).tolist()
             prefix = kwargs.get("metric_key_prefix", "eval")
-            found.metrics[f"{prefix}_loss"] = sums / max(learned, 1)
+            loss = found.metrics[f"{prefix}_loss"] = sums / max(learned, 1)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss on these rows is {loss}, so their answers mean nothing: the weights are damaged (take "
+                    f"an earlier checkpoint), or overflow in {self.model.dtype} (take --dtype bfloat16 or float32)"
+                )
         return found
 
     def _generate(self, inputs: dict[str, Any]) -> torch.Tensor:
@@ -354,7 +380,7 @@ class StepSampler(Sampler[int]):
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Tells the sampler the epoch, and the training loop that it was interrupted."""
+    """Tells the sampler the epoch, the training loop that it was interrupted, and the trainer what to look at."""
 
     def __init__(self, trainer: Tuner) -> None:
         self.trainer = trainer
@@ -371,6 +397,14 @@ class _Watch(TrainerCallback):  # type: ignore[misc, unused-ignore]
             trainer.interrupted = bool(trainer.accelerator.reduce(flag, "sum") > 0)
         if trainer.interrupted:
             control.should_save = control.should_training_stop = True
+        self._check(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._check(control)
+
+    def _check(self, control: Any) -> None:
+        if control.should_save or control.should_evaluate or control.should_training_stop:
+            self.trainer.check_step()
 
 
 def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:

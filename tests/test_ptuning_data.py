@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from chatglm.conversation import TOOLS_SYSTEM_PROMPT, encode_conversation, encode_message
+from chatglm.conversation.chat_messages import TOOLS_SYSTEM_PROMPT
+from chatglm.conversation.formats import encode_conversation, encode_message
 from conftest import SHARED, needs_shared
 from ptuning.data import (
     Collator,

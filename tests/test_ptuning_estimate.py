@@ -1,4 +1,4 @@
-"""What ptuning/estimate.py tells beforehand, against real training runs and against sums done by hand."""
+"""What ptuning/estimate tells beforehand, against real training runs and against sums done by hand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 
 import chatglm
 from chatglm.memory import readable
-from ptuning import estimate as module
-from ptuning.estimate import LIBRARIES, PARTS, Estimate, Evaluation, estimate, training_steps
+from ptuning.dry_run import training_steps
+from ptuning.estimate import LIBRARIES, PARTS, Estimate, Evaluation, advice, estimate
 from tiny_folders import make_folder
 
 PROGRAM = Path(__file__).with_name("training_memory.py")
@@ -228,8 +228,8 @@ def test_evaluation_counts_where_it_takes_more_than_training() -> None:
     assert (small.total, small.parts["evaluation"]) == (none.total, 0)
     assert large.parts["evaluation"] == pytest.approx(16 * 64 * config.vocab_size * 4, rel=0.2)  # the logits
     assert of(4, 8, 1024, 4).parts["evaluation"] > 3 * of(4, 8, 1024).parts["evaluation"] > 0  # a cache for each beam
-    advice = {found.english: found for found in large.advice(none.total)}
-    assert advice["--per_device_eval_batch_size 1 (the same result)"].fits
+    changes = {found.english: found for found in advice(large, none.total)}
+    assert changes["--per_device_eval_batch_size 1 (the same result)"].fits
 
 
 def test_the_batch_that_a_run_evaluates(tmp_path: Path) -> None:
@@ -302,23 +302,23 @@ def test_the_table() -> None:
 
 def test_advice_says_what_each_change_gains() -> None:
     found = of_6b(2, layers=2, gradient_checkpointing=False, batch_size=16, sequence_length=512)
-    assert found.advice(found.total) == []
-    advice = found.advice(3 * GIB)
-    assert all(one.gain == found.total - one.total > 0 for one in advice)
-    assert all(one.fits == (one.total <= 3 * GIB) for one in advice)
-    english = [one.text() for one in advice]
+    assert advice(found, found.total) == []
+    changes = advice(found, 3 * GIB)
+    assert all(one.gain == found.total - one.total > 0 for one in changes)
+    assert all(one.fits == (one.total <= 3 * GIB) for one in changes)
+    english = [one.text() for one in changes]
     assert any("gradient checkpointing" in line for line in english)
     assert any("--per_device_train_batch_size 1 --gradient_accumulation_steps 16" in line for line in english)
     assert any("--quantization_bit 4" in line for line in english)
-    assert all("省" in one.text("zh") for one in advice)
+    assert all("省" in one.text("zh") for one in changes)
 
 
 def test_advice_for_full_tuning() -> None:
-    advice = of_6b(2, layers=2, method="full", dtype="bfloat16").advice(4 * GIB)
-    english = "\n".join(one.text() for one in advice)
+    changes = advice(of_6b(2, layers=2, method="full", dtype="bfloat16"), 4 * GIB)
+    english = "\n".join(one.text() for one in changes)
     for words in ("--optim adamw_bnb_8bit", "--optim adafactor", "ZeRO-2 on 4", "ZeRO-3 on 4", "LoRA"):
         assert words in english
-    lora = next(one for one in advice if "LoRA" in one.english)
+    lora = next(one for one in changes if "LoRA" in one.english)
     assert lora.fits
     assert "which fits" in lora.text()
 
@@ -351,4 +351,4 @@ def test_settings_that_do_not_go_together(settings: dict[str, Any], words: str) 
 def test_lora_needs_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match="ptuning/requirements"):
-        module.estimate(of_shape(2), method="lora", batch_size=1, sequence_length=16)
+        estimate(of_shape(2), method="lora", batch_size=1, sequence_length=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.integrations import integration_utils
 
 from ptuning import main as program
@@ -312,6 +314,28 @@ def test_problems_are_one_line(
     assert program.main(argv) in (1, 2)
     err = [line for line in capsys.readouterr().err.splitlines() if line and "Tokenizing" not in line]
     assert len(err) == 1 and message in err[0] and err[0].startswith("error: ")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_that_are_no_numbers_predict_nothing(
+    method: str, base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    start = arguments(base, rows, out, *METHODS[method], "--max_steps", "1", "--baseline_samples", "0")
+    assert program.main(start) == 0
+    file = next((out / "checkpoint-1").glob("*model.safetensors"))
+    save_file({name: tensor * math.nan for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    model = ["--model_name_or_path", str(file.parent)]
+    if method != "full":
+        model = ["--model_name_or_path", str(base), "--ptuning_checkpoint", str(file.parent)]
+    capsys.readouterr()
+    predict = ["--do_predict", "--test_file", str(rows), "--output_dir", str(out), "--predict_with_generate",
+               "--disable_tqdm", "True", "--use_cpu", "--max_target_length", "8"]  # fmt: skip
+    assert program.main([*model, *predict]) == 1
+    printed = capsys.readouterr()
+    message = "the loss on these rows is nan" if method == "full" else f"{file.parent} holds NaN or infinite numbers"
+    assert f"error: {message}" in printed.err and "take an earlier checkpoint" in printed.err
+    assert not (out / "generated_predictions.txt").exists()
 
 
 def test_going_on_with_what_does_not_fit(

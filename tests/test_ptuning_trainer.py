@@ -302,6 +302,37 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(
     assert torch.isfinite(tuner.model.transformer.prefix_encoder.embedding.weight).all()
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("saving", [["--save_steps", "1"], ["--save_strategy", "no"], ["--save_strategy", "epoch"]])
+def test_a_step_that_spoils_the_weights_is_not_kept(
+    method: str, saving: list[str], folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = arguments(folders(3), write_rows(tmp_path / "train.json"), tmp_path / "out", *METHODS[method], *saving,
+                     "--max_steps", "4", "--gradient_accumulation_steps", "1", "--learning_rate", "0.01")  # fmt: skip
+    tuner = make_tuner(argv, tmp_path)
+
+    class Spoils(TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.global_step == 3:  # counted after it: the fourth, which is the last one
+                next(one for one in model.parameters() if one.requires_grad).data.fill_(float("nan"))
+
+    tuner.add_callback(Spoils())
+    with pytest.raises(TrainingError, match="step 4: the trained weights are no finite numbers after it: lower"):
+        tuner.train()
+    kept = ["checkpoint-1", "checkpoint-2", "checkpoint-3"] if "1" in saving else []
+    assert sorted(path.name for path in (tmp_path / "out").glob("*")) == kept
+
+
+def test_a_last_step_that_went_too_far_is_told(folders: Any, tmp_path: Path) -> None:
+    """The weights are numbers, but no loss comes of them any more."""
+    argv = arguments(folders(3), write_rows(tmp_path / "train.json"), tmp_path / "out", *METHODS["full"],
+                     "--max_steps", "2", "--learning_rate", "1e10", "--save_steps", "1")  # fmt: skip
+    tuner = make_tuner(argv, tmp_path)
+    with pytest.raises(TrainingError, match=r"step 2: the loss after it is nan: lower --learning_rate \(it is 1e\+10"):
+        tuner.train()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-1"]
+
+
 # ---- batches and predictions -----------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,8 @@ from transformers import Seq2SeqTrainer  # noqa: F401
 import chatglm
 from chatglm.adapters import add_lora, add_prefix
 from chatglm.loading import DTYPES
-from ptuning.estimate import Settings, checkpoint
+from ptuning.estimate import Settings
+from ptuning.estimate.rehearsal import checkpoint
 
 
 def status(name: str) -> int:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chatglm.conversation import stop_token_ids
+from chatglm.conversation.formats import stop_token_ids
 from ptuning import data, methods
 from ptuning.arguments import Arguments, method_of, parse
 from ptuning.trainer import Tuner
