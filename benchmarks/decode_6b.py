@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import Cache
 from benchmarks.load_6b import peak_memory
 from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.generation import ChatCache, piece_end
-from chatglm.kernels import cpu
+from chatglm.kernels import cpu, huge_pages
 from chatglm.loading import MODELS
 from chatglm.rotary import RotaryTable
 
@@ -30,12 +31,16 @@ def make(generation: int, bits: int, head: int | None, dtype: torch.dtype, preci
     with torch.device("meta"):
         model = MODELS[generation](config)
     model = model.to(dtype).quantize(bits, quantize_head=head, precision=precision, empty_init=True).eval()
-    model = model.to_empty(device="cpu")
+    for name, parameter in list(model.named_parameters()):  # in memory as what was just quantised, or mapped from files
+        owner = model.get_submodule(name.rpartition(".")[0])
+        weight = nn.Parameter(huge_pages.empty(tuple(parameter.shape), parameter.dtype), requires_grad=False)
+        fill(name, weight, bits)
+        setattr(owner, name.rpartition(".")[2], weight)
+    model.tie_weights()
+    model = model._apply(lambda tensor: torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor)
     for module in model.modules():
         if isinstance(module, RotaryTable):
             module.reset()
-    for name, parameter in model.named_parameters():
-        fill(name, parameter, bits)
     return model.requires_grad_(False)
 
 
@@ -76,6 +81,21 @@ def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, floa
     return torch.cat((ids, token), dim=1), seconds
 
 
+def take_turns(model: Any, context: int) -> None:
+    """Six tokens at `context` tokens of context for every line on stdin; see `benchmarks.turns`."""
+    cache = ChatCache()
+    prompt, _ = run(model, prompt_of(model, context), cache)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        if cache.get_seq_length() > context:
+            cache.crop(context - cache.get_seq_length())
+        ids, times = prompt, []
+        for _ in range(6):
+            ids, seconds = run(model, ids, cache)
+            times.append(seconds)
+        print(*(f"{seconds * 1e3:.3f}" for seconds in times), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=2)
@@ -88,12 +108,17 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that is timed; 0 for none")
     parser.add_argument("--tokens", type=int, default=24, help="tokens to decode; the median counts")
     parser.add_argument("--layers", type=int, help="fewer than the model has, to try things")
+    parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: tokens as they are asked for")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     sizes = {"num_layers": args.layers} if args.layers else {}
     model = make(args.generation, args.bits, args.head, getattr(torch, args.dtype), args.precision, **sizes)
+    if args.turns:
+        with torch.inference_mode():
+            take_turns(model, args.context)
+        return
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     streamed, backend = weights_read(model), cpu.load()
     bytes_read = sum(weight.numel() * weight.element_size() for weight in streamed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: tokens as they are asked for")
     args = parser.parse_args()
     if not args.file.exists():
         write(args.file)
@@ -98,6 +100,14 @@ def main() -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
 
     run([1000])
+    if args.turns:
+        forget()
+        run([1000 + i for i in range(args.context)])
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(context), 0, args.context, -1)
+            print(*(f"{run([2000]) * 1e3:.3f}" for _ in range(6)), flush=True)
+        return
     prompts = []
     for _ in range(2):
         forget()

@@ -2,7 +2,8 @@
 
 Walks over all matrices of the model (random weights, no norms, no attention) as decoding a token does. A loop that only
 reads the same bytes runs before every walk, and the ratio of their times is what counts: the bandwidth of a machine
-changes from second to second. Prints a Markdown table; `share` is that ratio, as minimum / median / maximum.
+changes from second to second. Prints a Markdown table; `share` is that ratio, as minimum / median / maximum. `int
+peak` is what the CPU multiplies without any memory, which bounds several rows: the default takes two products a weight.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from chatglm.kernels import cpu, reference
+from chatglm.kernels import cpu, huge_pages, reference
 from chatglm.memory import host_available
 
 #: (out, in) of the matrices of a layer, by generation, and of the head.
@@ -83,8 +84,8 @@ def random_weights(shape: tuple[int, int], bits: int) -> tuple[torch.Tensor, tor
     out, columns = shape
     scale = torch.rand(out) * 1e-2
     if bits == 16:
-        return torch.empty(shape, dtype=torch.bfloat16).uniform_(-1, 1), scale
-    weight = torch.empty((out, columns * bits // 8), dtype=torch.int8)
+        return huge_pages.empty(shape, torch.bfloat16).uniform_(-1, 1), scale
+    weight = huge_pages.empty((out, columns * bits // 8))
     weight.view(torch.int64).random_()
     return weight, scale
 
@@ -126,12 +127,14 @@ def measure(
     walks = [lambda k=k: walk(k, inputs[k.dtype]) for k in kernels]
     times: list[list[float]] = [[] for _ in kernels]
     limits: list[list[float]] = [[] for _ in kernels]
+    peaks: list[float] = []
     for repeat in range(repeats + 1):
         for index, run in enumerate(walks):
             pair = seconds(read), seconds(run)
             if repeat:  # the first warms up
                 limits[index].append(pair[0])
                 times[index].append(pair[1])
+            peaks.append(integer_peak(backend))
     for index, kernel in enumerate(kernels):
         middle = statistics.median(times[index])
         shares = [limit / taken for limit, taken in zip(limits[index], times[index], strict=True)]
@@ -139,12 +142,19 @@ def measure(
             kernel.name, f"{rows}", f"{layers}", f"{middle * 1e3:.1f}", f"{size / middle / 1e9:.1f}",
             f"{size / statistics.median(limits[index]) / 1e9:.1f}",
             f"{min(shares):.2f} / {statistics.median(shares):.2f} / {max(shares):.2f}",
-            f"{2 * rows * size * 8 / bits / middle / 1e9:.0f}", error(kernel),
+            f"{2 * rows * size * 8 / bits / middle / 1e9:.0f}", f"{statistics.median(peaks):.0f}", error(kernel),
         ])  # fmt: skip
     return table
 
 
-def seconds(function: Callable[[], None]) -> float:
+def integer_peak(backend: cpu.Backend) -> float:
+    """Billions of integer additions and multiplications a second, by all threads; 0 without AVX-512."""
+    count = 12_000_000
+    taken = seconds(lambda: backend.multiply(count))
+    return 2 * 64 * count * torch.get_num_threads() / taken / 1e9 if backend.variant == "avx512" else 0.0
+
+
+def seconds(function: Callable[[], object]) -> float:
     """How long one call takes."""
     start = time.perf_counter()
     function()
@@ -165,8 +175,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     backend = cpu.load()
     print(f"torch {torch.__version__}, kernels: {backend.describe()}\n")
-    print("| kernel | rows | layers | ms | GB/s | read loop GB/s | share of it | GOP/s | relative error |")
-    print("|---" * 9 + "|")
+    print("| kernel | rows | layers | ms | GB/s | read loop GB/s | share of it | GOP/s | int peak | relative error |")
+    print("|---" * 10 + "|")
     everything = ours(backend) + ([] if args.no_peers else peers())
     for bits in args.bits:
         for rows in args.rows:

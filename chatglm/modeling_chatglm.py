@@ -28,7 +28,7 @@ from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
 from .quantization import QuantizedLinear
 from .rotary import RotaryTable
-from .single_token import BlockLayout, BlockRunner
+from .single_token import BlockLayout, BlockRunner, sees_all
 
 #: (cos, sin) by place in the context, and by place in the answer with 2-D positions.
 RotaryEmbeddings = list[tuple[torch.Tensor, torch.Tensor]]
@@ -384,23 +384,18 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
             )
         rotary = [self.rotary_emb(kind, inputs_embeds.dtype) for kind in kinds]
         hidden_states = inputs_embeds
-        done = None
-        if mask is None and self.prefix_encoder is None and self.config._attn_implementation == "sdpa":
-            done = self.run_blocks(self.layers, hidden_states, rotary, past_key_values)
-        if done is not None:
-            hidden_states = done
-        else:
-            for layer, (prefix_key, prefix_value) in zip(self.layers, prefix, strict=True):
-                hidden_states = layer(
-                    hidden_states,
-                    prefix_key,
-                    prefix_value,
-                    attention_mask=mask,
-                    rotary=rotary,
-                    past_key_values=past_key_values,
-                    use_cache=use_cache,
-                    **kwargs,
-                )
+        hidden_states = self.run_blocks(
+            self.layers,
+            hidden_states,
+            prefix,
+            rotary,
+            sees_all(attention_mask, mask, past_key_values) and self.config._attn_implementation == "sdpa",
+            attention_mask=mask,
+            rotary=rotary,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
         hidden_states = self.final_layernorm(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 

@@ -31,7 +31,7 @@ from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
 from .quantization import QuantizedLinear
 from .rotary import RotaryTable
-from .single_token import BlockLayout, BlockRunner
+from .single_token import BlockLayout, BlockRunner, sees_all
 
 RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]
 
@@ -365,24 +365,19 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
 
         rotary = self.rotary_pos_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds.float() if self.config.fp32_residual_connection else inputs_embeds
-        done = None
-        if mask is None and self.prefix_encoder is None and self.config._attn_implementation == "sdpa":
-            done = self.run_blocks(self.encoder.layers, hidden_states, [rotary], past_key_values)
-        if done is not None:
-            hidden_states = done
-        else:
-            for layer, (prefix_key, prefix_value) in zip(self.encoder.layers, prefix, strict=True):
-                hidden_states = layer(
-                    hidden_states,
-                    prefix_key,
-                    prefix_value,
-                    attention_mask=mask,
-                    rotary=rotary,
-                    past_key_values=past_key_values,
-                    use_cache=use_cache,
-                    position_ids=position_ids,
-                    **kwargs,
-                )
+        hidden_states = self.run_blocks(
+            self.encoder.layers,
+            hidden_states,
+            prefix,
+            [rotary],
+            sees_all(attention_mask, mask, past_key_values) and self.config._attn_implementation == "sdpa",
+            attention_mask=mask,
+            rotary=rotary,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            position_ids=position_ids,
+            **kwargs,
+        )
         hidden_states = self.encoder.final_layernorm(hidden_states).to(inputs_embeds.dtype)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 

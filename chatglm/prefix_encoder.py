@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import initialization
@@ -64,38 +66,62 @@ class PrefixEncoder(nn.Module):
                 PrefixLinear(embedding_size, projection_size), nn.Tanh(), PrefixLinear(projection_size, kv_size)
             )
         self.dropout = nn.Dropout(dropout)
-        # A projection costs more than a decoding step of the network: without gradients its result is kept.
-        self._kept: tuple[list[tuple[nn.Parameter, int, int]], torch.Tensor] | None = None
+        # To cast the table, or project it, takes as long as some layers do: without gradients the result is kept.
+        self._kept: tuple[list[tuple[nn.Parameter, torch.Tensor, int]], torch.Tensor] | None = None
         #: Of the model that it was trained on, see `chatglm.adapters.fingerprint`.
         self.base_fingerprint: str | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": None}
 
-    def _table(self) -> torch.Tensor:
-        """(pre_seq_len, layers * 2 * heads * head_dim)"""
+    def train(self, mode: bool = True) -> PrefixEncoder:
+        self._kept = None  # optimizers may write to .data, which no version tells
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PrefixEncoder:
+        self._kept = None
+        return super()._apply(fn, recurse)
+
+    def _make(self, batch_size: int, dtype: torch.dtype) -> torch.Tensor:
+        """(layers * 2, batch, heads, prefix, head_dim)"""
         weight = self.embedding.weight
-        if self.trans is None:
-            return weight
-        keep = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if not keep or any(parameter.is_inference() for parameter in self.parameters()):
-            return self.trans(weight)
-        # The address finds what assigning to .data changes without a new version.
-        state = [(parameter, parameter._version, parameter.data_ptr()) for parameter in self.parameters()]
-        if self._kept is not None and len(self._kept[0]) == len(state):
-            same = all(old[0] is new[0] and old[1:] == new[1:] for old, new in zip(self._kept[0], state, strict=True))
-            if same and self._kept[1].device == weight.device and self._kept[1].dtype == weight.dtype:
-                return self._kept[1]
-        finished: torch.Tensor = self.trans(weight)
+        table = (weight if self.trans is None else self.trans(weight)).to(dtype)
+        table = table.view(1, self.pre_seq_len, self.num_layers * 2, self.num_heads, self.head_dim)
+        return self.dropout(table.expand(batch_size, -1, -1, -1, -1)).permute(2, 0, 3, 1, 4)
+
+    def _finished(self, dtype: torch.dtype) -> torch.Tensor:
+        """`_make` for one sequence, contiguous, as it was made last if nothing has changed since."""
+        parameters = list(self.parameters())
+        if any(type(one) is not nn.Parameter or one.is_inference() for one in parameters):
+            return self._make(1, dtype)
+        kept = self._kept
+        # Assigning to .data gives another address and no new version. The old numbers are held, so that their address
+        # is nobody else's.
+        if (
+            kept is not None
+            and kept[1].dtype == dtype
+            and len(kept[0]) == len(parameters)
+            and all(
+                one is old and one._version == version and one.data_ptr() == numbers.data_ptr()
+                for one, (old, numbers, version) in zip(parameters, kept[0], strict=True)
+            )
+        ):
+            return kept[1]
+        self._kept = None  # its memory is free for the new one
+        state = [(one, one.detach(), one._version) for one in parameters]
+        finished = self._make(1, dtype).contiguous()
         self._kept = (state, finished)
         return finished
 
     def forward(self, batch_size: int, dtype: torch.dtype) -> list[LayerPrefix]:
-        """The prefix of every layer for `batch_size` sequences, in `dtype`."""
-        table = self._table().to(dtype)
-        table = table.view(1, self.pre_seq_len, self.num_layers * 2, self.num_heads, self.head_dim)
-        table = self.dropout(table.expand(batch_size, -1, -1, -1, -1)).permute(2, 0, 3, 1, 4)
-        return [(table[2 * layer], table[2 * layer + 1]) for layer in range(self.num_layers)]
+        """The prefix of every layer for `batch_size` sequences, in `dtype`; not to be written to."""
+        autocast = torch.is_autocast_enabled(self.embedding.weight.device.type)
+        if self.training or autocast or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            prefix = self._make(batch_size, dtype)
+        else:
+            prefix = self._finished(dtype).expand(-1, batch_size, -1, -1, -1)
+        parts = prefix.unbind()
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def make_prefix_visible(attention_mask: torch.Tensor | None, pre_seq_len: int) -> torch.Tensor | None:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.initialization import zeros_
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from . import adapters, quantization
+from . import quantization
+from .adapters import switching
 from .configuration_chatglm import ChatGLMConfig
 from .prefix_encoder import PrefixEmbedding, PrefixLinear
 from .rotary import RotaryTable
@@ -65,6 +66,12 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
             quantization.apply(self, quantization.stored_settings(self.config), empty=True)
         super().post_init()
 
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype | None]:
+        """What loading casts to which dtype, by patterns of names. Quantised weights and their scales stay as saved:
+        rounded scales would be other weights, and float weights made int8 would be zeros."""
+        plan: dict[str, torch.dtype | None] = super()._get_dtype_plan(dtype)
+        return plan | dict.fromkeys(quantization.packed_weights(self))
+
     def quantize(self, bits: int, **options: Any) -> Any:
         """Quantises the weights to 4 or 8 bits in place and returns the model; 0 changes nothing.
 
@@ -80,12 +87,12 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     @property
     def adapter_names(self) -> list[str]:
         """The P-tuning prefixes and LoRA adapters on this model, see `chatglm.adapters.load_adapter`."""
-        return adapters.adapter_names(self)
+        return switching.adapter_names(self)
 
     @property
     def current_adapter(self) -> str | None:
         """The one of `adapter_names` in use; None for the base model alone."""
-        return adapters.current_adapter(self)
+        return switching.current_adapter(self)
 
     def adapter(self, name: str | None) -> AbstractContextManager[Any]:
         """`with model.adapter("adverts"):` answers with this adapter, `with model.adapter(None):` with the base model.
@@ -96,14 +103,14 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: there is none of this name.
         """
-        return adapters.using_adapter(self, name)
+        return switching.using_adapter(self, name)
 
     def prefix(self, name: str | None) -> AbstractContextManager[Any]:
         """`adapter`, by the name that users of P-tuning look for."""
-        return adapters.using_adapter(self, name)
+        return switching.using_adapter(self, name)
 
     def train(self, mode: bool = True) -> Any:
-        for encoder in adapters.parked(self):
+        for encoder in switching.parked(self):
             encoder.train(mode)
         return super().train(mode)
 
@@ -114,7 +121,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
                 f"this model is split over devices ({places}), so it cannot be moved or cast as a whole: leave out "
                 ".cuda(), .to(), .half() and .float(), and give num_gpus, device_map or dtype when you load it"
             )
-        for encoder in adapters.parked(self):
+        for encoder in switching.parked(self):
             encoder._apply(fn)
         return super()._apply(fn, recurse)
 

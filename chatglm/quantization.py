@@ -22,6 +22,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import kernels
+from .kernels import huge_pages
 from .kernels.reference import BLOCK, dequantize_rows, pack
 
 __all__ = [
@@ -72,7 +73,9 @@ def quantize_weight(
     if not weight.is_floating_point() or weight.dim() != 2:
         raise ValueError(f"only float matrices can be quantised, not {weight.dtype} of shape {tuple(weight.shape)}")
     largest = 2 ** (bits - 1) - 1
-    q = weight.new_empty((weight.shape[0], weight.shape[1] * bits // 8), dtype=torch.int8)
+    shape = (weight.shape[0], weight.shape[1] * bits // 8)
+    plain = weight.device.type == "cpu" and type(weight) in (torch.Tensor, nn.Parameter)  # not one of torch's fake ones
+    q = huge_pages.empty(shape) if plain else weight.new_empty(shape, dtype=torch.int8)
     scale = weight.new_empty(weight.shape[0], dtype=scale_dtype or weight.dtype)
     step = max(1, BLOCK // 16 // max(1, weight.shape[1]))  # in slices: the intermediates would be larger than the layer
     for start in range(0, weight.shape[0], step):
@@ -417,6 +420,12 @@ def apply(
     _note(model, settings)
 
 
+def packed_weights(model: nn.Module) -> list[str]:
+    """Names of the quantised weights; followed by `_scale`, those of their scales."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _Quantized)]
+    return [f"{name}.weight" for name, module in layers if module.weight.dtype == torch.int8]
+
+
 def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     for parent in model.modules():
         for name, child in parent.named_children():
@@ -513,18 +522,6 @@ class ChatGLMQuantizer(HfQuantizer):
     def get_quantize_ops(self) -> ConversionOps:
         return _QuantizeOne(self.errors)
 
-    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-        name = converter.target_patterns[0]
-        dtype_name = str(param.get_dtype() if hasattr(param, "get_dtype") else param.dtype)
-        if dtype == torch.int8 and dtype_name not in ("I8", "torch.int8"):
-            raise ValueError(
-                f"the config says that this checkpoint is quantised, but {name} is {dtype_name}: take quantization_bit "
-                "and quantization_config out of the config, and give quantization_config to from_pretrained instead"
-            )
-        if name.endswith("weight_scale"):
-            return None  # as they were saved: rounding them would change the weights
-        return dtype
-
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         settings = self.quantization_config
         if self.pre_quantized:
@@ -543,8 +540,14 @@ class ChatGLMQuantizer(HfQuantizer):
         if self.errors:
             raise ValueError(self.errors[0])
         apply(model, self.quantization_config)
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, _Quantized):
+                if module.weight.dtype != torch.int8:
+                    raise ValueError(
+                        f"the config says that this checkpoint is quantised, but {name}.weight is "
+                        f"{module.weight.dtype}: take quantization_bit and quantization_config out of the config, and "
+                        "give quantization_config to from_pretrained instead"
+                    )
                 module.weight.requires_grad_(False)
                 module.weight_scale.requires_grad_(False)
         return model

@@ -1,14 +1,14 @@
-"""Decoding with a quantised model on a CPU: one token through all blocks in one call of the kernels.
+"""Decoding with a quantised model on a CPU: a token of each sequence through all blocks in one call of the kernels.
 
 A token needs some fifty small operations a block besides the four products, and on a CPU they take a good part of the
-time. What is not the plain case (several tokens, gradients, hooks, adapters, masks, another device) goes through the
+time. What is not the plain case (several tokens, gradients, hooks, LoRA, masks, another device) goes through the
 modules as ever; the results are equal up to rounding, of which there is less here: all between the blocks is float32.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.utils import output_capturing
 
 from . import kernels
 from .cache import GrowingLayer
-from .kernels.cpu import DTYPES, Block, Matrix, Token
+from .kernels.cpu import DTYPES, Block, Matrix, Tokens
 from .quantization import QuantizedLinear
 
 
@@ -66,21 +67,42 @@ class BlockRunner:
         self,
         blocks: Iterable[Any],
         hidden_states: torch.Tensor,
-        rotary: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        cache: Cache | None,
-    ) -> torch.Tensor | None:
-        """What the blocks make of one token, which is in the cache then; None: it has to go through the modules.
-
-        The caller has made sure that the token sees all that is cached and no prefix, and that attention is torch's.
+        prefix: Sequence[tuple[torch.Tensor | None, torch.Tensor | None]],
+        tables: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        plain: bool,
+        *,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """What the blocks make of the tokens, which are in the cache then.
 
         Args:
-            hidden_states: (1, 1, hidden), else the result is None
-            rotary: one or two tables of (cos, sin), each (1, 1, angles)
+            hidden_states: (batch, tokens, hidden)
+            prefix: keys and values of every block that all tokens see first, or None
+            tables: one or two of (cos, sin), each (batch or 1, tokens, angles)
+            plain: whether every token sees all that is cached of its sequence, and attention is torch's
+            past_key_values, kwargs: for the modules
         """
+        done = self._in_one_call(blocks, hidden_states, prefix, tables, past_key_values) if plain else None
+        if done is not None:
+            return done
+        for block, (key, value) in zip(blocks, prefix, strict=True):
+            hidden_states = block(hidden_states, key, value, past_key_values=past_key_values, **kwargs)
+        return hidden_states
+
+    def _in_one_call(
+        self,
+        blocks: Iterable[Any],
+        hidden_states: torch.Tensor,
+        prefix: Sequence[tuple[torch.Tensor | None, torch.Tensor | None]],
+        tables: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        cache: Cache | None,
+    ) -> torch.Tensor | None:
+        """As `__call__`; None: the modules have to do it."""
         if (
             cache is None
             or type(hidden_states) is not torch.Tensor
-            or hidden_states.numel() != hidden_states.shape[-1]
+            or hidden_states.shape[1] != 1
             or hidden_states.device.type != "cpu"
             or hidden_states.dtype not in DTYPES
             or torch.is_grad_enabled()
@@ -88,22 +110,31 @@ class BlockRunner:
             or torch.is_autocast_enabled("cpu")
         ):
             return None
-        run = getattr(kernels.backend_for(hidden_states.device), "run_blocks", None)
-        plan = self._planned(blocks) if run is not None else None
-        room = [] if plan is None else _room(cache, len(plan), rotary[0][0].dtype)
-        if run is None or plan is None or not room:
+        rows, dtype = len(hidden_states), tables[0][0].dtype
+        backend: Any = kernels.backend_for(hidden_states.device)
+        if not 0 < rows <= getattr(backend, "block_rows", 0):
             return None
-        for block, (keys, values) in zip(plan, room, strict=True):
-            block.past = keys.shape[2] - 1
-            block.keys, block.values = keys.data_ptr(), values.data_ptr()
-            block.cache_step, block.cache_type = keys.stride(1), DTYPES[keys.dtype]
+        plan = self._planned(blocks)
+        found = None if plan is None else _prefix_of(prefix, dtype)
+        room = None if plan is None or found is None else _room(cache, rows, len(plan), dtype)
+        if plan is None or found is None or room is None:
+            return None
+        lengths, held = room
+        for block, (keys, values) in zip(plan, held, strict=True):
+            block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), DTYPES[dtype]
+            block.cache_row, block.cache_step = keys.stride(0), keys.stride(1)
+        for block, (key, value) in zip(plan, found, strict=False):
+            block.prefix_keys, block.prefix_values = key.data_ptr(), value.data_ptr()
         hidden_states = hidden_states.contiguous()
         result = torch.empty_like(hidden_states)
-        token = Token(x=hidden_states.data_ptr(), y=result.data_ptr(), type=DTYPES[result.dtype], turns=len(rotary))
-        for i, (cos, sin) in enumerate(rotary):
-            token.cos[i], token.sin[i] = cos.data_ptr(), sin.data_ptr()
-            token.angles, token.angle_step, token.angle_type = cos.shape[-1], cos.stride(-1), DTYPES[cos.dtype]
-        run(token, plan)
+        tokens = Tokens(x=hidden_states.data_ptr(), y=result.data_ptr(), type=DTYPES[result.dtype], rows=rows)
+        tokens.past, tokens.prefix = (ctypes.c_int64 * rows)(*lengths), found[0][0].shape[1] if found else 0
+        tokens.turns = len(tables)
+        for i, (cos, sin) in enumerate(tables):
+            tokens.cos[i], tokens.sin[i] = cos.data_ptr(), sin.data_ptr()
+            tokens.angles, tokens.angle_type = cos.shape[-1], DTYPES[cos.dtype]
+            tokens.angle_row, tokens.angle_step = cos.stride(0) if len(cos) > 1 else 0, cos.stride(-1)
+        backend.run_blocks(tokens, plan)
         return result
 
     def _planned(self, blocks: Iterable[Any]) -> ctypes.Array[Block] | None:
@@ -114,7 +145,7 @@ class BlockRunner:
             parts = (*block.parts(), block)
             every.append(parts)
             for module in parts:
-                if module.training or module._forward_hooks or module._forward_pre_hooks:
+                if module.training or _are_needed(module._forward_hooks) or module._forward_pre_hooks:
                     return None
                 if "forward" in module.__dict__:  # accelerate and others put theirs there
                     return None
@@ -158,21 +189,56 @@ class BlockRunner:
         return plan
 
 
-def _room(cache: Cache, count: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The keys and values of each layer, of one sequence, with room for a token at their end; else nothing.
+def _are_needed(hooks: Mapping[int, Any]) -> bool:
+    """Whether any of these hooks is to be called: transformers leaves its own behind, which only record when told."""
+    if not hooks:
+        return False
+    plain = any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in hooks.values())
+    return plain or bool(output_capturing._active_collector.get())
+
+
+def sees_all(given: torch.Tensor | None, mask: torch.Tensor | None, cache: Cache | None) -> bool:
+    """Whether each token sees all that is cached of its sequence.
+
+    Args:
+        given: the mask of the caller
+        mask: what has become of it; None: nothing is hidden
+        cache: its own mask hides nothing but what is behind the end of a sequence
+    """
+    return mask is None or (given is not None and given is getattr(cache, "mask", None))
+
+
+def _prefix_of(
+    prefix: Sequence[tuple[torch.Tensor | None, torch.Tensor | None]], dtype: torch.dtype
+) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """Keys and values (heads, prefix, head_dim) of each layer, contiguous; empty without a prefix; or None."""
+    found = [(key[0], value[0]) for key, value in prefix if key is not None and value is not None]
+    if not all(part.dtype == dtype and part.device.type == "cpu" for pair in found for part in pair):
+        return None
+    return [(key.contiguous(), value.contiguous()) for key, value in found]
+
+
+def _room(
+    cache: Cache, rows: int, count: int, dtype: torch.dtype
+) -> tuple[Sequence[int], list[tuple[torch.Tensor, torch.Tensor]]] | None:
+    """How many tokens each sequence has, and the keys and values of each layer with room for one more; or None.
 
     Returns:
-        `count` pairs, each part (1, heads, past + 1, head_dim) with the tokens of a head next to each other
+        `rows` lengths, and `count` pairs, each part (rows, heads, more than the longest, head_dim) with the tokens of
+        a head next to each other
     """
-    own = getattr(cache, "room_for_token", None)
+    own = getattr(cache, "room_for_tokens", None)
     if own is None and (cache.offloading or not _are_plain(cache.layers)):
-        return []
-    held = own() if own is not None else [(layer.keys, layer.values) for layer in cache.layers]
-    if len(held) != count:
-        return []
-    if not all(keys.shape[0] == 1 and keys.dtype == dtype and keys.device.type == "cpu" for keys, _ in held):
-        return []
-    return held if own is not None else [_extended(layer) for layer in cache.layers]
+        return None
+    if own is not None:
+        lengths, held = own()
+    else:
+        lengths, held = [cache.get_seq_length()] * rows, [(layer.keys, layer.values) for layer in cache.layers]
+    if len(held) != count or len(lengths) != rows:
+        return None
+    if not all(len(keys) == rows and keys.dtype == dtype and keys.device.type == "cpu" for keys, _ in held):
+        return None
+    return lengths, held if own is not None else [_extended(layer) for layer in cache.layers]
 
 
 def _are_plain(layers: Sequence[Any]) -> bool:

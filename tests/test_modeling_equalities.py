@@ -14,6 +14,7 @@ from transformers import DynamicCache, StaticCache, StoppingCriteria
 from transformers.cache_utils import Cache
 
 from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config
+from conftest import enable_checkpointing
 from goldens import causal_lm
 
 VERSIONS = (1, 2, 3)
@@ -298,13 +299,6 @@ def test_compiled_to_machine_code_is_eager(version: int) -> None:
     torch._dynamo.reset()
 
 
-def enable_checkpointing(model: Any, options: dict[str, Any]) -> None:
-    if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.20 or so
-        model.activation_checkpointing_enable(options)
-    else:
-        model.gradient_checkpointing_enable(options)
-
-
 @every_model
 @pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
 @with_and_without_prefix
@@ -453,6 +447,27 @@ def test_a_changed_prefix_is_used_at_once(version: int, projection: bool) -> Non
     model.half()
     model.float()
     assert_same(model(ids).logits, reference, 1e-2)
+
+
+@every_model
+@pytest.mark.parametrize("projection", [False, True], ids=["table", "projected"])
+@torch.no_grad()
+def test_a_prefix_is_made_once(version: int, projection: bool) -> None:
+    """For each dtype that is asked for, as long as nothing changes; the rows of a batch share it."""
+    encoder = tiny_model(version, pre_seq_len=5, prefix_projection=projection).transformer.prefix_encoder
+    first = encoder(1, torch.bfloat16)
+    for again in (encoder(1, torch.bfloat16), encoder(3, torch.bfloat16)):
+        for (key, value), (old_key, old_value) in zip(again, first, strict=True):
+            assert key.data_ptr() == old_key.data_ptr() and value.data_ptr() == old_value.data_ptr()
+    assert again[0][0].shape == (3, *first[0][0].shape[1:])
+    assert encoder(1, torch.float32)[0][0].dtype == torch.float32
+    encoder.embedding.weight.data.mul_(-2)  # as some optimizers do it: no version tells, but the end of training does
+    encoder.train().eval()
+    assert not torch.equal(encoder(1, torch.bfloat16)[0][0], first[0][0])
+    with torch.enable_grad():
+        assert encoder(1, torch.float32)[0][0].requires_grad
+    assert not encoder(1, torch.float32)[0][0].requires_grad
+    assert copy.deepcopy(encoder)._kept is None
 
 
 @every_model

@@ -34,7 +34,7 @@ from chatglm.quantization import (
     settings_of,
 )
 from checkpoints import write_checkpoint
-from conftest import needs_shared
+from conftest import enable_checkpointing, needs_shared
 from deviations import DEVIATIONS
 from goldens import assert_close_to_scale, find, read_json, read_tensors
 
@@ -660,7 +660,7 @@ def test_a_prefix_trains_through_quantised_weights(version: int, reentrant: bool
 
     plain = gradient()
     assert plain.abs().max() > 0
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    enable_checkpointing(model, {"use_reentrant": reentrant})
     if reentrant:
         model.enable_input_require_grads()
     torch.testing.assert_close(gradient(), plain)

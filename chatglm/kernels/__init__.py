@@ -40,8 +40,6 @@ __all__ = [
 ]
 
 PRECISIONS = ("exact", "default", "int8")
-#: Rows up to which our dense product is faster than torch's, which has tiles of its own for bfloat16.
-DENSE_ROWS = {torch.bfloat16: 2, torch.float16: 8}
 
 _MODULES = {"cpu": "cpu", "cuda": "cuda"}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -265,10 +263,10 @@ def dense_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("chatglm::dense_linear", mutates_args=())
 def _dense_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    dense = getattr(backend_for(x.device), "dense", None)
-    if dense is None or not 0 < x.numel() <= DENSE_ROWS[weight.dtype] * x.shape[-1]:
+    backend: Any = backend_for(x.device)
+    if backend is None or not 0 < x.numel() <= backend.dense_rows(weight.dtype) * x.shape[-1]:
         return F.linear(x, weight)
-    out = dense(x.reshape(-1, x.shape[-1]).contiguous(), weight.contiguous())
+    out = backend.dense(x.reshape(-1, x.shape[-1]).contiguous(), weight.contiguous())
     return out.view(*x.shape[:-1], weight.shape[0])
 
 

@@ -1,18 +1,19 @@
 /* Products with INT4 / INT8 weights (and with fp16 / bf16 ones) on a CPU. Built and called by cpu.py; knows no model.
- * Further down is what networks need around them where torch is slow: a token through whole blocks, prompt attention.
+ * Further down is what networks need around them where torch is slow: tokens through whole blocks, prompt attention.
  *
  * Weights are read as they are published: `out` rows of in * bits / 8 bytes, one scale a row. INT4: byte j holds column
  * 2j in its high nibble and column 2j + 1 in its low one, both two's complement.
  *
- * Activations are brought to fixed point, one scale for every GROUP columns of a row, so that the inner products are
- * integer ones, exact until the group is done: 16 bits (`default`: +-32512, relative error some 3e-5) or 8 (`int8`).
- * `exact` keeps them in fp32. Two families of kernels:
+ * Activations are brought to fixed point, one scale (here: step) for every GROUP columns of a row, so that the inner
+ * products are integer ones, exact until the group is done: 16 bits (`default`: +-32512, relative error some 3e-5) or 8
+ * (`int8`). `exact` keeps them in fp32. Two families of kernels:
  *
  *   portable  plain C in loops that compilers turn into SIMD; compiled a second time for AVX2. 16-bit activations.
  *   VNNI      AVX-512 intrinsics. Its instruction multiplies unsigned with signed bytes: weights become unsigned by an
  *             offset (8 or 128) whose part of the sum is known from the activations, and 16-bit activations are split
  *             into two planes of bytes, q = 256 * high + low.
- *             1 to 4 rows: dot products along one linear stream of weights, which is what memory serves fastest.
+ *             1 or 2 rows (INT8 weights or activations: 4): dot products along one linear stream of weights, which is
+ *             what memory serves fastest. Up to 8 of 16 bits: dot products of two outputs with four rows at a time.
  *             More rows: 64 outputs x GROUP columns are unpacked into the L1 cache and multiplied with all rows.
  *
  * Products with zero pad the last group, so every number of columns takes the same path. Not-a-number or infinite
@@ -39,6 +40,9 @@
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#if defined(__clang__) || __GNUC__ >= 10
+#define BF16 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#endif
 #else
 #define X86 0
 #endif
@@ -50,9 +54,14 @@ enum { FLOAT32, FLOAT16, BFLOAT16 };                   /* the codes of cpu.py */
 enum { PORTABLE, PORTABLE_AVX2, VNNI };
 enum { EXACT, DEFAULT, INT8 };
 enum { DOT_ROWS = 4, DOT_BYTES = 32768 };              /* of x, what a dot kernel takes: it has to stay in L1 cache */
+enum { SHARE = 8 };                                    /* groups of a few rows that may share a step */
+enum { FEW_ROWS = 8, FOUR = 4, FEW_OUTS = 64 };       /* rows of x that go four at a time, and outputs of a run */
+enum { MOST_RUNS = 64 };                               /* of SHARE groups, in a few rows: up to 65536 columns */
+enum { CHUNK = 32 };                                   /* blocks of four rows that stay in the L1 cache */
+enum { RUN = 16 };                                     /* outputs whose half-precision weights stay in the L2 cache */
 enum { PORTABLE_ROWS = 8 };                            /* rows of x one pass of the portable kernel takes */
 enum { TILE = 64, TILE_ROWS = 512, MICRO_ROWS = 6 };   /* outputs a tile; rows of x it meets; rows in registers */
-enum { AHEAD = 4096 };                                 /* bytes the weights are asked for before they are needed */
+enum { AHEAD = 8192 };                                 /* bytes the weights are asked for before they are needed */
 
 typedef int64_t i64;
 
@@ -115,6 +124,9 @@ INLINE void store_numbers(void *data, int type, i64 index, int count, const floa
 typedef struct {
     int isa, bits, levels, x_type, scale_type;   /* levels: 0 for exact */
     i64 rows, in, out, groups, row_bytes, group_bytes;
+    i64 share;                              /* groups of a row that may have the same step */
+    i64 pass;                               /* rows that the kernels take at a time */
+    int tiles, few;                         /* whether they are those of tiles, or of a few rows */
     const void *x, *scale;
     const uint8_t *weight;
     void *y;
@@ -122,11 +134,20 @@ typedef struct {
     char *blocks;                           /* floats, int16 or byte planes, in the order in which weights unpack */
     float *step;                            /* what one unit of a fixed-point activation is worth */
     int32_t *correction;                    /* minus the offset of unsigned weights times the sum of activations */
+    float *sums;                            /* of a tile, for each thread */
 } Job;
 
 INLINE char *block_of(const Job *job, i64 group, i64 row) {
-    return job->blocks + (group * job->rows + row) * job->block_bytes;
+    i64 first = 0, count = job->rows;
+    if (job->few) {  /* each FOUR rows by themselves: taken apart, they would share their places in the L1 cache */
+        first = row / FOUR * FOUR;
+        count = count - first < FOUR ? count - first : FOUR;
+    }
+    return job->blocks + (first * job->groups + group * count + row - first) * job->block_bytes;
 }
+
+/* Runs of groups that are prepared together. */
+INLINE i64 runs_of(const Job *job) { return (job->groups + job->share - 1) / job->share; }
 
 /* Bytes of this group that exist; the last group of a row can be short. */
 INLINE i64 bytes_in_group(const Job *job, i64 group) {
@@ -284,42 +305,63 @@ AVX512 INLINE __m512 load_floats(const uint16_t *from, int type, __mmask16 mask)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-/* Reads a group of activations as a block of byte planes: low bytes last, even columns before odd ones if INT4. */
-AVX512 static void prepare_vnni(const Job *job, i64 group, i64 row) {
-    enum { VECTORS = GROUP / 16 };
-    enum { NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
+/* One group of activations as floats. */
+AVX512 INLINE void load_group(const Job *job, i64 group, i64 row, __m512 *x) {
     const i64 start = group * GROUP, left = job->in - start, from = row * job->in + start;
-    const i64 index = group * job->rows + row;
-    __m512i magnitude = _mm512_setzero_si512(), total = magnitude, words[VECTORS / 2];
-    __m512 x[VECTORS];
-    for (int v = 0; v < VECTORS; v++) {
+    for (int v = 0; v < GROUP / 16; v++) {
         __mmask16 mask = left >= v * 16 + 16 ? 0xffff : left <= v * 16 ? 0 : (__mmask16)((1u << (left - v * 16)) - 1);
         if (job->x_type == FLOAT32) x[v] = _mm512_maskz_loadu_ps(mask, (const float *)job->x + from + v * 16);
         else x[v] = load_floats((const uint16_t *)job->x + from + v * 16, job->x_type, mask);
-        magnitude = _mm512_max_epu32(magnitude, _mm512_castps_si512(_mm512_abs_ps(x[v])));
     }
-    const Step step = find_step(_mm512_reduce_max_epu32(magnitude), job->levels);
-    for (int v = 0; v < VECTORS; v += 2) {
+}
+
+/* Reads a run of `share` groups of activations as blocks of byte planes: low bytes last, even columns before odd ones
+ * if INT4. They get the same step where that costs no more than a bit. */
+AVX512 static void prepare_vnni(const Job *job, i64 run, i64 row) {
+    enum { VECTORS = GROUP / 16 };
+    enum { NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
+    const i64 first = run * job->share, left = job->groups - first, count = left < job->share ? left : job->share;
+    uint32_t magnitudes[SHARE], largest = 0, smallest = UINT32_MAX;
+    __m512i words[VECTORS / 2];
+    __m512 x[VECTORS];
+    for (i64 g = 0; g < count; g++) {
+        __m512i magnitude = _mm512_setzero_si512();
+        load_group(job, first + g, row, x);
+        for (int v = 0; v < VECTORS; v++)
+            magnitude = _mm512_max_epu32(magnitude, _mm512_castps_si512(_mm512_abs_ps(x[v])));
+        magnitudes[g] = _mm512_reduce_max_epu32(magnitude);
+        largest = magnitudes[g] > largest ? magnitudes[g] : largest;
+        smallest = magnitudes[g] < smallest ? magnitudes[g] : smallest;
+    }
+    const int even = largest >= 0x7f800000u || bits_to_float(largest) <= 2 * bits_to_float(smallest);
+    for (i64 g = 0; g < count; g++) {
+        const Step step = find_step(even ? largest : magnitudes[g], job->levels);
         const __m512 inverse = _mm512_set1_ps(step.inverse);
-        const __m512i q = _mm512_cvt_roundps_epi32(_mm512_mul_ps(x[v], inverse), NEAREST);
-        const __m512i r = _mm512_cvt_roundps_epi32(_mm512_mul_ps(x[v + 1], inverse), NEAREST);
-        total = _mm512_add_epi32(total, _mm512_add_epi32(q, r));
-        words[v / 2] = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(q));
-        words[v / 2] = _mm512_inserti64x4(words[v / 2], _mm512_cvtepi32_epi16(r), 1);
-    }
-    job->step[index] = step.size;
-    job->correction[index] = -_mm512_reduce_add_epi32(total) * (job->bits == 4 ? 8 : 128);
-    char *to = block_of(job, group, row);
-    for (int plane = job->levels == LEVELS16 ? 0 : 1; plane < 2; plane++, to += GROUP)
-        for (int v = 0; v < VECTORS / 2; v++) {
-            __m512i w = plane ? words[v] : _mm512_srai_epi16(_mm512_add_epi16(words[v], _mm512_set1_epi16(128)), 8);
-            if (job->bits == 4) {
-                _mm_storeu_si128((__m128i *)(to + v * 16), _mm512_cvtepi32_epi8(w));
-                _mm_storeu_si128((__m128i *)(to + v * 16 + GROUP / 2), _mm512_cvtepi32_epi8(_mm512_srli_epi32(w, 16)));
-            } else {
-                _mm256_storeu_si256((__m256i *)(to + v * 32), _mm512_cvtepi16_epi8(w));
-            }
+        const i64 index = (first + g) * job->rows + row;
+        __m512i total = _mm512_setzero_si512();
+        if (count > 1) load_group(job, first + g, row, x);
+        for (int v = 0; v < VECTORS; v += 2) {
+            const __m512i q = _mm512_cvt_roundps_epi32(_mm512_mul_ps(x[v], inverse), NEAREST);
+            const __m512i r = _mm512_cvt_roundps_epi32(_mm512_mul_ps(x[v + 1], inverse), NEAREST);
+            total = _mm512_add_epi32(total, _mm512_add_epi32(q, r));
+            words[v / 2] = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(q));
+            words[v / 2] = _mm512_inserti64x4(words[v / 2], _mm512_cvtepi32_epi16(r), 1);
         }
+        job->step[index] = step.size;
+        job->correction[index] = -_mm512_reduce_add_epi32(total) * (job->bits == 4 ? 8 : 128);
+        char *to = block_of(job, first + g, row);
+        for (int plane = job->levels == LEVELS16 ? 0 : 1; plane < 2; plane++, to += GROUP)
+            for (int v = 0; v < VECTORS / 2; v++) {
+                __m512i w = plane ? words[v] : _mm512_srai_epi16(_mm512_add_epi16(words[v], _mm512_set1_epi16(128)), 8);
+                if (job->bits == 4) {
+                    _mm_storeu_si128((__m128i *)(to + v * 16), _mm512_cvtepi32_epi8(w));
+                    w = _mm512_srli_epi32(w, 16);
+                    _mm_storeu_si128((__m128i *)(to + v * 16 + GROUP / 2), _mm512_cvtepi32_epi8(w));
+                } else {
+                    _mm256_storeu_si256((__m256i *)(to + v * 32), _mm512_cvtepi16_epi8(w));
+                }
+            }
+    }
 }
 
 /* sum + four products of unsigned and signed bytes in each lane. The intrinsic makes GCC 12 copy all sums around. */
@@ -390,6 +432,129 @@ AVX512 static void dot_vnni(const Job *job, i64 from, i64 to) {
         break;
     switch (job->rows) { CASE(1) CASE(2) CASE(3) CASE(4) }
     #undef CASE
+}
+
+/* Sums of the lanes of four vectors, the lower half of each in the first four lanes, the other in the last. */
+AVX512 INLINE __m256 add_across(__m512 a, __m512 b, __m512 c, __m512 d) {
+    #define HALVES(v) _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))
+    return _mm256_hadd_ps(_mm256_hadd_ps(HALVES(a), HALVES(b)), _mm256_hadd_ps(HALVES(c), HALVES(d)));
+    #undef HALVES
+}
+
+/* Rows of x by name: GCC keeps an array of so many sums in memory. */
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3)
+
+/* y (FOUR, 2) += groups from..to of an output, and of that `stride` bytes further on, for rows first..first + count. An
+ * activation serves both once it is loaded. `even`: for each run, whether its groups have the same step: their products
+ * are summed as integers then. */
+AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 to, i64 first, int count, int bits,
+                            const uint8_t *even, float *y) {
+    const i64 size = GROUP * bits / 8, whole = job->row_bytes / size;
+    const uint8_t *weight = job->weight + out * job->row_bytes + from * size;
+    const char *x = block_of(job, from, first);
+    const float *steps = job->step + from * job->rows + first;
+    #define DECLARE(r) __m512 sum_a##r = _mm512_setzero_ps(), sum_b##r = sum_a##r;
+    #define BEGIN(r) __m512i low_a##r = _mm512_setzero_si512(), low_b##r = low_a##r, high_a##r = low_a##r, \
+        high_b##r = low_a##r;
+    #define ADD(r) if (r < count) { \
+        const __m512i *at = (const __m512i *)(x + r * GROUP * 2); \
+        __m512i one = at[0], two = at[1], three = at[2], four = at[3]; \
+        __asm__("" : "+v"(one), "+v"(two), "+v"(three), "+v"(four));  /* loaded once, not with each product */ \
+        high_a##r = dot4(dot4(high_a##r, before_a, one), after_a, two); \
+        high_b##r = dot4(dot4(high_b##r, before_b, one), after_b, two); \
+        low_a##r = dot4(dot4(low_a##r, before_a, three), after_a, four); \
+        low_b##r = dot4(dot4(low_b##r, before_b, three), after_b, four); \
+    }
+    #define END(r) if (r < count) { \
+        const __m512 step = _mm512_set1_ps(steps[r]); \
+        low_a##r = _mm512_add_epi32(low_a##r, _mm512_slli_epi32(high_a##r, 8)); \
+        low_b##r = _mm512_add_epi32(low_b##r, _mm512_slli_epi32(high_b##r, 8)); \
+        sum_a##r = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low_a##r), step, sum_a##r); \
+        sum_b##r = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low_b##r), step, sum_b##r); \
+    }
+    EACH_ROW(DECLARE)
+    for (i64 g = from, end; g < to; g = end) {
+        end = !even[g / SHARE] ? g + 1 : g / SHARE * SHARE + SHARE < to ? g / SHARE * SHARE + SHARE : to;
+        EACH_ROW(BEGIN)
+        for (i64 i = g; i < end; i++, weight += size, x += count * GROUP * 2) {
+            uint8_t padded[2][GROUP];
+            const uint8_t *a = weight, *b = weight + stride;
+            if (i == whole) {
+                memset(padded, 0, sizeof padded);
+                a = memcpy(padded[0], a, (size_t)bytes_in_group(job, i));
+                b = memcpy(padded[1], b, (size_t)bytes_in_group(job, i));
+            }
+            for (i64 p = 0; p < size && !first; p += 64) {  /* the pair after the next */
+                _mm_prefetch((const char *)weight + 4 * job->row_bytes + p, _MM_HINT_T0);
+                _mm_prefetch((const char *)weight + 5 * job->row_bytes + p, _MM_HINT_T0);
+            }
+            const __m512i packed_a = _mm512_loadu_si512(a), packed_b = _mm512_loadu_si512(b);
+            const __m512i before_a = bits == 4 ? even_columns(packed_a) : make_unsigned(packed_a);
+            const __m512i before_b = bits == 4 ? even_columns(packed_b) : make_unsigned(packed_b);
+            const __m512i after_a = bits == 4 ? odd_columns(packed_a) : make_unsigned(_mm512_loadu_si512(a + 64));
+            const __m512i after_b = bits == 4 ? odd_columns(packed_b) : make_unsigned(_mm512_loadu_si512(b + 64));
+            EACH_ROW(ADD)
+        }
+        EACH_ROW(END)
+        steps += (end - g) * job->rows;
+    }
+    #undef DECLARE
+    #undef BEGIN
+    #undef ADD
+    #undef END
+    const __m256 first_rows = add_across(sum_a0, sum_b0, sum_a1, sum_b1);
+    const __m256 other_rows = add_across(sum_a2, sum_b2, sum_a3, sum_b3);
+    const __m256 low = _mm256_permute2f128_ps(first_rows, other_rows, 0x20);
+    const __m256 high = _mm256_permute2f128_ps(first_rows, other_rows, 0x31);
+    _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), _mm256_add_ps(low, high)));
+}
+
+/* Whether all groups of a run have the same step (or not-a-number), in each of rows first..first + FOUR. */
+static int is_even(const Job *job, i64 run, i64 first) {
+    const i64 end = (run + 1) * SHARE < job->groups ? (run + 1) * SHARE : job->groups;
+    for (i64 r = first; r < first + FOUR && r < job->rows; r++)
+        for (i64 g = run * SHARE + 1; g < end; g++)
+            if (memcmp(job->step + g * job->rows + r, job->step + (g - 1) * job->rows + r, 4)) return 0;
+    return 1;
+}
+
+/* Outputs from..to of a few rows of x in two planes: a run of outputs with some groups of all rows at a time. */
+AVX512 INLINE void few_rows(const Job *job, i64 from, i64 to, int bits) {
+    float excess[FEW_ROWS] = {0};  /* of weights that count as unsigned */
+    for (i64 g = 0; g < job->groups; g++)
+        for (i64 r = 0; r < job->rows; r++)
+            excess[r] -= (float)job->correction[g * job->rows + r] * job->step[g * job->rows + r];
+    const i64 fours = (job->rows + FOUR - 1) / FOUR, chunk = CHUNK / fours / SHARE * SHARE;
+    uint8_t even[FEW_ROWS / FOUR][MOST_RUNS];
+    for (i64 f = 0; f < fours; f++)
+        for (i64 run = 0; run < runs_of(job); run++) even[f][run] = (uint8_t)is_even(job, run, f * FOUR);
+    for (; from < to; from += FEW_OUTS) {
+        const i64 outs = to - from < FEW_OUTS ? to - from : FEW_OUTS;
+        float y[FEW_OUTS / 2][FEW_ROWS / FOUR][FOUR][2] = {0};
+        for (i64 g = 0; g < job->groups; g += chunk) {
+            const i64 end = g + chunk < job->groups ? g + chunk : job->groups;
+            for (i64 o = 0; o < outs; o += 2)
+                for (i64 first = 0; first < job->rows; first += FOUR) {
+                    const i64 stride = o + 1 < outs ? job->row_bytes : 0;
+                    const uint8_t *same = even[first / FOUR];
+                    float *sums = y[o / 2][first / FOUR][0];
+                    #define CASE(c) case c: dot_pair(job, from + o, stride, g, end, first, c, bits, same, sums); break;
+                    switch (job->rows - first) { CASE(1) CASE(2) CASE(3) default: CASE(4) }
+                    #undef CASE
+                }
+        }
+        for (i64 o = 0; o < outs; o++) {
+            const float scale = load_number(job->scale, job->scale_type, from + o);
+            for (i64 r = 0; r < job->rows; r++)
+                store_number(job->y, job->x_type, r * job->out + from + o,
+                             (y[o / 2][r / FOUR][r % FOUR][o % 2] - excess[r]) * scale);
+        }
+    }
+}
+
+AVX512 static void few_vnni(const Job *job, i64 from, i64 to) {
+    if (job->bits == 4) few_rows(job, from, to, 4);
+    else few_rows(job, from, to, 8);
 }
 
 /* The same with floats, for `exact`: a nibble of each 32-bit word at a time is looked up in a table of its values. */
@@ -605,6 +770,45 @@ AVX512 static void dense_vnni(const uint16_t *weight, int type, const float *x, 
 }
 #endif
 
+#ifdef BF16
+/* The same where x is bfloat16 as well, pairs of which the CPU multiplies and adds. */
+BF16 INLINE void dense_pairs(const uint16_t *weight, const uint16_t *x, i64 in, i64 from, i64 to, int count,
+                             uint16_t *y, i64 out) {
+    enum { STEP = 64 };
+    for (i64 o = from; o < to; o++) {
+        const uint16_t *row = weight + o * in;
+        __m512 sums[DOT_ROWS][2];
+        for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+        for (i64 i = 0; i < in; i += STEP) {
+            for (int half = 0; half < 2; half++) {
+                const i64 at = i + half * 32, left = in - at;
+                const __mmask32 mask = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
+                _mm_prefetch((const char *)(row + at) + AHEAD, _MM_HINT_T0);
+                const __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(mask, row + at);
+                for (int r = 0; r < count; r++) {
+                    const __m512bh v = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + r * in + at);
+                    sums[r][half] = _mm512_dpbf16_ps(sums[r][half], w, v);
+                }
+            }
+        }
+        for (int r = 0; r < count; r++)
+            y[r * out + o] = float_to_bfloat(_mm512_reduce_add_ps(_mm512_add_ps(sums[r][0], sums[r][1])));
+    }
+}
+
+BF16 static void dense_bf16(const uint16_t *weight, const uint16_t *x, i64 in, i64 from, i64 to, int count,
+                            uint16_t *y, i64 out) {
+    #define CASE(c) case c: dense_pairs(weight, x, in, from, to, c, y, out); break;
+    switch (count) { CASE(1) CASE(2) CASE(3) CASE(4) }
+    #undef CASE
+}
+
+static int has_bf16(void) { return __builtin_cpu_supports("avx512bf16") != 0; }
+#elif X86
+#define dense_bf16(...)
+static int has_bf16(void) { return 0; }
+#endif
+
 /* -------------------------------------------------------------------------------------------------------- the calls */
 
 /* The best family of kernels that this CPU (and its operating system) can run. */
@@ -642,22 +846,35 @@ static void meet(Meeting *meeting) {
 
 static void *aligned(char *memory) { return (void *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); }
 
-/* Fills in what follows from isa, bits, in and precision. */
+static i64 padded(i64 bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Fills in what follows from isa, bits, rows, in and precision. */
 static void plan(Job *job, int precision) {
     job->groups = (job->in + GROUP - 1) / GROUP;
     job->row_bytes = job->in * job->bits / 8;
     job->group_bytes = GROUP * job->bits / 8;
     job->levels = precision == EXACT ? 0 : precision == INT8 && job->isa == VNNI ? LEVELS8 : LEVELS16;
     job->block_bytes = !job->levels ? GROUP * 4 : job->levels == LEVELS8 ? GROUP : GROUP * 2;
+    const i64 fitting = DOT_BYTES / (job->groups * job->block_bytes);
+    const i64 most = fitting < 1 ? 1 : fitting > DOT_ROWS ? DOT_ROWS : fitting;
+    job->few = job->isa == VNNI && job->levels == LEVELS16 && job->groups <= MOST_RUNS * SHARE &&
+        job->rows <= FEW_ROWS && job->rows > (job->bits == 4 ? 2 : DOT_ROWS);
+    job->share = job->few ? SHARE : 1;
+    job->tiles = job->isa == VNNI && job->levels && job->rows > most && !job->few;
+    job->pass = job->isa != VNNI || job->tiles || job->few || job->rows < most ? job->rows : most;
 }
 
-/* Bytes of the blocks of activations with their steps and corrections; and where these are in `memory`. */
-static i64 block_memory(const Job *job) { return job->groups * job->rows * (job->block_bytes + 8); }
+/* Bytes of the blocks of activations with their steps and corrections, and of sums; and where these are in `memory`. */
+static i64 job_memory(const Job *job, int threads) {
+    const i64 sums = job->tiles ? (i64)threads * TILE_ROWS * TILE * 4 : 0;
+    return sums + job->groups * job->pass * (job->block_bytes + 8);
+}
 
-static void take_block_memory(Job *job, char *memory) {
-    job->blocks = memory;
-    job->step = (float *)(memory + job->groups * job->rows * job->block_bytes);
-    job->correction = (int32_t *)(job->step + job->groups * job->rows);
+static void take_memory(Job *job, int threads, char *memory) {
+    job->sums = (float *)memory;
+    job->blocks = memory + (job->tiles ? (i64)threads * TILE_ROWS * TILE * 4 : 0);
+    job->step = (float *)(job->blocks + job->groups * job->pass * job->block_bytes);
+    job->correction = (int32_t *)(job->step + job->groups * job->pass);
 }
 
 /* For all threads of a team: the blocks of activations. The same thread does the same groups of a row every time. */
@@ -667,7 +884,7 @@ static void prepare_blocks(const Job *job, Meeting *meeting) {
     if (job->isa == VNNI) prepare = job->levels ? prepare_vnni : prepare_floats;
 #endif
     #pragma omp for schedule(static) nowait
-    for (i64 b = 0; b < job->groups * job->rows; b++) prepare(job, b / job->rows, b % job->rows);
+    for (i64 b = 0; b < runs_of(job) * job->rows; b++) prepare(job, b / job->rows, b % job->rows);
     meet(meeting);
 }
 
@@ -675,11 +892,24 @@ static void prepare_blocks(const Job *job, Meeting *meeting) {
  * do not wait for each other here. */
 static void multiply_rows(const Job *job, int threads) {
 #if X86
+    if (job->tiles) {
+        /* Few rows wait for memory, which likes one run a thread; of many, a thread held up should do less. */
+        const i64 across = (job->out + TILE - 1) / TILE, all = across * ((job->rows + TILE_ROWS - 1) / TILE_ROWS);
+        const i64 parts = job->rows > TILE ? threads * 4 : threads;
+        #pragma omp for schedule(dynamic) nowait
+        for (i64 part = 0; part < parts; part++)
+            for (i64 t = all * part / parts; t < all * (part + 1) / parts; t++) {
+                const i64 first = t / across * TILE_ROWS, left = job->rows - first;
+                float *sums = job->sums + (i64)thread_number() * TILE_ROWS * TILE;
+                tile_vnni(job, t % across * TILE, first, left < TILE_ROWS ? (int)left : TILE_ROWS, sums);
+            }
+        return;
+    }
     if (job->isa == VNNI) {
         #pragma omp for schedule(static) nowait
         for (i64 part = 0; part < threads; part++) {
             const i64 from = job->out * part / threads, to = job->out * (part + 1) / threads;
-            (job->levels ? dot_vnni : dot_floats_avx512)(job, from, to);
+            (!job->levels ? dot_floats_avx512 : job->few ? few_vnni : dot_vnni)(job, from, to);
         }
         return;
     }
@@ -691,52 +921,32 @@ static void multiply_rows(const Job *job, int threads) {
             output(job, o, first, job->rows - first < PORTABLE_ROWS ? (int)(job->rows - first) : PORTABLE_ROWS);
 }
 
+/* For all threads of a team: the product, in passes. Threads do not wait for each other at the end. */
+static void multiply(const Job *job, int threads, Meeting *meeting) {
+    const i64 bytes = job->x_type == FLOAT32 ? 4 : 2;
+    for (i64 first = 0; first < job->rows; first += job->pass) {
+        Job pass = *job;
+        pass.rows = job->rows - first < job->pass ? job->rows - first : job->pass;
+        pass.x = (const char *)job->x + first * job->in * bytes;
+        pass.y = (char *)job->y + first * job->out * bytes;
+        if (first) meet(meeting);  /* the blocks of the last pass are read to the end */
+        prepare_blocks(&pass, meeting);
+        multiply_rows(&pass, threads);
+    }
+}
+
 /* y (rows, out) = x (rows, in) . weight * scale, y in x's type. Returns 0, or 1 if there is no memory. */
 int chatglm_linear(int isa, int threads, int precision, int bits, const void *x, int x_type, const void *weight,
                    const void *scale, int scale_type, void *y, i64 rows, i64 in, i64 out) {
     Job job = {.isa = isa, .bits = bits, .x_type = x_type, .scale_type = scale_type, .rows = rows, .in = in, .out = out,
                .x = x, .scale = scale, .weight = weight, .y = y};
     plan(&job, precision);
-    const i64 fitting = DOT_BYTES / (job.groups * job.block_bytes);
-    const i64 most = isa != VNNI ? rows : fitting < 1 ? 1 : fitting > DOT_ROWS ? DOT_ROWS : fitting;
-    const int tiles = isa == VNNI && job.levels && rows > most;
-    if (rows > most && !tiles) {  /* several passes, each with its activations in one piece */
-        const i64 bytes = x_type == FLOAT32 ? 4 : 2;
-        int failed = 0;
-        for (i64 r = 0; r < rows && !failed; r += most) {
-            const char *from = (const char *)x + r * in * bytes;
-            char *to = (char *)y + r * out * bytes;
-            failed = chatglm_linear(isa, threads, precision, bits, from, x_type, weight, scale, scale_type, to,
-                                    rows - r < most ? rows - r : most, in, out);
-        }
-        return failed;
-    }
-    const i64 tile_floats = tiles ? (i64)TILE_ROWS * TILE : 0;
-    char *memory = malloc((size_t)(block_memory(&job) + threads * tile_floats * 4 + 64));
+    char *memory = malloc((size_t)job_memory(&job, threads) + 64);
     if (!memory) return 1;
-    float *sums = aligned(memory);
-    take_block_memory(&job, (char *)(sums + threads * tile_floats));
+    take_memory(&job, threads, aligned(memory));
     Meeting meeting = {0};
-
     #pragma omp parallel num_threads(threads)
-    {
-        prepare_blocks(&job, &meeting);
-        if (!tiles) multiply_rows(&job, threads);
-#if X86
-        else {
-            /* Few rows wait for memory, which likes one run a thread; of many, a thread held up should do less. */
-            const i64 across = (out + TILE - 1) / TILE, all = across * ((rows + TILE_ROWS - 1) / TILE_ROWS);
-            const i64 parts = rows > TILE ? threads * 4 : threads;
-            #pragma omp for schedule(dynamic)
-            for (i64 part = 0; part < parts; part++)
-                for (i64 t = all * part / parts; t < all * (part + 1) / parts; t++) {
-                    i64 first = t / across * TILE_ROWS;
-                    int count = rows - first < TILE_ROWS ? (int)(rows - first) : TILE_ROWS;
-                    tile_vnni(&job, t % across * TILE, first, count, sums + thread_number() * tile_floats);
-                }
-        }
-#endif
-    }
+    multiply(&job, threads, &meeting);
     free(memory);
     return 0;
 }
@@ -778,17 +988,24 @@ int chatglm_dense(int isa, int threads, const void *x, int x_type, const void *w
     if (!floats) return 1;
     for (i64 r = 0; r < rows; r++) load_numbers(x, x_type, r * in, (int)in, floats + r * in);
     float (*dot)(const uint16_t *, int, const float *, i64) = CHOOSE(isa, dense);
+#if X86
+    const int pairs = x_type == BFLOAT16 && weight_type == BFLOAT16 && has_bf16();
+#endif
     #pragma omp parallel num_threads(threads)
     {
 #if X86
         if (isa == VNNI) {
             #pragma omp for schedule(static)
             for (i64 part = 0; part < threads; part++) {
-                const i64 from = out * part / threads, to = out * (part + 1) / threads;
-                for (i64 r = 0; r < rows; r += DOT_ROWS)
-                    dense_vnni(weight, weight_type, floats + r * in, in, from, to,
-                               rows - r < DOT_ROWS ? (int)(rows - r) : DOT_ROWS,
-                               (char *)y + r * out * (x_type == FLOAT32 ? 4 : 2), x_type, out);
+                const i64 end = out * (part + 1) / threads;
+                for (i64 from = out * part / threads; from < end; from += RUN)
+                    for (i64 r = 0; r < rows; r += DOT_ROWS) {
+                        const i64 to = from + RUN < end ? from + RUN : end;
+                        const int count = rows - r < DOT_ROWS ? (int)(rows - r) : DOT_ROWS;
+                        void *place = (char *)y + r * out * (x_type == FLOAT32 ? 4 : 2);
+                        if (pairs) dense_bf16(weight, (const uint16_t *)x + r * in, in, from, to, count, place, out);
+                        else dense_vnni(weight, weight_type, floats + r * in, in, from, to, count, place, x_type, out);
+                    }
             }
         } else
 #endif
@@ -805,7 +1022,7 @@ int chatglm_dense(int isa, int threads, const void *x, int x_type, const void *w
     return 0;
 }
 
-/* ------------------------------------------------------------------------------ a decoder block, for a single token */
+/* ------------------------------------------------------------- decoder blocks, for one token of each of a few rows */
 
 enum { TOKENS = 16, HEADS = 4, MAX_HEAD = 256 };  /* of the cache, and query heads of a group, that are met at a time */
 
@@ -818,8 +1035,9 @@ typedef struct {
 
 typedef struct {
     const void *norm_weight[2], *norm_bias[2];  /* norm_bias: or NULL */
-    void *keys, *values;                        /* the cache has room for this token behind the `past` it holds */
-    i64 past, cache_step;                       /* numbers from one head to the next */
+    const void *prefix_keys, *prefix_values;    /* (kv_heads, prefix, head_dim), or NULL; of cache_type as well */
+    void *keys, *values;                        /* the cache has room for a token behind those that a row holds */
+    i64 cache_row, cache_step;                  /* numbers from one row, or head, to the next */
     Matrix fused, dense, up, down;
     i64 hidden, heads, kv_heads, head_dim;
     i64 query_step, key_start, value_start, key_step;  /* where heads are in the fused projection */
@@ -831,9 +1049,11 @@ typedef struct {
 typedef struct {
     const void *x, *cos[2], *sin[2];
     void *y;
-    i64 turns, angles, angle_step;              /* `turns` tables of `angles`, which stand `angle_step` apart */
+    const i64 *past;                            /* for each row, how many tokens the cache holds */
+    i64 rows, prefix;                           /* prefix: tokens that every row sees before those */
+    i64 turns, angles, angle_row, angle_step;   /* `turns` tables, with distances between rows and between angles */
     int type, angle_type;
-} Token;
+} Tokens;
 
 /* e^x for -87 <= x <= 88, other x as these, with a relative error of 1e-7; plain arithmetic that turns into SIMD. */
 INLINE float exponential(float x) {
@@ -882,11 +1102,12 @@ INLINE void add_residual(const Block *block, const Matrix *matrix, const float *
 }
 
 /* Rotates one head where it stands. */
-INLINE void rotate(const Token *token, i64 distance, float *head) {
-    for (i64 t = 0, pair = 0; t < token->turns; t++)
-        for (i64 i = 0; i < token->angles; i++, pair++) {
-            const float cosine = load_number(token->cos[t], token->angle_type, i * token->angle_step);
-            const float sine = load_number(token->sin[t], token->angle_type, i * token->angle_step);
+INLINE void rotate(const Tokens *tokens, i64 row, i64 distance, float *head) {
+    for (i64 t = 0, pair = 0; t < tokens->turns; t++)
+        for (i64 i = 0; i < tokens->angles; i++, pair++) {
+            const i64 angle = row * tokens->angle_row + i * tokens->angle_step;
+            const float cosine = load_number(tokens->cos[t], tokens->angle_type, angle);
+            const float sine = load_number(tokens->sin[t], tokens->angle_type, angle);
             const i64 place = pair / distance * 2 * distance + pair % distance;
             const float first = head[place], second = head[place + distance];
             head[place] = first * cosine - second * sine;
@@ -894,56 +1115,65 @@ INLINE void rotate(const Token *token, i64 distance, float *head) {
         }
 }
 
-/* Head `head` of the queries, or (from `heads` on) of the keys and values: bias, rotation, a place in the cache. */
-INLINE void place_head(const Token *token, const Block *block, i64 head, float *fused) {
+/* Head `head` of a row's queries, or (from `heads` on) of its keys and values: bias, rotation, a place in the cache. */
+INLINE void place_head(const Tokens *tokens, const Block *block, i64 row, i64 head, float *fused) {
     const i64 size = block->head_dim, own = head - block->heads;
     if (own < 0) {
         add_bias(&block->fused, head * block->query_step, size, fused + head * block->query_step);
-        rotate(token, block->distance, fused + head * block->query_step);
+        rotate(tokens, row, block->distance, fused + head * block->query_step);
         return;
     }
     const i64 key = block->key_start + own * block->key_step, value = block->value_start + own * block->key_step;
-    const i64 to = own * block->cache_step + block->past * size;
+    const i64 to = row * block->cache_row + own * block->cache_step + tokens->past[row] * size;
     add_bias(&block->fused, key, size, fused + key);
     add_bias(&block->fused, value, size, fused + value);
-    rotate(token, block->distance, fused + key);
+    rotate(tokens, row, block->distance, fused + key);
     store_numbers(block->keys, block->cache_type, to, (int)size, fused + key);
     store_numbers(block->values, block->cache_type, to, (int)size, fused + value);
 }
 
-/* Attention of query heads first..first + count, which share a key head, over the cache; a run of tokens at a time. */
-INLINE void attend(const Block *block, i64 first, int count, const float *restrict fused, float *restrict context) {
+/* Attention of a row's query heads first..first + count, which share a key head, over the prefix and then the cache; a
+ * run of tokens at a time. */
+INLINE void attend(const Tokens *tokens, const Block *block, i64 row, i64 first, int count,
+                   const float *restrict fused, float *restrict context) {
     float tile[TOKENS * MAX_HEAD], weights[HEADS][TOKENS], largest[HEADS], sum[HEADS];
     const int size = (int)block->head_dim;
-    const i64 all = block->past + 1, start = first * block->kv_heads / block->heads * block->cache_step;
+    const i64 kv_head = first * block->kv_heads / block->heads, all = tokens->prefix + tokens->past[row] + 1;
     for (int r = 0; r < count; r++) largest[r] = -INFINITY, sum[r] = 0;
     memset(context + first * size, 0, (size_t)(count * size) * sizeof(float));
-    for (i64 token = 0; token < all; token += TOKENS) {
-        const int tokens = all - token < TOKENS ? (int)(all - token) : TOKENS;
-        load_numbers(block->keys, block->cache_type, start + token * size, tokens * size, tile);
+    for (i64 token = 0, end; token < all; token = end) {
+        const int before = token < tokens->prefix;
+        const void *keys = before ? block->prefix_keys : block->keys;
+        const void *values = before ? block->prefix_values : block->values;
+        const i64 start = before ? (kv_head * tokens->prefix + token) * size
+            : row * block->cache_row + kv_head * block->cache_step + (token - tokens->prefix) * size;
+        const i64 left = (before ? tokens->prefix : all) - token;
+        const int width = left < TOKENS ? (int)left : TOKENS;
+        end = token + width;
+        load_numbers(keys, block->cache_type, start, width * size, tile);
         for (int r = 0; r < count; r++) {
             const float *query = fused + (first + r) * block->query_step;
             float most = largest[r], factor;
-            for (int t = 0; t < tokens; t++) {
+            for (int t = 0; t < width; t++) {
                 float score = 0;
                 #pragma omp simd reduction(+ : score)
                 for (int i = 0; i < size; i++) score += query[i] * tile[t * size + i];
                 weights[r][t] = score * block->scaling;
                 most = weights[r][t] > most ? weights[r][t] : most;
             }
-            for (int t = tokens; t < TOKENS; t++) weights[r][t] = -INFINITY;
+            for (int t = width; t < TOKENS; t++) weights[r][t] = -INFINITY;
             factor = exponential(largest[r] - most);
             sum[r] *= factor;
             for (int t = 0; t < TOKENS; t++) weights[r][t] = exponential(weights[r][t] - most);
-            for (int t = 0; t < tokens; t++) sum[r] += weights[r][t];
+            for (int t = 0; t < width; t++) sum[r] += weights[r][t];
             float *to = context + (first + r) * size;
             for (int i = 0; i < size; i++) to[i] *= factor;
             largest[r] = most;
         }
-        load_numbers(block->values, block->cache_type, start + token * size, tokens * size, tile);
+        load_numbers(values, block->cache_type, start, width * size, tile);
         for (int r = 0; r < count; r++) {
             float *restrict to = context + (first + r) * size;
-            for (int t = 0; t < tokens; t++)
+            for (int t = 0; t < width; t++)
                 for (int i = 0; i < size; i++) to[i] += weights[r][t] * tile[t * size + i];
         }
     }
@@ -972,8 +1202,9 @@ INLINE void activate(const Block *block, i64 from, i64 count, float *restrict up
     target static void normalise_##suffix(const Block *block, int which, const float *from, float *to) { \
         normalise(block, which, from, to); \
     } \
-    target static void attend_##suffix(const Block *block, i64 first, int count, const float *fused, float *context) { \
-        attend(block, first, count, fused, context); \
+    target static void attend_##suffix(const Tokens *tokens, const Block *block, i64 row, i64 first, int count, \
+                                       const float *fused, float *context) { \
+        attend(tokens, block, row, first, count, fused, context); \
     } \
     target static void activate_##suffix(const Block *block, i64 from, i64 count, float *up, float *to) { \
         activate(block, from, count, up, to); \
@@ -988,107 +1219,104 @@ BLOCK_KERNELS(avx512, AVX512)
 #define CHOOSE_BLOCK(isa, name) name##_plain
 #endif
 
-static Job job_of(const Matrix *matrix, int isa) {
-    Job job = {.isa = isa, .bits = matrix->bits, .x_type = FLOAT32, .scale_type = matrix->scale_type, .rows = 1,
-               .in = matrix->in, .out = matrix->out, .scale = matrix->scale, .weight = matrix->weight};
-    plan(&job, matrix->precision);
-    return job;
-}
-
 enum { JOBS = 4, PARTS = 6 };  /* products of a block, and arrays of floats between them */
 
-/* The products of a block, whose activations come and go in `parts` (they may be NULL), and the sizes of these. */
-static void list_jobs(const Block *block, int isa, float *const *parts, Job *jobs, i64 *sizes) {
+/* The products of a block and the arrays that their activations, of all rows, come from and go to, which lie in
+ * `memory` (it may be NULL). Returns how many bytes of it are taken. */
+static i64 list_jobs(const Block *block, int isa, int threads, i64 rows, char *memory, Job *jobs, float **parts) {
     const Matrix *matrices[JOBS] = {&block->fused, &block->dense, &block->up, &block->down};
     const int from[JOBS] = {0, 3, 0, 5}, to[JOBS] = {2, 1, 4, 1};
-    for (int i = 0; i < JOBS; i++) {
-        jobs[i] = job_of(matrices[i], isa);
-        if (parts) jobs[i].x = parts[from[i]], jobs[i].y = parts[to[i]];
-        sizes[from[i]] = matrices[i]->in, sizes[to[i]] = matrices[i]->out;
-    }
-}
-
-static i64 padded(i64 bytes) { return (bytes + 63) / 64 * 64; }
-
-/* Bytes that run_block needs. */
-static i64 scratch_memory(const Block *block, int isa) {
-    Job jobs[JOBS];
     i64 sizes[PARTS], bytes = 0, most = 0;
-    list_jobs(block, isa, NULL, jobs, sizes);
-    for (int i = 0; i < PARTS; i++) bytes += padded(sizes[i] * 4);
-    for (int i = 0; i < JOBS; i++) most = block_memory(jobs + i) > most ? block_memory(jobs + i) : most;
+    for (int i = 0; i < JOBS; i++) sizes[from[i]] = matrices[i]->in, sizes[to[i]] = matrices[i]->out;
+    for (int i = 0; i < PARTS; i++) {
+        parts[i] = memory ? (float *)(memory + bytes) : NULL;
+        bytes += padded(rows * sizes[i] * 4);
+    }
+    for (int i = 0; i < JOBS; i++) {
+        const Matrix *one = matrices[i];
+        jobs[i] = (Job){.isa = isa, .bits = one->bits, .x_type = FLOAT32, .scale_type = one->scale_type, .rows = rows,
+                        .in = one->in, .out = one->out, .scale = one->scale, .weight = one->weight,
+                        .x = parts[from[i]], .y = parts[to[i]]};
+        plan(jobs + i, one->precision);
+        if (memory) take_memory(jobs + i, threads, memory + bytes);  /* one after the other */
+        most = job_memory(jobs + i, threads) > most ? job_memory(jobs + i, threads) : most;
+    }
     return bytes + most;
 }
 
-/* For all threads of a team: the token's floats `hidden`, which thread 0 has at the end, through one block. */
-static void run_block(int isa, int threads, const Token *token, const Block *block, float *hidden, char *memory,
+/* For all threads of a team: the floats `hidden` of all rows through one block. The same thread has a row before, in
+ * between and at the end. */
+static void run_block(int isa, int threads, const Tokens *tokens, const Block *block, float *hidden, char *memory,
                       Meeting *meeting) {
     Job jobs[JOBS];
-    i64 sizes[PARTS];
     float *parts[PARTS];
-    list_jobs(block, isa, NULL, jobs, sizes);
-    for (int i = 0; i < PARTS; i++) parts[i] = (float *)memory, memory += padded(sizes[i] * 4);
-    list_jobs(block, isa, parts, jobs, sizes);
-    for (int i = 0; i < JOBS; i++) take_block_memory(jobs + i, memory);
+    list_jobs(block, isa, threads, tokens->rows, memory, jobs, parts);
     float *normed = parts[0], *result = parts[1], *fused = parts[2], *context = parts[3], *up = parts[4];
     float *active = parts[5];
     void (*norm)(const Block *, int, const float *, float *) = CHOOSE_BLOCK(isa, normalise);
-    void (*look)(const Block *, i64, int, const float *, float *) = CHOOSE_BLOCK(isa, attend);
+    void (*look)(const Tokens *, const Block *, i64, i64, int, const float *, float *) = CHOOSE_BLOCK(isa, attend);
     void (*act)(const Block *, i64, i64, float *, float *) = CHOOSE_BLOCK(isa, activate);
-    const i64 sharing = block->heads / block->kv_heads;
-    const int together = sharing % HEADS == 0 ? HEADS : sharing % 2 == 0 ? 2 : 1, first = thread_number() == 0;
+    const i64 rows = tokens->rows, size = block->hidden, sharing = block->heads / block->kv_heads;
+    const int together = sharing % HEADS == 0 ? HEADS : sharing % 2 == 0 ? 2 : 1;
 
-    if (first) norm(block, 0, hidden, normed);
+    #pragma omp for schedule(static) nowait
+    for (i64 r = 0; r < rows; r++) norm(block, 0, hidden + r * size, normed + r * size);
     meet(meeting);
-    prepare_blocks(&jobs[0], meeting);
-    multiply_rows(&jobs[0], threads);
+    multiply(&jobs[0], threads, meeting);
     meet(meeting);
     #pragma omp for schedule(static) nowait
-    for (i64 head = 0; head < block->heads + block->kv_heads; head++) place_head(token, block, head, fused);
+    for (i64 i = 0; i < rows * (block->heads + block->kv_heads); i++)
+        place_head(tokens, block, i % rows, i / rows, fused + i % rows * jobs[0].out);
+    meet(meeting);
+    #pragma omp for schedule(static) nowait  /* a thread has some heads of all rows: these can differ in length */
+    for (i64 i = 0; i < rows * block->heads / together; i++)
+        look(tokens, block, i % rows, i / rows * together, together, fused + i % rows * jobs[0].out,
+             context + i % rows * jobs[1].in);
+    meet(meeting);
+    multiply(&jobs[1], threads, meeting);
     meet(meeting);
     #pragma omp for schedule(static) nowait
-    for (i64 head = 0; head < block->heads; head += together) look(block, head, together, fused, context);
-    meet(meeting);
-    prepare_blocks(&jobs[1], meeting);
-    multiply_rows(&jobs[1], threads);
-    meet(meeting);
-    if (first) {
-        add_residual(block, &block->dense, normed, result, hidden);
-        norm(block, 1, hidden, normed);
+    for (i64 r = 0; r < rows; r++) {
+        add_residual(block, &block->dense, normed + r * size, result + r * size, hidden + r * size);
+        norm(block, 1, hidden + r * size, normed + r * size);
     }
     meet(meeting);
-    prepare_blocks(&jobs[2], meeting);
-    multiply_rows(&jobs[2], threads);
+    multiply(&jobs[2], threads, meeting);
     meet(meeting);
-    #pragma omp for schedule(static) nowait  /* prepare_blocks gives each thread the same groups */
-    for (i64 g = 0; g < jobs[3].groups; g++) {
-        const i64 left = block->down.in - g * GROUP;
-        act(block, g * GROUP, left < GROUP ? left : GROUP, up, active);
+    #pragma omp for schedule(static) nowait
+    for (i64 i = 0; i < runs_of(&jobs[3]) * rows; i++) {
+        const i64 most = GROUP * jobs[3].share, from = i / rows * most, left = block->down.in - from;
+        act(block, from, left < most ? left : most, up + i % rows * jobs[2].out, active + i % rows * jobs[3].in);
     }
-    prepare_blocks(&jobs[3], meeting);
-    multiply_rows(&jobs[3], threads);
+    if (jobs[3].pass < rows) meet(meeting);  /* in one pass, prepare_blocks gives each thread the same groups */
+    multiply(&jobs[3], threads, meeting);
     meet(meeting);
-    if (first) add_residual(block, &block->down, normed, result, hidden);
+    #pragma omp for schedule(static) nowait
+    for (i64 r = 0; r < rows; r++)
+        add_residual(block, &block->down, normed + r * size, result + r * size, hidden + r * size);
 }
 
-/* One token through blocks, one after the other: y = what becomes of x. All in between is floats: norms, products,
- * rotation, attention over the cache, residuals; and no thread has to wait for an interpreter. Returns 0, or 1. */
-int chatglm_blocks(int isa, int threads, const Token *token, const Block *blocks, i64 count) {
-    const int size = (int)blocks->hidden;
+/* One token of each row through blocks, one after the other: y (rows, hidden) = what becomes of x. All in between is
+ * floats: norms, products, rotation, attention over prefix and cache, residuals; and no thread has to wait for an
+ * interpreter. Returns 0, or 1 if there is no memory. */
+int chatglm_blocks(int isa, int threads, const Tokens *tokens, const Block *blocks, i64 count) {
+    const i64 numbers = tokens->rows * blocks->hidden;
+    Job jobs[JOBS];
+    float *parts[PARTS];
     i64 most = 0;
     for (i64 i = 0; i < count; i++) {
-        const i64 bytes = scratch_memory(blocks + i, isa);
+        const i64 bytes = list_jobs(blocks + i, isa, threads, tokens->rows, NULL, jobs, parts);
         most = bytes > most ? bytes : most;
     }
-    char *memory = malloc((size_t)(most + padded(size * 4) + 64));
+    char *memory = malloc((size_t)(most + padded(numbers * 4) + 64));
     if (!memory) return 1;
     float *hidden = aligned(memory);
-    char *scratch = (char *)hidden + padded(size * 4);
+    char *scratch = (char *)hidden + padded(numbers * 4);
     Meeting meeting = {0};
-    load_numbers(token->x, token->type, 0, size, hidden);
+    load_numbers(tokens->x, tokens->type, 0, (int)numbers, hidden);
     #pragma omp parallel num_threads(threads)
-    for (i64 i = 0; i < count; i++) run_block(isa, threads, token, blocks + i, hidden, scratch, &meeting);
-    store_numbers(token->y, token->type, 0, size, hidden);
+    for (i64 i = 0; i < count; i++) run_block(isa, threads, tokens, blocks + i, hidden, scratch, &meeting);
+    store_numbers(tokens->y, tokens->type, 0, (int)numbers, hidden);
     free(memory);
     return 0;
 }
@@ -1205,7 +1433,7 @@ int chatglm_attention(int isa, int threads, const Attention *job) {
     return 0;
 }
 
-/* ------------------------------------------------------------------------------------------- the speed of memory */
+/* ----------------------------------------------------------------------------- the speed of memory and arithmetic */
 
 static uint64_t read_plain(const char *data, i64 bytes) {
     uint64_t sum = 0, word;
@@ -1238,5 +1466,36 @@ uint64_t chatglm_read(int isa, int threads, const void *data, i64 bytes) {
         i64 from = bytes / 64 * part / threads * 64, to = bytes / 64 * (part + 1) / threads * 64;
         sum += read((const char *)data + from, to - from);
     }
+    return sum;
+}
+
+#if X86
+AVX512 static uint64_t multiply_avx512(i64 count) {
+    enum { SUMS = 12 };
+    const __m512i bytes = _mm512_set1_epi8(3);
+    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a, e = a, f = a, g = a, h = a, i = a, j = a, k = a, l = a;
+    for (i64 n = 0; n < count; n += SUMS) {
+        a = dot4(a, bytes, bytes), b = dot4(b, bytes, bytes), c = dot4(c, bytes, bytes), d = dot4(d, bytes, bytes);
+        e = dot4(e, bytes, bytes), f = dot4(f, bytes, bytes), g = dot4(g, bytes, bytes), h = dot4(h, bytes, bytes);
+        i = dot4(i, bytes, bytes), j = dot4(j, bytes, bytes), k = dot4(k, bytes, bytes), l = dot4(l, bytes, bytes);
+    }
+    a = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+    e = _mm512_add_epi32(_mm512_add_epi32(e, f), _mm512_add_epi32(g, h));
+    i = _mm512_add_epi32(_mm512_add_epi32(i, j), _mm512_add_epi32(k, l));
+    return (uint64_t)_mm512_reduce_add_epi32(_mm512_add_epi32(a, _mm512_add_epi32(e, i)));
+}
+#endif
+
+/* Integer products of registers, `count` instructions of 64 a thread: what many rows are measured against. Returns a
+ * sum, so that it is done; 0 if this CPU has no such instruction. */
+uint64_t chatglm_multiply(int isa, int threads, i64 count) {
+    uint64_t sum = 0;
+#if X86
+    if (isa == VNNI) {
+        #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : sum)
+        for (int part = 0; part < threads; part++) sum += multiply_avx512(count + part);
+    }
+#endif
+    (void)isa, (void)threads, (void)count;
     return sum;
 }

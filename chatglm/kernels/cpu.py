@@ -38,8 +38,12 @@ _PRECISIONS = {"exact": 0, "default": 1, "int8": 2}
 _LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64}
 #: Weights that are expanded at a time for that.
 _BLOCK = 1 << 22
-#: Rows up to which reading the head is what takes the time.
-_DENSE_ROWS = 4
+#: Rows up to which our product with half-precision weights is faster than torch's.
+_DENSE_ROWS = {
+    "plain": {torch.bfloat16: 2, torch.float16: 8},
+    "avx2": {torch.bfloat16: 2, torch.float16: 8},
+    "avx512": {torch.bfloat16: 16, torch.float16: 64},
+}
 
 _lock = threading.Lock()
 
@@ -66,12 +70,13 @@ class Matrix(ctypes.Structure):
 
 
 class Block(ctypes.Structure):
-    """A decoder block with its place in the cache; the layout and the meaning of `Block` in cpu.c."""
+    """A decoder block with its prefix and its place in the cache; layout and meaning are those of `Block` in cpu.c."""
 
     _fields_ = [
         ("norm_weight", ctypes.c_void_p * 2), ("norm_bias", ctypes.c_void_p * 2),
+        ("prefix_keys", ctypes.c_void_p), ("prefix_values", ctypes.c_void_p),
         ("keys", ctypes.c_void_p), ("values", ctypes.c_void_p),
-        ("past", ctypes.c_int64), ("cache_step", ctypes.c_int64),
+        ("cache_row", ctypes.c_int64), ("cache_step", ctypes.c_int64),
         ("fused", Matrix), ("dense", Matrix), ("up", Matrix), ("down", Matrix),
         *((name, ctypes.c_int64) for name in (
             "hidden", "heads", "kv_heads", "head_dim", "query_step", "key_start", "value_start", "key_step", "distance",
@@ -83,12 +88,13 @@ class Block(ctypes.Structure):
     MAX_HEAD = 256
 
 
-class Token(ctypes.Structure):
-    """The token that goes through blocks, and its rotation; the layout and the meaning of `Token` in cpu.c."""
+class Tokens(ctypes.Structure):
+    """A token of each row that go through blocks, with their rotations; layout and meaning are as in cpu.c."""
 
     _fields_ = [
         ("x", ctypes.c_void_p), ("cos", ctypes.c_void_p * 2), ("sin", ctypes.c_void_p * 2), ("y", ctypes.c_void_p),
-        ("turns", ctypes.c_int64), ("angles", ctypes.c_int64), ("angle_step", ctypes.c_int64),
+        ("past", ctypes.POINTER(ctypes.c_int64)),
+        *((name, ctypes.c_int64) for name in ("rows", "prefix", "turns", "angles", "angle_row", "angle_step")),
         ("type", ctypes.c_int), ("angle_type", ctypes.c_int),
     ]  # fmt: skip
 
@@ -172,6 +178,10 @@ class Backend:
         )  # fmt: skip
         return y
 
+    def dense_rows(self, dtype: torch.dtype) -> int:
+        """Rows up to which `dense` is faster than torch with weights of this type."""
+        return _DENSE_ROWS[self.variant][dtype]
+
     def dense(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T` with fp32 sums, for the output head.
 
@@ -186,13 +196,6 @@ class Backend:
         y = x.new_empty((rows, weight.shape[0]))
         if not y.numel():
             return y
-        if rows > _DENSE_ROWS and x.dtype == weight.dtype == torch.bfloat16:
-            return torch.nn.functional.linear(x, weight)
-        if rows > _DENSE_ROWS:
-            step = max(1, _BLOCK // max(1, columns))
-            for start in range(0, weight.shape[0], step):
-                y[:, start : start + step] = x.float() @ weight[start : start + step].float().T
-            return y
         self._check(
             self.library.chatglm_dense(
                 VARIANTS.index(self.variant), torch.get_num_threads(), x.data_ptr(), DTYPES[x.dtype],
@@ -201,10 +204,15 @@ class Backend:
         )  # fmt: skip
         return y
 
-    def run_blocks(self, token: Token, blocks: ctypes.Array[Block]) -> None:
-        """Fills the token's `y` with what the blocks make of its `x`; its keys and values go into the cache."""
+    @property
+    def block_rows(self) -> int:
+        """Rows that `run_blocks` is for: `linear` leaves more to torch."""
+        return _LIBRARY_ROWS[self.variant] - 1
+
+    def run_blocks(self, tokens: Tokens, blocks: ctypes.Array[Block]) -> None:
+        """Fills the tokens' `y` with what the blocks make of their `x`; their keys and values go into the cache."""
         variant, threads = VARIANTS.index(self.variant), torch.get_num_threads()
-        self._check(self.library.chatglm_blocks(variant, threads, ctypes.byref(token), blocks, len(blocks)))
+        self._check(self.library.chatglm_blocks(variant, threads, ctypes.byref(tokens), blocks, len(blocks)))
 
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
@@ -235,6 +243,10 @@ class Backend:
         size = data.numel() * data.element_size()
         threads = torch.get_num_threads()
         return int(self.library.chatglm_read(VARIANTS.index(self.variant), threads, data.data_ptr(), size))
+
+    def multiply(self, count: int) -> int:
+        """`count` instructions of 64 integer products in each thread, for benchmarks: a sum; 0 without AVX-512."""
+        return int(self.library.chatglm_multiply(VARIANTS.index(self.variant), torch.get_num_threads(), count))
 
     def describe(self) -> dict[str, str]:
         """What a user may want to know of this backend, in words."""
@@ -388,8 +400,10 @@ def _open(path: Path) -> ctypes.CDLL:
     library.chatglm_dense.argtypes = [
         number, number, pointer, number, pointer, number, pointer, size, size, size,
     ]  # fmt: skip
-    library.chatglm_blocks.argtypes = [number, number, ctypes.POINTER(Token), ctypes.POINTER(Block), size]
+    library.chatglm_blocks.argtypes = [number, number, ctypes.POINTER(Tokens), ctypes.POINTER(Block), size]
     library.chatglm_attention.argtypes = [number, number, ctypes.POINTER(Attention)]
     library.chatglm_read.argtypes = [number, number, pointer, size]
     library.chatglm_read.restype = ctypes.c_uint64
+    library.chatglm_multiply.argtypes = [number, number, size]
+    library.chatglm_multiply.restype = ctypes.c_uint64
     return library

@@ -1,0 +1,30 @@
+"""Memory for weights in pages of 2 MB, where the system has them: CPUs read these 5 to 15 % faster than ordinary ones.
+
+Weights that are mapped from a file need none of this: recent Linux keeps files in large pages by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+
+import torch
+
+PAGE = 1 << 21
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.int8) -> torch.Tensor:
+    """`torch.empty(shape, dtype=dtype, device="cpu")`, in huge pages where it fills them and the system grants them.
+
+    The memory is given back with the last tensor that uses it.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux
+    if advice is None or size < PAGE:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    skipped = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % PAGE
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(advice, skipped, size // PAGE * PAGE)  # no part of a page: its rest would be memory for nothing
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=skipped).view(shape)
