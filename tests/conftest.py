@@ -1,9 +1,10 @@
-"""What all tests share: where the golden data is, and the marker for tests that need it."""
+"""What all tests share: where the golden data is, the marker for tests that need it, and a name that changed."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,3 +18,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(
     not (SHARED / "goldens").is_dir(), reason=f"the golden data of the originals is not at {SHARED}"
 )
+
+
+def enable_checkpointing(model: Any, options: dict[str, Any]) -> None:
+    """Gradient checkpointing, with the options of `torch.utils.checkpoint`."""
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in newer releases of transformers
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)
