@@ -58,9 +58,8 @@ def fill(name: str, parameter: nn.Parameter, bits: int) -> None:
 
 
 def weights_read(model: nn.Module) -> list[torch.Tensor]:
-    """What every token has to read: all matrices but the table of the input embeddings."""
-    table = model.get_input_embeddings().weight  # type: ignore[operator]
-    return [weight for weight in model.parameters() if weight.ndim == 2 and weight is not table]
+    """What every token has to read: the matrices of all products. Of the embeddings, it reads a row."""
+    return [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
 
 
 def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, float]:

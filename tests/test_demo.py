@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import chatglm
-from chatglm.conversation import encode_conversation, validate_history
+from chatglm.conversation.formats import encode_conversation
+from chatglm.conversation.history import validate_history
 from chatglm.demo import corpus
 from chatglm.demo.batches import Encoder, batches
 from chatglm.demo.evaluate import is_right, items, same
@@ -101,6 +103,24 @@ def test_worked_steps_are_true() -> None:
                 total = sum(int(term.split("-")[0]) - int([*term.split("-"), "0"][1])
                             for term in part.replace("(", "").replace(")", "").split("+"))  # fmt: skip
                 assert total == result, text
+
+
+def test_blanks_around_a_sign_say_nothing_about_a_question() -> None:
+    rng = random.Random(0)
+    for lang in corpus.LANGUAGES:
+        known = [corpus.arithmetic_turn(lang, rng)[0].content for _ in range(500)]
+        foreign = [corpus.foreign_turn(lang, rng)[0].content for _ in range(3000)]
+        for texts in (known, foreign):
+            for blank in ("", " "):
+                sum_in_words = re.compile(rf"[^\W\d].*\d{blank}[-+*×]{blank}\d")
+                assert any(sum_in_words.search(text) for text in texts), (lang, blank)
+
+
+def test_plain_wordings_are_frequent() -> None:
+    rng = random.Random(0)
+    for intent, lang, plain in (("joke", "en", "tellmeajoke"), ("quit", "zh", "怎么退出"), ("hello", "zh", "你好")):
+        asked = [corpus.letters(corpus.intent_turn(intent, lang, rng)[0].content) for _ in range(2000)]
+        assert asked.count(plain) > 10, intent
 
 
 def test_templates() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -268,10 +269,24 @@ def _clean(text: str) -> str:
     return text.replace(OPEN, "").replace(CLOSE, "")
 
 
+#: So many questions are one of the plain wordings, the lines `~ ` of the phrase files: what people type most would
+#: otherwise be rare among the thousands of phrasings.
+_PLAIN = 0.3
+
+
 def _ask(section: str, lang: str, rng: random.Random, slots: Slots | None = None, strong: bool = True) -> str:
-    lines = read(lang)[section]
-    lines = lines[1:] if lines[0].startswith("= ") else lines
+    lines = [line for line in read(lang)[section] if not line.startswith("= ")]
+    plain = [line[2:] for line in lines if line.startswith("~ ")]
+    if plain and rng.random() < _PLAIN:
+        lines, strong = plain, strong and rng.random() < 0.3
+    else:
+        lines = [line for line in lines if not line.startswith("~ ")]
     return _clean(add_noise(pick(lines, rng, slots or {}), lang, rng, strong))
+
+
+def _space_signs(question: str, rng: random.Random) -> str:
+    """`12 + 30` also as `12+30`: whether blanks stand around a sign says nothing about the question."""
+    return re.sub(r"(?<=\d) ([-+*/x×÷−]) (?=\d)", r"\1", question) if rng.random() < 0.5 else question
 
 
 def _turn(question: str, answer: str) -> Turn:
@@ -291,22 +306,26 @@ def intent_turn(intent: str, lang: str, rng: random.Random) -> Turn:
     return _turn(_ask(intent, lang, rng, strong=strong), INTENTS[intent][lang])
 
 
+def _operand(rng: random.Random) -> int:
+    """A number up to 99; those with one digit more often than one time in ten, for people ask for 2+2."""
+    return rng.randint(0, 9) if rng.random() < 0.2 else rng.randint(0, 99)
+
+
 def arithmetic_turn(lang: str, rng: random.Random) -> Turn:
-    kind = rng.choice(("add", "subtract", "subtract", "multiply", "multiply"))
+    kind = rng.choice(("add", "add", "subtract", "subtract", "multiply", "multiply"))
     if kind == "add":
-        a, b = rng.randint(0, 99), rng.randint(0, 99)
+        a, b = _operand(rng), _operand(rng)
         answer = add(a, b)
     elif kind == "subtract":
-        a = rng.randint(0, 99)
-        b = rng.randint(0, a)
+        a, b = sorted((_operand(rng), _operand(rng)), reverse=True)
         answer = subtract(a, b)
     else:
-        a, b = rng.randint(2, 99), rng.randint(2, 9)
+        a, b = max(2, _operand(rng)), rng.randint(2, 9)
         if rng.random() < 0.35:
             a, b = b, a
         answer = multiply(a, b)
     slots: Slots = {"a": lambda _: _protect(a), "b": lambda _: _protect(b)}
-    return _turn(_ask(kind, lang, rng, slots), answer)
+    return _turn(_space_signs(_ask(kind, lang, rng, slots), rng), answer)
 
 
 def unit_turn(lang: str, rng: random.Random) -> Turn:
@@ -416,7 +435,7 @@ def _foreign_slots(lang: str) -> Slots:
 
 _FOREIGN_SLOTS = {lang: _foreign_slots(lang) for lang in LANGUAGES}
 _FOREIGN_WEIGHTS = {
-    "open": 34, "knowledge": 34, "maths": 13, "numbers": 8, "weather": 5, "translation": 9, "otherlanguage": 3,
+    "open": 34, "knowledge": 34, "maths": 16, "numbers": 8, "weather": 5, "translation": 9, "otherlanguage": 3,
     "nearmiss": 20, "coding": 8, "travel": 5, "negative": 3,
 }  # fmt: skip
 
@@ -424,20 +443,26 @@ _FOREIGN_WEIGHTS = {
 def _foreign_sum(lang: str, rng: random.Random) -> str:
     """A sum just outside of what the demo can do."""
     kind = rng.random()
-    if kind < 0.35:
+    third = ""
+    if kind < 0.24:
         section, a, b = "multiply", rng.randint(10, 99), rng.randint(10, 99)
-    elif kind < 0.5:
+    elif kind < 0.34:
         section, a, b = "multiply", rng.randint(100, 9999), rng.randint(2, 99)
-    elif kind < 0.7:
+    elif kind < 0.48:
         section, a, b = "add", rng.randint(0, 9999), rng.randint(100, 9999)
-    elif kind < 0.9:
+    elif kind < 0.62:
         section, a, b = "subtract", rng.randint(100, 9999), rng.randint(1, 999)
-    else:
-        section, b = "subtract", rng.randint(2, 99)
+    elif kind < 0.81:
+        section, b = "subtract", max(1, _operand(rng))
         a = rng.randint(0, b - 1)
+    else:
+        section, a, b = rng.choice(("add", "subtract")), _operand(rng), _operand(rng)
+        third = f" {rng.choice('+-+-*')} {_operand(rng)}"
     if section != "subtract" and rng.random() < 0.5:
         a, b = b, a
-    return _ask(section, lang, rng, {"a": lambda _: _protect(a), "b": lambda _: _protect(b)})
+    return _space_signs(
+        _ask(section, lang, rng, {"a": lambda _: _protect(a), "b": lambda _: _protect(f"{b}{third}")}), rng
+    )
 
 
 def _foreign_unit(lang: str, rng: random.Random) -> str:
@@ -508,19 +533,20 @@ def foreign_turn(lang: str, rng: random.Random, weather: bool = True) -> Turn:
         question = strings.gibberish(rng, lang)
         if question.isascii() or any("一" <= sign <= "鿿" for sign in question):
             lang = "zh" if any("一" <= sign <= "鿿" for sign in question) else lang if not question.isascii() else "en"
-    elif kind < 0.11:
+    elif kind < 0.14:
         question = _foreign_sum(lang, rng)
-    elif kind < 0.16:
+    elif kind < 0.19:
         question = _foreign_unit(lang, rng)
-    elif kind < 0.23:
+    elif kind < 0.25:
         question = _foreign_translation(lang, rng)
-    elif kind < 0.26 and weather:
+    elif kind < 0.28 and weather:
         question = _ask("weather", lang, rng, {"city": lambda r: _protect(strings.city(r, lang))})
     else:
         names = [name for name in _FOREIGN_WEIGHTS if weather or name != "weather"]
         section = rng.choices(names, [_FOREIGN_WEIGHTS[name] for name in names])[0]
         text = pick(read(f"foreign_{lang}")[section], rng, _FOREIGN_SLOTS[lang])
         question = _clean(add_noise(text, lang, rng, rng.random() < 0.6)) if section != "otherlanguage" else text
+        question = _space_signs(question, rng) if section in ("maths", "negative") else question
     return _turn(question, REFUSAL[lang])
 
 
@@ -626,13 +652,13 @@ _INTENT_NAMES = [intent for intent in INTENTS if intent != "name_unknown"]
 def random_turn(lang: str, rng: random.Random, weather: bool = True) -> Turn:
     """One question with its answer, of any kind but names and tools."""
     kind = rng.random()
-    if kind < 0.33:
+    if kind < 0.31:
         return intent_turn(rng.choice(_INTENT_NAMES), lang, rng)
-    if kind < 0.48:
+    if kind < 0.47:
         return arithmetic_turn(lang, rng)
-    if kind < 0.56:
+    if kind < 0.54:
         return unit_turn(lang, rng)
-    if kind < 0.64:
+    if kind < 0.61:
         return translation_turn(lang, rng)
     return foreign_turn(lang, rng, weather)
 
