@@ -6,9 +6,9 @@ CHATGLM_KERNELS=torch asks for plain torch. The operators work under autograd (g
 weights are frozen), torch.compile, torch.export and activation checkpointing.
 
 A backend module has `load()`, which returns an object with `linear(x, weight, scale, bits, precision)`,
-`dequantize(weight, scale, bits, dtype)` and `describe()`, and on the CPU `dense(x, weight)`, `dense_rows(dtype)` and what
-`chatglm.single_token` and `chatglm.cpu_attention` use; or raises `KernelUnavailable`. It gets contiguous tensors of one device, rows >= 1, x in float16, bfloat16 or float32, scales in
-float16 or float32.
+`dequantize(weight, scale, bits, dtype)` and `describe()`, and on the CPU `dense(x, weight)`, `dense_rows(dtype)` and
+what `chatglm.single_token` and `chatglm.cpu_attention` use; or raises `KernelUnavailable`. It gets contiguous tensors
+of one device, rows >= 1, x in float16, bfloat16 or float32, scales in float16 or float32.
 
 Precisions: "exact" is float32 arithmetic, and what is used whenever a gradient is wanted; "default" may round the
 activations to about 14 bits (relative error 1e-4); "int8" to 8 bits per group of 128 columns, the fastest.
