@@ -35,9 +35,8 @@ class Program:
         self.turns.append(statistics.median(float(number) for number in self._read().split()))
 
     def end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # closes its pipes and waits
+            pass
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -53,11 +52,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20)
     args = parser.parse_args()
     programs = [Program(command) for command in args.command]
-    for program in programs:
-        program.wait()
-    for _ in range(args.turns):
+    try:
         for program in programs:
-            program.turn()
+            program.wait()
+        for _ in range(args.turns):
+            for program in programs:
+                program.turn()
+    finally:
+        for program in programs:
+            program.end()
     for program in programs:
         middle = statistics.median(program.turns)
         ratios = sorted(one / first for one, first in zip(program.turns, programs[0].turns, strict=True))
@@ -65,7 +68,6 @@ def main() -> None:
             f"{1e3 / middle:5.1f} tokens/s ({middle:.1f} ms); time / first: {ratios[0]:.2f} / "
             f"{statistics.median(ratios):.2f} / {ratios[-1]:.2f}  {program.command}"
         )
-        program.end()
 
 
 if __name__ == "__main__":

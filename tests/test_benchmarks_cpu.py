@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from benchmarks import decode_6b, matrices
+from benchmarks import decode_6b, matrices, turns
 from chatglm.kernels import KernelUnavailable, cpu
 
 TINY = {"num_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "max_sequence_length": 64}
@@ -30,7 +32,7 @@ def test_matrices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     matrices.main()
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(table) == 1 + 2 * (4 + 4 + 2)
-    assert {line.count("|") for line in table} == {10}
+    assert {line.count("|") for line in table} == {11}
 
 
 @pytest.mark.parametrize("generation", [1, 2])
@@ -47,3 +49,27 @@ def test_decode_6b(generation: int) -> None:
     assert ids.shape == (1, 9)
     assert torch.equal(again, once)
     assert len(decode_6b.weights_read(model)) == 9
+
+
+def test_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys\nprint('loading')\nprint('ready', flush=True)\n"
+                       "for _ in sys.stdin:\n    print(*[sys.argv[1]] * 6, flush=True)\n")  # fmt: skip
+    commands = [f"{sys.executable} {program} {milliseconds}" for milliseconds in (50, 100)]
+    monkeypatch.setattr(sys, "argv", ["turns", "--turns", "3", *commands])
+    turns.main()
+    first, second = capsys.readouterr().out.splitlines()
+    assert "20.0 tokens/s (50.0 ms); time / first: 1.00 / 1.00 / 1.00" in first
+    assert "10.0 tokens/s (100.0 ms); time / first: 2.00 / 2.00 / 2.00" in second
+    monkeypatch.setattr(sys, "argv", ["turns", f"{sys.executable} -c pass"])
+    with pytest.raises(SystemExit, match="run it alone"):
+        turns.main()
+
+
+def test_decode_6b_in_turns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model = decode_6b.make(2, 4, None, torch.float32, "default", **TINY, **WIDTHS[2])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
+    with torch.inference_mode():
+        decode_6b.take_turns(model, 8)
+    ready, *lines = capsys.readouterr().out.splitlines()
+    assert ready == "ready" and [len(line.split()) for line in lines] == [6, 6]
