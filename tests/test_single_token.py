@@ -112,16 +112,22 @@ def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("generation", "options"), NETWORKS, ids=str)
-def test_equals_the_modules(calls: list[int], generation: int, options: dict[str, Any], bits: int) -> None:
-    model = network(generation, bits, **options)
+def decoded_both_ways(model: Any, calls: list[int]) -> tuple[torch.Tensor, ChatCache, ChatCache]:
+    """The logits, and the caches after the modules and after one call a token: both have to give the same logits."""
     slow, fast = ChatCache(), ChatCache()
     wanted = through_modules(model, slow)
     assert not calls
     found = decode(model, fast)
     assert calls == [3] * (END - START)
     assert difference(found, wanted) < 2e-5
+    return wanted, slow, fast
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("generation", "options"), NETWORKS, ids=str)
+def test_equals_the_modules(calls: list[int], generation: int, options: dict[str, Any], bits: int) -> None:
+    model = network(generation, bits, **options)
+    _, slow, fast = decoded_both_ways(model, calls)
     assert fast.get_seq_length() == slow.get_seq_length() == END
     for layer, other in zip(fast.layers, slow.layers, strict=True):
         assert difference(layer.keys, other.keys) < 2e-5
@@ -150,12 +156,7 @@ def test_half_precision(
 @pytest.mark.parametrize(("generation", "options"), NETWORKS, ids=str)
 def test_a_prefix_equals_the_modules(calls: list[int], generation: int, options: dict[str, Any], length: int) -> None:
     model = network(generation, pre_seq_len=length, prefix_projection=length == 5, **options)
-    slow, fast = ChatCache(), ChatCache()
-    wanted = through_modules(model, slow)
-    assert not calls
-    found = decode(model, fast)
-    assert calls == [3] * (END - START)
-    assert difference(found, wanted) < 2e-5
+    wanted, slow, fast = decoded_both_ways(model, calls)
     assert fast.get_seq_length() == END, "the prefix is not in the cache"
     assert difference(fast.layers[-1].keys, slow.layers[-1].keys) < 2e-5
     model.base_model.prefix_encoder = None

@@ -984,13 +984,14 @@ int chatglm_dequantize(int isa, int threads, int bits, const void *weight, const
 /* y (rows, out) = x (rows, in) . weight, a few rows, weight in fp16 or bf16, y in x's type. Returns 0, or 1. */
 int chatglm_dense(int isa, int threads, const void *x, int x_type, const void *weight, int weight_type, void *y,
                   i64 rows, i64 in, i64 out) {
-    float *floats = malloc((size_t)(rows * in) * 4 + 64);
-    if (!floats) return 1;
-    for (i64 r = 0; r < rows; r++) load_numbers(x, x_type, r * in, (int)in, floats + r * in);
-    float (*dot)(const uint16_t *, int, const float *, i64) = CHOOSE(isa, dense);
+    int pairs = 0;
 #if X86
-    const int pairs = x_type == BFLOAT16 && weight_type == BFLOAT16 && has_bf16();
+    pairs = isa == VNNI && x_type == BFLOAT16 && weight_type == BFLOAT16 && has_bf16();
 #endif
+    float *floats = pairs ? NULL : malloc((size_t)(rows * in) * 4 + 64);
+    if (!pairs && !floats) return 1;
+    for (i64 r = 0; r < rows && !pairs; r++) load_numbers(x, x_type, r * in, (int)in, floats + r * in);
+    float (*dot)(const uint16_t *, int, const float *, i64) = CHOOSE(isa, dense);
     #pragma omp parallel num_threads(threads)
     {
 #if X86
