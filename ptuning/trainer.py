@@ -128,7 +128,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         """Raises TrainingError where the step just taken has spoilt the weights, which no loss has shown yet."""
         if self.last_batch is None:
             return
-        inputs, count = self.last_batch
+        (inputs, count), self.last_batch = self.last_batch, None  # once a step: the end of an epoch asks again
         self.model_wrapped.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             inputs = self._prepare_inputs(inputs)
