@@ -24,6 +24,7 @@ NAME = re.compile(r"[\w-]+")
 LORA_CONFIG = "adapter_config.json"
 LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NEEDS_PEFT = "LoRA needs PEFT, which is not installed: pip install peft"
+UNUSABLE_PEFT = "LoRA needs PEFT 0.20 or later, and the one that is installed cannot be imported ({}): pip install -U peft"
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,15 @@ def settle(folder: Path) -> None:
 
 
 def import_peft() -> Any:
-    """PEFT. Raises ModelLoadError where it is not installed."""
+    """PEFT. Raises ModelLoadError where it is not installed, or too old to be imported beside these transformers."""
     try:
         import peft
+        import peft.functional
         import peft.tuners.tuners_utils
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "peft":
+            raise ModelLoadError(UNUSABLE_PEFT.format(error)) from error
         raise ModelLoadError(NEEDS_PEFT) from error
+    except ImportError as error:
+        raise ModelLoadError(UNUSABLE_PEFT.format(error)) from error
     return peft

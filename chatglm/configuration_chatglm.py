@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .compat import CACHE_NAMES
+
 ROPE_PRECISIONS = ("float32", "original")
 
 #: Ids of generation 1's control tokens with the vocabulary of v1.1; v1.0 puts 20,000 image tokens in front of them.
@@ -61,7 +63,7 @@ class ChatGLMConfig(PreTrainedConfig):
     """What all generations share. `ChatGLMConfig.from_pretrained` returns the class of the right generation."""
 
     model_type = "chatglm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = list(CACHE_NAMES)
 
     chatglm_version: int | None = None
     use_cache: bool = True

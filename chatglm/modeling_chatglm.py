@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationMixin
+from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -22,7 +22,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from . import cpu_attention
+from . import compat, cpu_attention
 from .configuration_chatglm import ChatGLM1Config
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
@@ -151,16 +151,17 @@ class ChatGLM1Block(GradientCheckpointingLayer):
         norms = self.input_layernorm, self.post_attention_layernorm
         return *norms, attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h, attention, mlp
 
-    # The prefix is positional so that reentrant checkpointing carries its gradient.
+    # The prefix is positional so that reentrant checkpointing carries its gradient; the cache, so that transformers, which
+    # looks for it among the keywords, does not take it away (see ChatGLMPreTrainedModel.cache_to_fill).
     def forward(
         self,
         hidden_states: torch.Tensor,
         prefix_key: torch.Tensor | None = None,
         prefix_value: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         *,
         attention_mask: torch.Tensor | None,
         rotary: RotaryEmbeddings,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         normed = self.input_layernorm(hidden_states)
@@ -338,6 +339,7 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """
@@ -347,11 +349,15 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
                 hidden as the original tokenizer makes it, or additive. Without one it follows from `<sop>`.
             position_ids: (batch, 2, tokens), see `get_position_ids`; found from `input_ids` where there is no past.
             past_key_values: any transformers `Cache`; the trained prefix is never in it.
+            cache: another name of `past_key_values`, as transformers has it from 5.24 on.
 
         Raises:
+            TypeError: a keyword is unknown (see `compat.FORWARD_KEYWORDS`).
             ValueError: `[gMASK]` or `<sop>` is missing where mask or positions have to be found, or positions are
                 missing on top of a cache.
         """
+        compat.check_keywords("ChatGLM1Model.forward", kwargs)
+        past_key_values = self.cache_to_fill(compat.given_cache(past_key_values, cache), use_cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
@@ -360,8 +366,6 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
             input_ids = input_ids.to(inputs_embeds.device)
         if attention_mask is not None:
             attention_mask = attention_mask.to(inputs_embeds.device)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             if input_ids is None or (past_key_values is not None and past_key_values.get_seq_length() != 0):
                 raise ValueError(
@@ -393,14 +397,13 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
             attention_mask=mask,
             rotary=rotary,
             past_key_values=past_key_values,
-            use_cache=use_cache,
             **kwargs,
         )
         hidden_states = self.final_layernorm(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **compat.named_cache(past_key_values))
 
 
-class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
+class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, compat.ChatGLMGenerationMixin):
     """Token ids to logits over the vocabulary. The head is tied to the embeddings unless the config says otherwise."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
@@ -446,6 +449,7 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """See `ChatGLM1Model.forward`.
@@ -458,7 +462,7 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=compat.given_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -489,9 +493,11 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
         is_first_iteration: bool | None = False,
         position_ids: torch.Tensor | None = None,
         prompt_position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The new tokens with their positions, which follow from all `input_ids` (`position_ids` is not used)."""
+        past_key_values = compat.given_cache(past_key_values, cache)
         if prompt_position_ids is None:
             positions = self.transformer.get_position_ids(input_ids, attention_mask)
         else:
@@ -507,10 +513,10 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, GenerationMixin):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **compat.named_cache(past_key_values),
             **kwargs,
         )
         new_inputs = (

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -25,7 +24,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from . import cpu_attention
+from . import compat, cpu_attention
 from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
@@ -209,16 +208,17 @@ class ChatGLM2Block(GradientCheckpointingLayer):
         norms = self.input_layernorm, self.post_attention_layernorm
         return *norms, attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h, attention, mlp
 
-    # The prefix is positional so that reentrant checkpointing carries its gradient.
+    # The prefix is positional so that reentrant checkpointing carries its gradient; the cache, so that transformers, which
+    # looks for it among the keywords, does not take it away (see ChatGLMPreTrainedModel.cache_to_fill).
     def forward(
         self,
         hidden_states: torch.Tensor,
         prefix_key: torch.Tensor | None = None,
         prefix_value: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         *,
         attention_mask: torch.Tensor | None,
         rotary: RotaryEmbedding,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         dtype = rotary[0].dtype  # the residual stream may be wider: fp32_residual_connection
@@ -324,6 +324,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """
@@ -332,7 +333,13 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
             attention_mask: (batch, past + tokens), 1 for real tokens and 0 for padding; or a prepared 4-D mask.
             position_ids: (batch, tokens); if absent, counted from the cache's length, or by a mask's ones.
             past_key_values: any transformers `Cache`; the trained prefix is never in it.
+            cache: another name of `past_key_values`, as transformers has it from 5.24 on.
+
+        Raises:
+            TypeError: a keyword is unknown (see `compat.FORWARD_KEYWORDS`).
         """
+        compat.check_keywords("ChatGLM2Model.forward", kwargs)
+        past_key_values = self.cache_to_fill(compat.given_cache(past_key_values, cache), use_cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
@@ -340,8 +347,6 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         if isinstance(attention_mask, torch.Tensor):  # of a split model, the embeddings may be elsewhere
             attention_mask = attention_mask.to(inputs_embeds.device)
         batch_size, tokens = inputs_embeds.shape[:2]
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(tokens, device=inputs_embeds.device) + past).unsqueeze(0)
@@ -351,11 +356,11 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
                 position_ids = places.gather(1, position_ids.expand(batch_size, -1))
 
         # position_ids stay out of it: transformers would read restarting positions as packed sequences.
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
+        mask = compat.causal_mask(
+            self.config,
+            inputs_embeds,
+            attention_mask,
+            past_key_values,
             allow_is_causal_skip=self.prefix_encoder is None or tokens == 1,
         )
         prefix: list[Any] = [(None, None)] * self.config.num_layers
@@ -374,15 +379,14 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
             attention_mask=mask,
             rotary=rotary,
             past_key_values=past_key_values,
-            use_cache=use_cache,
             position_ids=position_ids,
             **kwargs,
         )
         hidden_states = self.encoder.final_layernorm(hidden_states).to(inputs_embeds.dtype)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **compat.named_cache(past_key_values))
 
 
-class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
+class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, compat.ChatGLMGenerationMixin):
     """Token ids to logits over the vocabulary."""
 
     _tied_weights_keys = {"transformer.output_layer.weight": "transformer.embedding.word_embeddings.weight"}
@@ -427,6 +431,7 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_last_logit: bool = False,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """See `ChatGLM2Model.forward`.
@@ -440,7 +445,7 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=compat.given_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -473,6 +478,7 @@ class ChatGLM2ForSequenceClassification(ChatGLM2PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """See `ChatGLM2Model.forward`; logits are (batch, num_labels), the loss follows `config.problem_type`."""
@@ -480,7 +486,7 @@ class ChatGLM2ForSequenceClassification(ChatGLM2PreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=compat.given_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -500,9 +506,9 @@ class ChatGLM2ForSequenceClassification(ChatGLM2PreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **compat.named_cache(compat.cache_of(outputs)),
         )
 
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.initialization import zeros_
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from . import quantization
+from . import compat, quantization
 from .adapters import switching
+from .adapters.model_methods import AdapterMethods
 from .configuration_chatglm import ChatGLMConfig
 from .prefix_encoder import PrefixEmbedding, PrefixLinear
 from .rotary import RotaryTable
 
 
-class ChatGLMPreTrainedModel(PreTrainedModel):
+class ChatGLMPreTrainedModel(AdapterMethods, PreTrainedModel):
     config: ChatGLMConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(compat.CACHE_NAMES)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -84,31 +84,6 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
             raise ValueError(f"this model is split over devices: give quantize={bits} to load_model_on_gpus instead")
         return quantization.quantize(self, bits, **options)
 
-    @property
-    def adapter_names(self) -> list[str]:
-        """The P-tuning prefixes and LoRA adapters on this model, see `chatglm.adapters.load_adapter`."""
-        return switching.adapter_names(self)
-
-    @property
-    def current_adapter(self) -> str | None:
-        """The one of `adapter_names` in use; None for the base model alone."""
-        return switching.current_adapter(self)
-
-    def adapter(self, name: str | None) -> AbstractContextManager[Any]:
-        """`with model.adapter("adverts"):` answers with this adapter, `with model.adapter(None):` with the base model.
-
-        A model has one adapter in use at a time, for all threads. An answer that is streamed is computed when its
-        steps are asked for: ask for them inside the block. To switch for good: `chatglm.adapters.use_adapter`.
-
-        Raises:
-            ValueError: there is none of this name.
-        """
-        return switching.using_adapter(self, name)
-
-    def prefix(self, name: str | None) -> AbstractContextManager[Any]:
-        """`adapter`, by the name that users of P-tuning look for."""
-        return switching.using_adapter(self, name)
-
     def train(self, mode: bool = True) -> Any:
         for encoder in switching.parked(self):
             encoder.train(mode)
@@ -165,6 +140,23 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def cache_to_fill(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The KV cache that a forward of the blocks fills: the caller's, else a fresh one with `use_cache`.
+
+        Raises:
+            ValueError: the caller gave one, and the blocks are computed twice (gradient checkpointing in training): they
+                would fill it twice.
+        """
+        checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if given is not None and checkpointing:
+            raise ValueError(
+                "a KV cache cannot be filled under gradient checkpointing: leave the cache out, or call model.eval(), or "
+                "compute without gradients (torch.no_grad())"
+            )
+        if given is None and use_cache and not checkpointing:
+            return DynamicCache(config=self.config)
+        return given
+
     def _head_outputs(
         self,
         outputs: BaseModelOutputWithPast,
@@ -182,7 +174,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **compat.named_cache(compat.cache_of(outputs)),
         )

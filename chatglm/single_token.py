@@ -87,7 +87,7 @@ class BlockRunner:
         if done is not None:
             return done
         for block, (key, value) in zip(blocks, prefix, strict=True):
-            hidden_states = block(hidden_states, key, value, past_key_values=past_key_values, **kwargs)
+            hidden_states = block(hidden_states, key, value, past_key_values, **kwargs)
         return hidden_states
 
     def _in_one_call(

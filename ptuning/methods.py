@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizer, set_seed
 
 import chatglm
-from chatglm.adapter_files import LORA_CONFIG, PREFIX, Prefix, describe, read_adapter
+from chatglm.adapter_files import LORA_CONFIG, PREFIX, Prefix, describe, import_peft, read_adapter
 from chatglm.adapters.attaching import load_adapter
 from chatglm.adapters.lora import add_lora
 from chatglm.adapters.prefixes import add_prefix
@@ -94,10 +93,7 @@ def compute_dtype(model_args: ModelArguments, training_args: TrainingArguments) 
 
 
 def _add_lora(model: PreTrainedModel, model_args: ModelArguments) -> None:
-    try:
-        import peft
-    except ImportError as error:
-        raise ArgumentsError("--method lora needs PEFT: pip install -r ptuning/requirements.txt") from error
+    peft = import_peft()
     config = peft.LoraConfig(
         r=model_args.lora_rank,
         lora_alpha=model_args.lora_alpha,  # type: ignore[arg-type, unused-ignore]
@@ -108,9 +104,7 @@ def _add_lora(model: PreTrainedModel, model_args: ModelArguments) -> None:
     try:
         add_lora(model, config, NAME)
     except ValueError as error:
-        linear = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-        wanted = " ".join(model_args.lora_target_modules)
-        raise ArgumentsError(f"--lora_target_modules {wanted}: this model has {', '.join(sorted(linear))}") from error
+        raise ArgumentsError(f"--lora_target_modules {' '.join(model_args.lora_target_modules)}: {error}") from error
 
 
 def save(
@@ -177,8 +171,7 @@ def restore(model: PreTrainedModel, folder: Path) -> None:
         if isinstance(adapter, Prefix):
             model.transformer.prefix_encoder.load_state_dict(adapter.tensors)
             return
-        import peft
-
+        peft = import_peft()
         result = peft.set_peft_model_state_dict(model, adapter.tensors, adapter_name=NAME)
     except RuntimeError as error:
         raise ArgumentsError(f"{folder} is of another model than {model.name_or_path}: go on with its own") from error

@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, StaticCache, StoppingCriteria
 from transformers.cache_utils import Cache
 
+from chatglm import compat
 from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config
 from conftest import enable_checkpointing
 from goldens import causal_lm
@@ -665,8 +666,10 @@ def test_generate_continues_a_cache(version: int) -> None:
     options = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
     whole = model.generate(ids, max_new_tokens=8, **options).sequences
     first = model.generate(ids, max_new_tokens=4, **options)
-    rest = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=4, **options)
-    assert torch.equal(rest.sequences, whole)
+    for name in compat.CACHE_NAMES:
+        cache = copy.deepcopy(compat.cache_of(first))
+        rest = model.generate(first.sequences, max_new_tokens=4, **{name: cache}, **options)
+        assert torch.equal(rest.sequences, whole)
 
 
 @every_model

@@ -33,9 +33,15 @@ def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None
 
     Raises:
         ModelLoadError: PEFT is not installed.
-        ValueError: the name is taken, or the config names no layer of this model.
+        ValueError: the name is taken, or a name among `target_modules` is that of no layer of this model.
     """
-    import_peft()
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, (list, tuple, set)):  # PEFT takes a list if any name of it is right
+        layers = {path.rsplit(".", 1)[-1] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
+        known = {path for path, _ in model.named_modules()}
+        wrong = [name for name in targets if not any(path == name or path.endswith(f".{name}") for path in known)]
+        if wrong:
+            raise ValueError(f"no layer is called {', '.join(sorted(wrong))}: this model has {', '.join(sorted(layers))}")
     _inject(model, config, check_name(model, name))
 
 
@@ -65,13 +71,16 @@ def attach_lora(model: PreTrainedModel, lora: Lora, name: str) -> None:
 
 def _inject(model: PreTrainedModel, config: Any, name: str) -> set[str]:
     """Makes the layers, and returns the names of their new parameters."""
+    peft = import_peft()
     before = current_adapter(model)
     use_adapter(model, None)  # PEFT freezes all that is not its own: a parked prefix is out of its reach
     known = set(model.state_dict())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several: that is meant
         try:
-            model.add_adapter(config, name)
+            # Not transformers' add_adapter: it demands a release of PEFT that may not exist yet.
+            peft.inject_adapter_in_model(config, model, name)
+            model._hf_peft_config_loaded = True  # transformers' Trainer and save_pretrained ask for it
         except BaseException:
             getattr(model, "peft_config", {}).pop(name, None)
             if not loras_of(model):

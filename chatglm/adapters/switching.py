@@ -135,7 +135,8 @@ def remove_adapter(model: PreTrainedModel, name: str) -> None:
     if prefixes_of(model.base_model).pop(name, None) is None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
-            model.delete_adapter(name)
+            import_peft().functional.delete_adapter(model, name, prefix="lora_")
+        loras_of(model).pop(name)
         if not loras_of(model):
             unwrap(model)
 

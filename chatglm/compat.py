@@ -1,0 +1,94 @@
+"""What differs between the supported releases of transformers, and which keywords a forward takes. No other module asks.
+
+transformers 5.24 renamed the KV cache of models from `past_key_values` to `cache`: in forwards, in outputs and in the
+mask functions. We take both names everywhere and hand on the one that the release knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import Cache, GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+#: Both names of the KV cache, for the lists of names that transformers and accelerate read.
+CACHE_NAMES = ("past_key_values", "cache")
+
+#: The one that this release of transformers gives to forwards, outputs and mask functions.
+CACHE_NAME = next(
+    field.name for field in dataclasses.fields(BaseModelOutputWithPast) if field.name in CACHE_NAMES
+)
+
+#: Keywords that a forward takes beside its own parameters. All others are a TypeError: a keyword that is dropped may be
+#: the KV cache under a new name, and the text would be wrong without an error.
+FORWARD_KEYWORDS = {
+    "output_attentions": "read by transformers' capture_outputs",
+    "output_hidden_states": "read by transformers' capture_outputs",
+    "debug_io": "read by transformers' merge_with_config_defaults",
+    "debug_io_dir": "read by transformers' merge_with_config_defaults",
+    "prune_layers": "read by transformers' merge_with_config_defaults",
+    "tokenizer": "of stop_strings: generate hands it on to the model although it has read it",
+    "num_items_in_batch": "read by the loss: what the sum over a batch that is spread over steps is divided by",
+    "cu_seq_lens_q": "read by flash attention, as are the next three: packed sequences",
+    "cu_seq_lens_k": "",
+    "max_length_q": "",
+    "max_length_k": "",
+}
+
+
+def check_keywords(function: str, given: Iterable[str]) -> None:
+    """Raises TypeError, as Python does, for a keyword that the forward named `function` does nothing with."""
+    for name in given:
+        if name not in FORWARD_KEYWORDS:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+
+
+def given_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """The KV cache of a call, under whichever name it came. Raises ValueError where the two names hold two caches."""
+    if cache is None or past_key_values is cache:
+        return past_key_values
+    if past_key_values is not None:
+        raise ValueError("cache and past_key_values are two names of one argument: give only one of them")
+    return cache
+
+
+def named_cache(cache: Cache | None) -> dict[str, Cache | None]:
+    """The KV cache as a keyword of this release, for its outputs, its mask functions and its `GenerationMixin`."""
+    return {CACHE_NAME: cache}
+
+
+def cache_of(outputs: Any) -> Cache | None:
+    """The KV cache in the output of a forward."""
+    return outputs[CACHE_NAME] if CACHE_NAME in outputs else None
+
+
+def causal_mask(
+    config: Any,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cache: Cache | None,
+    *,
+    allow_is_causal_skip: bool,
+) -> Any:
+    """transformers' `create_causal_mask`."""
+    return create_causal_mask(
+        config=config,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        allow_is_causal_skip=allow_is_causal_skip,
+        **named_cache(cache),
+    )
+
+
+class ChatGLMGenerationMixin(GenerationMixin):
+    """transformers' `generate`, which takes the KV cache under both names on every release."""
+
+    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        cache = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
+        if cache is not None:
+            kwargs |= named_cache(cache)
+        return super().generate(inputs, *args, **kwargs)
