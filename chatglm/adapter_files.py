@@ -24,7 +24,7 @@ NAME = re.compile(r"[\w-]+")
 LORA_CONFIG = "adapter_config.json"
 LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NEEDS_PEFT = "LoRA needs PEFT, which is not installed: pip install peft"
-UNUSABLE_PEFT = "LoRA needs PEFT 0.20 or later, and the one that is installed cannot be imported ({}): pip install -U peft"
+UNUSABLE_PEFT = "LoRA needs PEFT 0.20 or later, and the installed one cannot be imported ({}): pip install -U peft"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
+from . import compat
 from .configuration_chatglm import ChatGLM3Config
 from .conversation.fitting import fit_conversation
 from .conversation.formats import stop_token_ids
@@ -194,6 +195,9 @@ class ChatMixin:
     ) -> tuple[Any, list[Any]]:
         """One whole answer: by the decode loop, or by transformers' `generate` for what only that can do."""
         beyond = set(kwargs) - GenerationOptions.names() - {"past_key_values", "answer_room"}
+        if (num_beams != 1 or beyond) and kwargs.get("past_key_values") is not None:
+            names = ", ".join(sorted(beyond)) or "num_beams"
+            raise ValueError(f"past_key_values goes with the options of stream_chat, not with {names}")
         if num_beams == 1 and not beyond:
             *_, last = self.stream_steps(tokenizer, query, history, role, **kwargs)
             return last.response, last.history
@@ -266,8 +270,9 @@ class ChatMixin:
             (batch, tokens so far), the last one with the token that ended it; with `return_past_key_values` also the
             cache.
         """
-        for name in ("position_ids", "inputs", "past_key_values"):
-            if kwargs.pop(name, None) is not None and name == "past_key_values":
+        positions = kwargs.pop("position_ids", None)
+        for name in compat.CACHE_NAMES:
+            if kwargs.pop(name, None) is not None:
                 raise ValueError("stream_generate starts from input_ids; to go on from a cache use stream_chat")
         if attention_mask is not None and attention_mask.dim() == 4:  # as the tokenizer of generation 1 makes it
             attention_mask = (~attention_mask[:, 0, -1].bool()).long()
@@ -288,6 +293,12 @@ class ChatMixin:
         input_ids = input_ids.to(self.device)  # type: ignore[attr-defined]
         if attention_mask is not None:
             attention_mask = attention_mask.to(input_ids.device)
+        if positions is not None:
+            counted = self.positions_from(input_ids, 0, attention_mask)  # type: ignore[attr-defined]
+            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            wrong = (positions.to(input_ids.device) != counted) & (real if counted.dim() == 2 else real[:, None]).bool()
+            if bool(wrong.any()):
+                raise ValueError("position_ids follow from input_ids and attention_mask here: leave them out")
         cache = ChatCache(weights_stamp(self)) if options.use_cache else None
         limit = options.length_limit(input_ids.shape[1], self._context())
         for sequence, _ in decode(self, input_ids, options, limit, cache, attention_mask):

@@ -1,4 +1,4 @@
-"""What differs between the supported releases of transformers, and which keywords a forward takes. No other module asks.
+"""What differs between the supported releases of transformers, and which keywords a forward takes.
 
 transformers 5.24 renamed the KV cache of models from `past_key_values` to `cache`: in forwards, in outputs and in the
 mask functions. We take both names everywhere and hand on the one that the release knows.
@@ -33,17 +33,21 @@ FORWARD_KEYWORDS = {
     "prune_layers": "read by transformers' merge_with_config_defaults",
     "tokenizer": "of stop_strings: generate hands it on to the model although it has read it",
     "num_items_in_batch": "read by the loss: what the sum over a batch that is spread over steps is divided by",
-    "cu_seq_lens_q": "read by flash attention, as are the next three: packed sequences",
-    "cu_seq_lens_k": "",
-    "max_length_q": "",
-    "max_length_k": "",
 }
 
+#: Where packed sequences begin and end: read by flash attention only, so they are unknown keywords with any other.
+PACKING_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
-def check_keywords(function: str, given: Iterable[str]) -> None:
-    """Raises TypeError, as Python does, for a keyword that the forward named `function` does nothing with."""
+
+def check_keywords(function: str, given: Iterable[str], attention: str | None) -> None:
+    """Raises TypeError, as Python does, for a keyword that the forward named `function` does nothing with.
+
+    Args:
+        attention: the model's attention implementation.
+    """
+    packing = PACKING_KEYWORDS if attention is not None and "flash" in attention else ()
     for name in given:
-        if name not in FORWARD_KEYWORDS:
+        if name not in FORWARD_KEYWORDS and name not in packing:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
@@ -63,7 +67,7 @@ def named_cache(cache: Cache | None) -> dict[str, Cache | None]:
 
 def cache_of(outputs: Any) -> Cache | None:
     """The KV cache in the output of a forward."""
-    return outputs[CACHE_NAME] if CACHE_NAME in outputs else None
+    return outputs.get(CACHE_NAME)
 
 
 def causal_mask(

@@ -208,8 +208,8 @@ class ChatGLM2Block(GradientCheckpointingLayer):
         norms = self.input_layernorm, self.post_attention_layernorm
         return *norms, attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h, attention, mlp
 
-    # The prefix is positional so that reentrant checkpointing carries its gradient; the cache, so that transformers, which
-    # looks for it among the keywords, does not take it away (see ChatGLMPreTrainedModel.cache_to_fill).
+    # The prefix is positional so that reentrant checkpointing carries its gradient; the cache is, too, since transformers
+    # takes it away where it finds it among the keywords (see ChatGLMPreTrainedModel.cache_to_fill).
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -338,7 +338,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         Raises:
             TypeError: a keyword is unknown (see `compat.FORWARD_KEYWORDS`).
         """
-        compat.check_keywords("ChatGLM2Model.forward", kwargs)
+        compat.check_keywords("ChatGLM2Model.forward", kwargs, self.config._attn_implementation)
         past_key_values = self.cache_to_fill(compat.given_cache(past_key_values, cache), use_cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")

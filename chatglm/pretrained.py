@@ -144,13 +144,13 @@ class ChatGLMPreTrainedModel(AdapterMethods, PreTrainedModel):
         """The KV cache that a forward of the blocks fills: the caller's, else a fresh one with `use_cache`.
 
         Raises:
-            ValueError: the caller gave one, and the blocks are computed twice (gradient checkpointing in training): they
-                would fill it twice.
+            ValueError: the caller gave one, and the blocks are computed twice (gradient checkpointing in training), so
+                they would fill it twice.
         """
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if given is not None and checkpointing:
             raise ValueError(
-                "a KV cache cannot be filled under gradient checkpointing: leave the cache out, or call model.eval(), or "
+                "a KV cache cannot be filled under gradient checkpointing: leave the cache out, call model.eval(), or "
                 "compute without gradients (torch.no_grad())"
             )
         if given is None and use_cache and not checkpointing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -25,6 +26,15 @@ from .conversation.templates import CHAT_TEMPLATES, is_published_template
 logger = logging.get_logger(__name__)
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+# What `from_pretrained` takes beside those and beside the parameters of the constructors: of transformers' Auto class
+# and pipelines, then of its base class.
+_LOADING_ARGUMENTS = (
+    "trust_remote_code", "use_fast", "config", "vocab_file", "tokenizer_type", "code_revision",
+    "_from_auto", "_from_pipeline", "_commit_hash",
+    "model_max_length", "padding_side", "truncation_side", "model_input_names", "clean_up_tokenization_spaces",
+    "split_special_tokens", "chat_template", "extra_special_tokens", "additional_special_tokens", "name_or_path",
+    "verbose",
+)  # fmt: skip
 # Of the machinery that loaded a tokenizer, of no use in a saved one.
 _NOT_SAVED = ("auto_map", "backend", "is_local", "local_files_only", "tokenizer_file", "files_loaded")
 
@@ -89,6 +99,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         Raises:
             OSError: the vocabulary file is missing.
             ValueError: a file is corrupt, or `chatglm_version` is not 1, 2 or 3.
+            TypeError: a keyword is unknown.
         """
         path = os.fspath(pretrained_model_name_or_path)
         model_config = _read_json(path, "config.json", kwargs)
@@ -99,6 +110,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             names["chatglm_version"] = 1
         version = detect_version(names, path)
         target = cls._classes[version] if cls is ChatGLMTokenizer else cls
+        constructor = inspect.signature(target.__init__).parameters
+        tokens = (name for name in kwargs if name.endswith("_token"))  # transformers takes tokens of any name
+        refuse_unknown("from_pretrained", kwargs, *_HUB_ARGUMENTS, *_LOADING_ARGUMENTS, *constructor, *tokens)
         kwargs = target._adapt_to_model(kwargs, model_config)
         # Found here, as transformers takes a tokenizer.model where there is one, also for generation 1.
         kwargs.setdefault("vocab_file", target._find_vocabulary(path, kwargs))
@@ -199,7 +213,14 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
     ) -> list[str]:
-        """The pieces of a text. With `split_special_tokens=False` control tokens spelt out in it are recognised."""
+        """The pieces of a text. With `split_special_tokens=False` control tokens spelt out in it are recognised.
+
+        Raises TypeError for an unknown keyword, which `tokenizer(text)` and `encode` hand on to here, and ValueError
+        for `return_offsets_mapping=True`.
+        """
+        if kwargs.get("return_offsets_mapping"):  # transformers hands it on to here, and forgets it
+            raise ValueError("return_offsets_mapping is not supported: ChatGLM tokenizers keep no offsets")
+        refuse_unknown("tokenize", kwargs, "split_special_tokens", "return_offsets_mapping")
         plain = kwargs.get("split_special_tokens")
         plain = self.split_special_tokens if plain is None else plain
         pieces: list[str] = []
@@ -256,6 +277,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
+        # vLLM and others always give this one; no blanks are put between tokens, whatever it says.
+        refuse_unknown("decode", kwargs, "spaces_between_special_tokens")
         ids = [token_ids] if isinstance(token_ids, int) else [int(index) for index in token_ids]
         if skip_special_tokens:
             skipped = set(self.all_special_ids)
@@ -318,7 +341,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             return_dict: masks and positions, too, instead of the bare ids.
 
         Raises:
-            TypeError, ValueError: messages of the wrong shape; the last message alone is longer than `max_length`.
+            TypeError, ValueError: messages of the wrong shape; the last message alone is longer than `max_length`; a
+                keyword that the model's own format does not have.
         """
         if isinstance(conversation, (str, Mapping)) or not len(conversation):
             raise ValueError("an empty conversation, or no list of messages: pass [{'role': 'user', 'content': '…'}]")
@@ -330,6 +354,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         chats = list(conversation) if is_batch else [conversation]
         tools = [get_json_schema(tool) if callable(tool) else tool for tool in tools or []] or None
         template = self.chat_template if chat_template is None else chat_template
+        if template == CHAT_TEMPLATES[self.chatglm_version]:  # any other may read variables of any name
+            refuse_unknown("apply_chat_template", kwargs, "return_assistant_tokens_mask")
         if template != CHAT_TEMPLATES[self.chatglm_version] or documents:
             texts = super().apply_chat_template(
                 _marked(chats, self._marks) if tokenize else chats,
@@ -461,7 +487,7 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer, generations=(1,)):
             text = _BLANKS.sub(lambda run: f"<|blank_{len(run[0])}|>", text.replace("\t", "<|tab|>"))
         return text
 
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def _tokenize(self, text: str) -> list[str]:
         return self.sp_model.encode_as_pieces(self._preprocess(text))
 
     def encode_text(
@@ -636,6 +662,13 @@ def clean_text(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def refuse_unknown(function: str, given: Mapping[str, Any], *known: str) -> None:
+    """Raises TypeError, as Python does, for a keyword of `given` that is not in `known`: transformers drops those."""
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def _has_ice_text(path: str) -> bool:

@@ -95,7 +95,7 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer, generations=(2, 3)):
     def encode_special_tokens(self, value: bool) -> None:
         self.split_special_tokens = not value
 
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def _tokenize(self, text: str) -> list[str]:
         return self.sp_model.encode_as_pieces(text)
 
     def encode_text(self, text: str) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, DynamicCache
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import chatglm
@@ -24,6 +24,7 @@ from tiny_chat import FOLDERS
 
 VERSIONS = (1, 2, 3)
 NEW_TOKENS = 24
+UNENDING = {"eos_token_id": None, "pad_token_id": 0}
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "beams": {"do_sample": False, "num_beams": 3},
@@ -55,9 +56,8 @@ def pair(version: int) -> tuple[Any, Any]:
 
 def prompts(version: int) -> list[torch.Tensor]:
     tokenizer = pair(version)[1]
-    return [
-        torch.tensor([fit_conversation(tokenizer, question, [], 200)[0]]) for question in ("你能做什么？", "Who are you?")
-    ]
+    questions = ("你能做什么？", "Who are you?")
+    return [torch.tensor([fit_conversation(tokenizer, question, [], 200)[0]]) for question in questions]
 
 
 @torch.no_grad()
@@ -81,9 +81,7 @@ def test_generate_equals_recomputation(version: int, mode: str) -> None:
                 continue
             torch.manual_seed(7)
             found.append(
-                model.generate(
-                    ids, max_new_tokens=NEW_TOKENS, use_cache=use_cache, eos_token_id=None, pad_token_id=0, **MODES[mode]
-                )
+                model.generate(ids, max_new_tokens=NEW_TOKENS, use_cache=use_cache, **UNENDING, **MODES[mode])
             )
         assert found[0].tolist() == found[1].tolist()
         assert found[0].shape[1] == ids.shape[1] + NEW_TOKENS
@@ -100,7 +98,7 @@ def test_generate_in_training_mode_with_checkpointing(version: int) -> None:
     enable_checkpointing(model, {"use_reentrant": False})
     model.train()
     ids = prompts(version)[0]
-    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options = {"max_new_tokens": 8, "do_sample": False, **UNENDING}
     assert model.generate(ids, **options).tolist() == recomputed(model, ids, 8).tolist()
     with pytest.raises(ValueError, match="gradient checkpointing"):
         model(input_ids=ids, past_key_values=DynamicCache())
@@ -165,3 +163,56 @@ def test_chat_equals_generate(version: int) -> None:
     own = model.chat(tokenizer, "你好", [], **options)
     through = model.chat(tokenizer, "你好", [], no_repeat_ngram_size=0, diversity_penalty=0.0, **options)
     assert own == through
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_call_drops_a_keyword(version: int) -> None:
+    model, tokenizer = pair(version)
+    ids = prompts(version)[0]
+    calls: dict[str, Any] = {
+        "chat": lambda **given: model.chat(tokenizer, "你好", **given),
+        "stream_chat": lambda **given: list(model.stream_chat(tokenizer, "你好", **given)),
+        "stream_steps": lambda **given: list(model.stream_steps(tokenizer, "你好", **given)),
+        "stream_generate": lambda **given: list(model.stream_generate(ids, **given)),
+        "generate": lambda **given: model.generate(ids, max_new_tokens=1, **given),
+        "load": lambda **given: chatglm.load(FOLDERS[version], **given),
+        "AutoModel": lambda **given: AutoModel.from_pretrained(FOLDERS[version], **given),
+        "AutoTokenizer": lambda **given: AutoTokenizer.from_pretrained(FOLDERS[version], **given),
+        "tokenizer": lambda **given: tokenizer("你好", **given),
+        "encode": lambda **given: tokenizer.encode("你好", **given),
+        "tokenize": lambda **given: tokenizer.tokenize("你好", **given),
+        "decode": lambda **given: tokenizer.decode([40], **given),
+        "batch_decode": lambda **given: tokenizer.batch_decode([[40]], **given),
+        "pad": lambda **given: tokenizer.pad({"input_ids": [[40]]}, **given),
+        "apply_chat_template": lambda **given: tokenizer.apply_chat_template(
+            [{"role": "user", "content": "你好"}], **given
+        ),
+        "build_chat_input": lambda **given: tokenizer.build_chat_input("你好", **given),
+        "quantize": lambda **given: model.quantize(4, **given),
+    }
+    swallowed = []
+    for name, call in calls.items():
+        try:
+            call(cache_positionz=1)
+        except (TypeError, ValueError) as error:
+            assert "cache_positionz" in str(error), f"{name}: {error}"
+        else:
+            swallowed.append(name)
+    assert not swallowed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_positions_of_stream_generate_are_its_own(version: int) -> None:
+    model, tokenizer = pair(version)
+    batch = tokenizer(["你好", "Who are you?"], padding=True, return_tensors="pt")
+    own = [rows.tolist() for rows in model.stream_generate(**batch, max_new_tokens=3, do_sample=False)]
+    assert len(own) == 3
+    with pytest.raises(ValueError, match="position_ids follow"):
+        next(model.stream_generate(**batch | {"position_ids": batch["position_ids"] + 1}, max_new_tokens=3))
+
+
+def test_a_cache_and_beams_are_an_error() -> None:
+    model, tokenizer = pair(3)
+    _, _, cache = list(model.stream_chat(tokenizer, "你好", max_new_tokens=2, return_past_key_values=True))[-1]
+    with pytest.raises(ValueError, match="not with num_beams"):
+        model.chat(tokenizer, "你好", num_beams=2, past_key_values=cache)

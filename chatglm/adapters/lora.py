@@ -41,7 +41,8 @@ def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None
         known = {path for path, _ in model.named_modules()}
         wrong = [name for name in targets if not any(path == name or path.endswith(f".{name}") for path in known)]
         if wrong:
-            raise ValueError(f"no layer is called {', '.join(sorted(wrong))}: this model has {', '.join(sorted(layers))}")
+            known_layers = ", ".join(sorted(layers))
+            raise ValueError(f"no layer is called {', '.join(sorted(wrong))}: this model has {known_layers}")
     _inject(model, config, check_name(model, name))
 
 

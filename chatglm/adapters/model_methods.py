@@ -1,4 +1,4 @@
-"""What a model answers about its adapters: our methods, and those of transformers without its own check of PEFT's version.
+"""Methods of a model for its adapters: ours, and those of transformers without its check of PEFT's version.
 
 transformers 5.24 refuses every release of PEFT that there is for its adapter methods; PEFT's own functions work.
 """

@@ -152,7 +152,6 @@ def save(weights: list[torch.Tensor], tokenizer: Any, folder: Path) -> None:
         eos_token_id=stop_token_ids(tokenizer),
         pad_token_id=half.config.pad_token_id,
         do_sample=False,  # sums and names leave no choice
-        max_length=2048,
     )
     half.save_pretrained(aside)
     for name in ("tokenizer.model", "ice_text.model", "tokenizer_config.json"):
