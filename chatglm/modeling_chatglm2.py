@@ -208,8 +208,8 @@ class ChatGLM2Block(GradientCheckpointingLayer):
         norms = self.input_layernorm, self.post_attention_layernorm
         return *norms, attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h, attention, mlp
 
-    # The prefix is positional so that reentrant checkpointing carries its gradient; the cache is, too, since transformers
-    # takes it away where it finds it among the keywords (see ChatGLMPreTrainedModel.cache_to_fill).
+    # The prefix is positional so that reentrant checkpointing carries its gradient; so is the cache, which
+    # transformers takes away where it finds it among the keywords (see ChatGLMPreTrainedModel.cache_to_fill).
     def forward(
         self,
         hidden_states: torch.Tensor,
