@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from chatglm.kernels import cpu, reference
+from chatglm.kernels.cache_files import damaged_files
 from chatglm.kernels.errors import KernelUnavailable
 
 BITS = (4, 8)
@@ -313,11 +314,27 @@ def test_threads_that_start_together_share_one_library(prebuilt: Path) -> None:
     assert len({id(backend.library) for backend in found}) == 1
 
 
-def test_a_damaged_library_is_built_anew(prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [0, 100, 50_000])
+def test_a_damaged_library_is_built_anew_and_never_opened(
+    prebuilt: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     whole = prebuilt.read_bytes()
-    prebuilt.write_bytes(b"not a library")
-    monkeypatch.setattr(cpu, "build", lambda command, path: path.write_bytes(whole))
+    prebuilt.write_bytes(whole[:size])  # opened, the last of these would end the process with a bus error
+    assert damaged_files() == [prebuilt]
+
+    def build(command: list[str], folder: Path, stem: str) -> Path:
+        prebuilt.write_bytes(whole)
+        return prebuilt
+
+    def open_whole(path: Path) -> Any:
+        assert path.read_bytes() == whole
+        return open_library(path)
+
+    open_library = cpu._open
+    monkeypatch.setattr(cpu, "build", build)
+    monkeypatch.setattr(cpu, "_open", open_whole)
     assert cpu.load().path == prebuilt
+    assert damaged_files() == []
 
 
 def test_a_cache_below_a_file_is_named_in_the_reason(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

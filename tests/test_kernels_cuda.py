@@ -16,6 +16,7 @@ import torch
 
 import chatglm.kernels
 from chatglm.kernels import KernelUnavailable, cuda, cuda_compile, cuda_driver, reference
+from chatglm.kernels.cache_files import cache_folder, damaged_files
 
 HERE = Path(__file__).parent
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -445,10 +446,11 @@ def test_the_cache_is_used_and_survives_damage(fresh: None) -> None:
     compile_it(target="sm_80")
     compile_it(source="another")
     assert compiler.targets == ["sm_90", "sm_80", "sm_90"]
-    files = sorted(cuda_compile.cache_folder().iterdir())
+    files = sorted(cache_folder().iterdir())
     assert [file.name[:11] for file in files] == ["cuda-sm_80-", "cuda-sm_90-", "cuda-sm_90-"]
     for file in files:
         file.write_bytes(file.read_bytes()[:-1])
+    assert damaged_files() == files
     assert compile_it() == b"code for sm_90"
     assert len(compiler.targets) == 4
     compiler.name = "a newer compiler"
@@ -468,7 +470,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPa
 def test_a_failed_compilation_says_why_and_leaves_nothing(fresh: None) -> None:
     with pytest.raises(KernelUnavailable, match="no memory left"):
         cuda_compile.compile_cached(FakeCompiler("no memory left"), "source", "sm_90")
-    assert not cuda_compile.cache_folder().exists()
+    assert not cache_folder().exists()
 
 
 def test_nvrtc_is_found_beside_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The CPU backend: builds `cpu.c` with the system's C compiler at first use, keeps the library, calls it with ctypes.
 
 The library is kept in the folder that CHATGLM_CACHE names (else `chatglm` in the user's cache folder) under a name made
-of all that decides what it holds: source, compiler, flags and CPU. It appears there in one step, so that processes and
-threads that start together do no harm to each other. CC chooses the compiler.
+of all that decides what it holds (source, compiler, flags and CPU) and of what it holds, so that a damaged one is known
+before it is opened. It appears there in one step, so that processes and threads that start together do no harm to each
+other. CC chooses the compiler.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -24,9 +26,11 @@ from pathlib import Path
 
 import torch
 
+from .cache_files import cache_folder, digest, read_whole
 from .errors import KernelUnavailable
 
 SOURCE = Path(__file__).with_name("cpu.c")
+SUFFIX = ".dll" if os.name == "nt" else ".so"
 #: The families of kernels in cpu.c, by the numbers they have there.
 VARIANTS = ("plain", "avx2", "avx512")
 
@@ -298,14 +302,12 @@ def _library() -> tuple[ctypes.CDLL, Path, str]:
     failures = []
     for flags in _openmp_flags():
         key = hashlib.sha256(repr((source, command, version, _FLAGS, flags, cpu_name())).encode()).hexdigest()[:24]
-        path = folder / f"cpu-{key}{'.dll' if os.name == 'nt' else '.so'}"
-        if path.exists():
-            try:
-                return _open(path), path, version
-            except OSError:
-                pass  # a damaged file: built anew
+        for path in sorted(folder.glob(f"cpu-{key}-*{SUFFIX}")):
+            if read_whole(path) is not None:  # opening one that is cut off would end the process
+                with contextlib.suppress(OSError):
+                    return _open(path), path, version
         try:
-            build([*command, *_FLAGS, *flags], path)
+            path = build([*command, *_FLAGS, *flags], folder, f"cpu-{key}")
             return _open(path), path, version
         except (subprocess.SubprocessError, OSError) as error:
             if isinstance(error, OSError) and error.filename:  # not what the loader of libraries says
@@ -321,16 +323,18 @@ def _library() -> tuple[ctypes.CDLL, Path, str]:
     )
 
 
-def build(command: Sequence[str], path: Path) -> None:
-    """Compiles SOURCE to `path`, which appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+def build(command: Sequence[str], folder: Path, stem: str) -> Path:
+    """Compiles SOURCE to `<stem>-<digest>.so` in `folder`, which appears complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder, suffix=SUFFIX)
     os.close(handle)
     try:
         subprocess.run(
             [*command, "-o", name, str(SOURCE), "-lm"], check=True, capture_output=True, text=True, timeout=300
         )
+        path = folder / f"{stem}-{digest(Path(name).read_bytes())}{SUFFIX}"
         os.replace(name, path)
+        return path
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -352,18 +356,6 @@ def find_compiler() -> tuple[list[str], str]:
         f"the CPU kernels need a C compiler and {where} (Debian/Ubuntu: apt install gcc; Fedora: dnf install gcc; "
         "macOS: xcode-select --install and brew install libomp; Windows: MinGW-w64 with gcc on the PATH)"
     )
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    if chosen := os.environ.get("CHATGLM_CACHE"):
-        return Path(chosen)
-    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "chatglm"
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatglm"
-    except RuntimeError as error:
-        raise KernelUnavailable("this user has no home folder; set CHATGLM_CACHE to a folder to keep it in") from error
 
 
 @functools.lru_cache

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from . import cuda_compile
+from .cache_files import cache_folder
 from .cuda_compile import Compiler
 from .cuda_driver import Driver, Function, cpm_kernels_functions, driver_functions
 from .errors import KernelUnavailable
@@ -150,7 +151,7 @@ class Backend:
 
     def describe(self) -> dict[str, str]:
         """What compiled, loaded and runs the kernels, for people."""
-        texts = {"compiler": self._compiler.name, "cache": str(cuda_compile.cache_folder())}
+        texts = {"compiler": self._compiler.name, "cache": str(cache_folder())}
         for index, device in sorted(self._devices.items()):
             texts[f"cuda:{index}"] = f"{device.target}, launched through {device.launcher}"
         texts["INT4"] = texts["INT8"] = f"fused kernel up to {FUSED_ROWS} rows, then expansion and cuBLAS"

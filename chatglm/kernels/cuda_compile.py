@@ -21,7 +21,7 @@ from typing import Protocol
 
 import torch
 
-from .cpu import cache_folder
+from .cache_files import cache_folder, read_whole
 from .errors import KernelUnavailable
 
 FLAGS = ("--std=c++17",)
@@ -61,12 +61,9 @@ def compile_cached(compiler: Compiler, source: str, target: str) -> bytes:
     """`compiler.compile`, or what it returned the last time. A folder that cannot be written to is no error."""
     key = hashlib.sha256("\0".join((compiler.name, target, *FLAGS, source)).encode()).hexdigest()
     file = cache_folder() / f"cuda-{target}-{key[:24]}.bin"
-    try:
-        stored = file.read_bytes()
-        if hashlib.sha256(stored[32:]).digest() == stored[:32]:  # else the file is damaged
-            return stored[32:]
-    except OSError:
-        pass
+    stored = read_whole(file)
+    if stored is not None:
+        return stored
     code = compiler.compile(source, target)
     with contextlib.suppress(OSError):  # a read-only home: the next process compiles again
         _write(file, hashlib.sha256(code).digest() + code)

@@ -1,0 +1,55 @@
+"""The folder that compiled kernels are kept in, and whether a file of it is still what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from .errors import KernelUnavailable
+
+HASH_BYTES = 32  # of SHA-256, in front of a CUDA file's code
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept. Raises KernelUnavailable where there is no such place."""
+    if chosen := os.environ.get("CHATGLM_CACHE"):
+        return Path(chosen)
+    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "chatglm"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatglm"
+    except RuntimeError as error:
+        raise KernelUnavailable("this user has no home folder; set CHATGLM_CACHE to a folder to keep it in") from error
+
+
+def digest(content: bytes) -> str:
+    """What stands for the content of a CPU library in its name."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def read_whole(path: Path) -> bytes | None:
+    """What was written to a file of kernels; None where it cannot be read, or holds something else now.
+
+    CPU libraries have their digest in their name: `cpu-<key>-<digest>.so`. CUDA files begin with the hash of the code.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if path.name.startswith("cpu-"):
+        return content if path.stem.rpartition("-")[2] == digest(content) else None
+    code = content[HASH_BYTES:]
+    return code if hashlib.sha256(code).digest() == content[:HASH_BYTES] else None
+
+
+def damaged_files() -> list[Path]:
+    """The files of kernels that are not what was written: cut off by a full disk, for example.
+
+    No program opens them, each builds its own anew; but they tell of a disk or a home folder that loses data.
+    """
+    try:
+        folder = cache_folder()
+    except KernelUnavailable:
+        return []
+    return [path for path in sorted([*folder.glob("cpu-*-*"), *folder.glob("cuda-*.bin")]) if read_whole(path) is None]
