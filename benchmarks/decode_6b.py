@@ -21,6 +21,7 @@ from benchmarks.load_6b import peak_memory
 from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.generation import ChatCache, piece_end
 from chatglm.kernels import cpu, huge_pages
+from chatglm.kernels.cpu import probes
 from chatglm.loading import MODELS
 from chatglm.rotary import RotaryTable
 
@@ -134,7 +135,7 @@ def main() -> None:
         for _ in range(args.tokens):
             start = time.perf_counter()
             for weight in streamed:
-                backend.read(weight)
+                probes.read(backend, weight)
             reads.append(time.perf_counter() - start)
             ids, taken_one = run(model, ids, cache)
             tokens.append(taken_one)

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from chatglm.kernels import cpu, huge_pages, reference
+from chatglm.kernels.cpu import probes
 from chatglm.memory import host_available
 
 #: (out, in) of the matrices of a layer, by generation, and of the head.
@@ -120,7 +121,7 @@ def measure(
 
     def read() -> None:
         for weight, _ in weights:
-            backend.read(weight)
+            probes.read(backend, weight)
 
     table = []
     inputs = {k.dtype: {c: torch.randn(rows, c).to(k.dtype) for c in columns} for k in kernels}
@@ -150,7 +151,7 @@ def measure(
 def integer_peak(backend: cpu.Backend) -> float:
     """Billions of integer additions and multiplications a second, by all threads; 0 without AVX-512."""
     count = 12_000_000
-    taken = seconds(lambda: backend.multiply(count))
+    taken = seconds(lambda: probes.multiply(backend, count))
     return 2 * 64 * count * torch.get_num_threads() / taken / 1e9 if backend.variant == "avx512" else 0.0
 
 

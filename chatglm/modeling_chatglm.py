@@ -22,13 +22,12 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from . import compat, cpu_attention
+from . import compat, cpu_path
 from .configuration_chatglm import ChatGLM1Config
+from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
-from .quantization import QuantizedLinear
 from .rotary import RotaryTable
-from .single_token import BlockLayout, BlockRunner, sees_all
 
 #: (cos, sin) by place in the context, and by place in the answer with 2-D positions.
 RotaryEmbeddings = list[tuple[torch.Tensor, torch.Tensor]]
@@ -106,10 +105,9 @@ class ChatGLM1Attention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
         if prefix_key is not None and prefix_value is not None:
             key, value = torch.cat((prefix_key, key), dim=2), torch.cat((prefix_value, value), dim=2)
-        if self.config._attn_implementation == "sdpa" and type(self.query_key_value) is QuantizedLinear:
-            prompt = cpu_attention.attend(query, key, value, attention_mask, self.scaling, causal=False)
-            if prompt is not None:
-                return self.dense(prompt), None
+        prompt = cpu_path.attend(self, query, key, value, attention_mask)
+        if prompt is not None:
+            return self.dense(prompt), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         if self.config._attn_implementation == "sdpa" and query.shape[2] == 1 and query.device.type == "cpu":
             attend = eager_attention  # for one token, torch's fused attention is three times slower on a CPU
@@ -145,11 +143,18 @@ class ChatGLM1Block(GradientCheckpointingLayer):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = ChatGLM1MLP(config)
 
-    def parts(self) -> tuple[nn.Module, ...]:
-        """For `BlockRunner`."""
+    def parts(self) -> BlockParts:
         attention, mlp = self.attention, self.mlp
-        norms = self.input_layernorm, self.post_attention_layernorm
-        return *norms, attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h, attention, mlp
+        return BlockParts(
+            input_norm=self.input_layernorm,
+            post_attention_norm=self.post_attention_layernorm,
+            fused=attention.query_key_value,
+            dense=attention.dense,
+            up=mlp.dense_h_to_4h,
+            down=mlp.dense_4h_to_h,
+            attention=attention,
+            mlp=mlp,
+        )
 
     # The prefix is positional so that reentrant checkpointing carries its gradient; so is the cache, which
     # transformers takes away where it finds it among the keywords (see ChatGLMPreTrainedModel.cache_to_fill).

@@ -24,13 +24,12 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from . import compat, cpu_attention
+from . import compat, cpu_path
 from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config
+from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
-from .quantization import QuantizedLinear
 from .rotary import RotaryTable
-from .single_token import BlockLayout, BlockRunner, sees_all
 
 RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]
 
@@ -156,10 +155,9 @@ class ChatGLM2Attention(nn.Module):
             folded = query.view(len(query), self.num_key_value_heads, self.num_key_value_groups, self.head_dim)
             context = F.scaled_dot_product_attention(folded, key, value, attention_mask, scale=self.scaling)
             return self.dense(context.reshape(len(query), 1, -1)), None
-        if implementation == "sdpa" and type(self.query_key_value) is QuantizedLinear:
-            prompt = cpu_attention.attend(query, key, value, attention_mask, self.scaling, causal=True)
-            if prompt is not None:
-                return self.dense(prompt), None
+        prompt = cpu_path.attend(self, query, key, value, attention_mask)
+        if prompt is not None:
+            return self.dense(prompt), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         context, weights = attend(
             self,
@@ -202,11 +200,18 @@ class ChatGLM2Block(GradientCheckpointingLayer):
         self.post_attention_layernorm = make_norm(config)
         self.mlp = ChatGLM2MLP(config)
 
-    def parts(self) -> tuple[nn.Module, ...]:
-        """For `BlockRunner`."""
+    def parts(self) -> BlockParts:
         attention, mlp = self.self_attention, self.mlp
-        norms = self.input_layernorm, self.post_attention_layernorm
-        return *norms, attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h, attention, mlp
+        return BlockParts(
+            input_norm=self.input_layernorm,
+            post_attention_norm=self.post_attention_layernorm,
+            fused=attention.query_key_value,
+            dense=attention.dense,
+            up=mlp.dense_h_to_4h,
+            down=mlp.dense_4h_to_h,
+            attention=attention,
+            mlp=mlp,
+        )
 
     # The prefix is positional so that reentrant checkpointing carries its gradient; so is the cache, which
     # transformers takes away where it finds it among the keywords (see ChatGLMPreTrainedModel.cache_to_fill).

@@ -136,7 +136,7 @@ inline void emulate(Place grid, unsigned threads_per_block, std::function<void()
         }
 }
 
-// ------------------------------------------------------------------------------- instructions of cuda.cu
+// ------------------------------------------------------------------------------- instructions of kernels.cu
 
 inline float half_to_float(uint16_t bits) {
     const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
@@ -168,7 +168,7 @@ template <class T> inline float of_pair(T, uint32_t pair, int which) {
     return to_float(T{(uint16_t)(pair >> 16 * which)});
 }
 
-// All uses in cuda.cu are meant to be exact, so inexactness is an error here.
+// All uses in kernels.cu are meant to be exact, so inexactness is an error here.
 template <class T> inline uint32_t fma2(T kind, uint32_t a, uint32_t b, uint32_t c) {
     uint32_t pair = 0;
     for (int i = 0; i < 2; i++) {

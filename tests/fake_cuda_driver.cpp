@@ -1,5 +1,5 @@
-// A libcuda for tests: keeps a log of what is called, and runs the kernels of cuda.cu on the CPU.
-// Built with: g++ -shared -fPIC -DARCHITECTURE=900 -DSOURCE='"…/cuda.cu"'
+// A libcuda for tests: keeps a log of what is called, and runs the kernels of kernels.cu on the CPU.
+// Built with: g++ -shared -fPIC -DARCHITECTURE=900 -DSOURCE='"…/kernels.cu"'
 
 #include "cuda_emulation.h"
 

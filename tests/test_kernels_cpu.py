@@ -1,22 +1,15 @@
-"""The CPU kernels against float64, each variant of them; and how they are built, kept and given up."""
+"""The CPU kernels against float64, each variant of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
-import tempfile
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from chatglm.kernels import cpu, reference
-from chatglm.kernels.cache_files import damaged_files
 from chatglm.kernels.errors import KernelUnavailable
 
 BITS = (4, 8)
@@ -44,20 +37,6 @@ def kernels(request: pytest.FixtureRequest, built: cpu.Backend) -> cpu.Backend:
         return cpu.load(request.param)
     except ValueError as reason:
         pytest.skip(str(reason))
-
-
-@pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty cache, and nothing remembered before or after."""
-    monkeypatch.setenv("CHATGLM_CACHE", str(tmp_path / "cache"))
-    forget()
-    yield tmp_path / "cache"
-    forget()
-
-
-def forget() -> None:
-    cpu._library.cache_clear()
-    cpu._load.cache_clear()
 
 
 def random_weights(bits: int, outputs: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -251,9 +230,6 @@ def test_floating_point_modes_are_left_alone(kernels: cpu.Backend) -> None:
     assert (torch.full((1 << 20,), 1e-40) * 0.5).min() > 0.0  # on the worker threads too
 
 
-# ---- building --------------------------------------------------------------------------------------------------------
-
-
 def test_the_best_variant_is_the_default_and_can_be_chosen(built: cpu.Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHATGLM_CPU_KERNELS", raising=False)
     best = cpu.load()
@@ -264,105 +240,3 @@ def test_the_best_variant_is_the_default_and_can_be_chosen(built: cpu.Backend, m
     assert cpu.load().variant == "plain"
     with pytest.raises(ValueError, match="this machine has plain"):
         cpu.load("altivec")
-
-
-def test_processes_that_start_together_build_one_library(built: cpu.Backend, cache: Path) -> None:
-    program = (
-        "import torch; from chatglm.kernels import cpu; b = cpu.load(); "
-        "y = b.linear(torch.ones(1, 2), torch.tensor([[0x12]], dtype=torch.int8), torch.ones(1), 4); "
-        "print(b.path, y.item())"
-    )
-    started = [
-        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    said = {process.communicate()[0].strip() for process in started}
-    assert [process.returncode for process in started] == [0, 0]
-    assert len(said) == 1
-    assert said.pop().endswith(" 3.0")
-    assert len(list(cache.iterdir())) == 1
-
-
-@pytest.fixture
-def prebuilt(built: cpu.Backend, cache: Path) -> Path:
-    """The cache with the library in it, without building it again."""
-    cache.mkdir()
-    path = cache / built.path.name
-    path.write_bytes(built.path.read_bytes())
-    return path
-
-
-def test_a_cache_that_cannot_be_written_to_still_serves(prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: Any) -> None:
-        raise PermissionError(13, "Permission denied", "cache")
-
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
-    assert cpu.load().path == prebuilt
-    forget()
-    prebuilt.unlink()
-    with pytest.raises(KernelUnavailable, match=r"Permission denied.*set CHATGLM_CACHE"):
-        cpu.load()
-
-
-def test_threads_that_start_together_share_one_library(prebuilt: Path) -> None:
-    found: list[cpu.Backend] = []
-    threads = [threading.Thread(target=lambda: found.append(cpu.load())) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 6
-    assert len({id(backend.library) for backend in found}) == 1
-
-
-@pytest.mark.parametrize("size", [0, 100, 50_000])
-def test_a_damaged_library_is_built_anew_and_never_opened(
-    prebuilt: Path, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    whole = prebuilt.read_bytes()
-    prebuilt.write_bytes(whole[:size])  # opened, the last of these would end the process with a bus error
-    assert damaged_files() == [prebuilt]
-
-    def build(command: list[str], folder: Path, stem: str) -> Path:
-        prebuilt.write_bytes(whole)
-        return prebuilt
-
-    def open_whole(path: Path) -> Any:
-        assert path.read_bytes() == whole
-        return open_library(path)
-
-    open_library = cpu._open
-    monkeypatch.setattr(cpu, "build", build)
-    monkeypatch.setattr(cpu, "_open", open_whole)
-    assert cpu.load().path == prebuilt
-    assert damaged_files() == []
-
-
-def test_a_cache_below_a_file_is_named_in_the_reason(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.write_text("a file")
-    monkeypatch.setenv("CHATGLM_CACHE", str(cache / "below"))
-    with pytest.raises(KernelUnavailable, match="set CHATGLM_CACHE to a folder"):
-        cpu.load()
-
-
-def test_no_compiler_is_said_with_the_cure(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for nothing in ("/bin/false", "/no/such/compiler"):
-        monkeypatch.setenv("CC", nothing)
-        forget()
-        with pytest.raises(KernelUnavailable, match=r"apt install gcc.*MinGW"):
-            cpu.load()
-    monkeypatch.delenv("CC")
-    monkeypatch.setenv("PATH", "")
-    forget()
-    with pytest.raises(KernelUnavailable, match="there is no cc, gcc or clang"):
-        cpu.load()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="the stand-in for a compiler is a shell script")
-def test_a_compiler_without_openmp_is_quoted(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    script = tmp_path / "my cc"
-    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "unsupported option -fopenmp" >&2\nexit 1\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("CC", f"'{script}'")
-    with pytest.raises(KernelUnavailable, match=r"brew install libomp.*unsupported option -fopenmp"):
-        cpu.load()
-    assert not list(cache.iterdir())

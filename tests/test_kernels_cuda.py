@@ -15,8 +15,11 @@ import pytest
 import torch
 
 import chatglm.kernels
-from chatglm.kernels import KernelUnavailable, cuda, cuda_compile, cuda_driver, reference
+from chatglm.kernels import KernelUnavailable, reference
 from chatglm.kernels.cache_files import cache_folder, damaged_files
+from chatglm.kernels.cuda import backend as cuda
+from chatglm.kernels.cuda import compile as cuda_compile
+from chatglm.kernels.cuda import driver as cuda_driver
 
 HERE = Path(__file__).parent
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -317,9 +320,9 @@ def test_gpus_before_turing_are_refused(driver: ctypes.CDLL) -> None:
 
 def test_every_kernel_that_is_named_is_in_the_source() -> None:
     source = cuda.SOURCE.read_text(encoding="utf-8")
-    assert f"WARPS = {cuda._THREADS // 32};" in source
-    assert f"FLOAT_OUT = {cuda._FLOAT_OUT * 32 // cuda._THREADS};" in source
-    for count, columns in cuda._TENSOR_CORE_ROWS.items():
+    assert f"WARPS = {cuda.THREADS // 32};" in source
+    assert f"FLOAT_OUT = {cuda.FLOAT_OUT * 32 // cuda.THREADS};" in source
+    for count, columns in cuda.TENSOR_CORE_ROWS.items():
         assert re.search(rf"ROWS\(BITS, TYPE, NAME, {columns // 16}, {count // 8}, {count}, ", source)
     assert len(cuda.kernel_names(75)) == 20 and len(cuda.kernel_names(90)) == 26
 

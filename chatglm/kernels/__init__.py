@@ -7,7 +7,7 @@ weights are frozen), torch.compile, torch.export and activation checkpointing.
 
 A backend module has `load()`, which returns an object with `linear(x, weight, scale, bits, precision)`,
 `dequantize(weight, scale, bits, dtype)` and `describe()`, and on the CPU `dense(x, weight)`, `dense_rows(dtype)` and
-what `chatglm.single_token` and `chatglm.cpu_attention` use; or raises `KernelUnavailable`. It gets contiguous tensors
+what `chatglm.cpu_path` uses; or raises `KernelUnavailable`. It gets contiguous tensors
 of one device, rows >= 1, x in float16, bfloat16 or float32, scales in float16 or float32.
 
 Precisions: "exact" is float32 arithmetic, and what is used whenever a gradient is wanted; "default" may round the

@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 import torch
 
-from . import PRECISIONS, KernelUnavailable, backend_for, dense_linear, linear, load_backend
+from . import PRECISIONS, KernelUnavailable, backend_for, cpu, dense_linear, linear, load_backend
+from .cpu import probes
 from .errors import KernelWarning
 from .reference import dequantize, pack
 
@@ -90,9 +91,10 @@ def bandwidth(device: torch.device) -> float:
         return 2 * CACHES / seconds(device, lambda _: target.copy_(source), 10)
     data = torch.ones(CACHES // 4)
     ways: list[Work] = [lambda _: data.sum(), lambda _: data.dot(data)]
-    read = getattr(backend_for(device), "read", None)
-    if read is not None:
-        ways.append(lambda _: read(data))
+    backend = backend_for(device)
+    if isinstance(backend, cpu.Backend):
+        ours = backend
+        ways.append(lambda _: probes.read(ours, data))
     return CACHES / min(seconds(device, way, 5) for way in ways)
 
 

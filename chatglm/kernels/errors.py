@@ -9,3 +9,7 @@ class KernelUnavailable(RuntimeError):
 
 class KernelWarning(UserWarning):
     """Plain torch is used where a kernel of ours would be faster: said once per device, with the cure."""
+
+
+class KernelMismatch(RuntimeError):
+    """The compiled C code and the Python code that calls it are of different versions: a broken installation."""

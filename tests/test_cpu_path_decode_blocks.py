@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import dataclasses
 import itertools
 import pickle
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         run(self, tokens, blocks)
 
     monkeypatch.setattr(cpu.Backend, "run_blocks", counting)
-    monkeypatch.setattr(kernels, "_backends", {torch.device("cpu"): backend})
+    monkeypatch.setattr(kernels, "backend_for", lambda device: backend)
     yield found
 
 
@@ -93,17 +93,18 @@ def decode(model: Any, cache: Any) -> torch.Tensor:
     return torch.stack(found)
 
 
-def through_modules(model: Any, cache: Any) -> torch.Tensor:
-    """`decode` with a hook that does nothing, which the modules have to call."""
-    hook = model.get_submodule("transformer").get_input_embeddings().register_forward_hook(lambda *args: None)
+@contextlib.contextmanager
+def modules_alone(model: Any) -> Iterator[list[int]]:
+    """With a hook inside a block, which only the modules call; an item for each of its calls."""
     inner = next(module for name, module in model.named_modules() if name.endswith("layers.1.mlp"))
     seen: list[int] = []
-    hooks = [hook, inner.register_forward_hook(lambda *args: seen.append(1))]
-    try:
+    with inner.register_forward_hook(lambda *args: seen.append(1)):
+        yield seen
+
+
+def through_modules(model: Any, cache: Any) -> torch.Tensor:
+    with modules_alone(model) as seen:
         found = decode(model, cache)
-    finally:
-        for one in hooks:
-            one.remove()
     assert len(seen) == END - START + 1
     return found
 
@@ -188,10 +189,8 @@ def test_adapters_change_from_token_to_token(calls: list[int], generation: int) 
 
     found = scores(True)
     assert calls == [3] * len(names)
-    hook = model.base_model.run_blocks._layout  # the modules alone: a layout that the kernels do not have
-    model.base_model.run_blocks._layout = dataclasses.replace(hook, head_dim=10**6)
-    model.base_model.run_blocks._plan = ([], None)
-    wanted = scores(True)
+    with modules_alone(model):
+        wanted = scores(True)
     assert calls == [3] * len(names)
     assert difference(found, wanted) < 2e-5
     assert difference(scores(False), wanted) > 1e-3
@@ -248,12 +247,8 @@ def decode_rows(model: Any, lengths: list[int], together: bool) -> tuple[torch.T
 
 
 def rows_through_modules(model: Any, lengths: list[int]) -> tuple[torch.Tensor, RowCache]:
-    inner = next(module for name, module in model.named_modules() if name.endswith("layers.1.mlp"))
-    hook = inner.register_forward_hook(lambda *args: None)
-    try:
+    with modules_alone(model):
         return decode_rows(model, lengths, together=True)
-    finally:
-        hook.remove()
 
 
 @pytest.mark.parametrize("lengths", [[20, 20], [40, 9, 12, 33, 21, 21, 8]], ids=str)

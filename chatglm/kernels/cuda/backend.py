@@ -1,4 +1,4 @@
-"""The backend for NVIDIA GPUs, sm_75 (Turing) and later: launches the kernels of cuda.cu.
+"""The backend for NVIDIA GPUs, sm_75 (Turing) and later: launches the kernels of kernels.cu.
 
 Up to 32 rows are multiplied with the packed weights directly; for more, the weights are expanded and cuBLAS multiplies.
 The fused kernels add in float32 and round once, so every precision that a caller can ask for is the same here.
@@ -16,26 +16,25 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from . import cuda_compile
-from .cache_files import cache_folder
-from .cuda_compile import Compiler
-from .cuda_driver import Driver, Function, cpm_kernels_functions, driver_functions
-from .errors import KernelUnavailable
+from ..cache_files import cache_folder
+from ..errors import KernelUnavailable
+from .compile import Compiler, choose_target, compile_cached, find_compiler
+from .driver import Driver, Function, cpm_kernels_functions, driver_functions
 
-SOURCE = Path(__file__).with_name("cuda.cu")
+SOURCE = Path(__file__).with_name("kernels.cu")
 
 #: Rows up to which the fused kernels are used.
 FUSED_ROWS = 32
 #: Weights that are expanded at once for a product with more rows: 256 MB in half precision.
 SLICE = 1 << 27
 
-# As in cuda.cu:
-_THREADS = 256
+# As in kernels.cu:
+THREADS = 256
 _DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
 _SCALE_KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
-_TENSOR_CORE_ROWS = {8: 16, 16: 32, 32: 32}  # rows of x in a kernel's name -> columns of y that a block computes
+TENSOR_CORE_ROWS = {8: 16, 16: 32, 32: 32}  # rows of x in a kernel's name -> columns of y that a block computes
 _FLOAT_ROWS = (1, 2, 4, 8)
-_FLOAT_OUT = 32  # columns of y that a block computes: 8 warps, 4 columns each
+FLOAT_OUT = 32  # columns of y that a block computes: 8 warps, 4 columns each
 _ALIGNMENT = 16
 _COLUMNS = 32  # the fused kernels want a multiple of this many columns
 
@@ -108,10 +107,10 @@ class Backend:
             return y.to(dtype)
         if x.dtype == torch.float32:
             count = next((n for n in _FLOAT_ROWS if n >= rows), _FLOAT_ROWS[-1])
-            grid = (_ceil_div(out, _FLOAT_OUT), _ceil_div(rows, count), 1)
+            grid = (_ceil_div(out, FLOAT_OUT), _ceil_div(rows, count), 1)
         else:
-            count = next(n for n in _TENSOR_CORE_ROWS if n >= rows)
-            grid = (_ceil_div(out, _TENSOR_CORE_ROWS[count]), 1, 1)
+            count = next(n for n in TENSOR_CORE_ROWS if n >= rows)
+            grid = (_ceil_div(out, TENSOR_CORE_ROWS[count]), 1, 1)
         tensors = (y, x, weight, scale)
         self._launch(f"rows_int{bits}_{_DTYPES[x.dtype]}_{count}", grid, tensors, (rows, out, columns))
         return y.to(dtype)
@@ -172,8 +171,8 @@ class Backend:
         architecture = 10 * major + minor
         if architecture < 75:
             raise KernelUnavailable(f"our CUDA kernels need sm_75 (Turing) or later, this GPU is sm_{architecture}")
-        target = cuda_compile.choose_target(architecture, self._compiler.architectures())
-        code = cuda_compile.compile_cached(self._compiler, SOURCE.read_text(encoding="utf-8"), target)
+        target = choose_target(architecture, self._compiler.architectures())
+        code = compile_cached(self._compiler, SOURCE.read_text(encoding="utf-8"), target)
         names = kernel_names(architecture)
         try:
             context = self._driver.primary_context(index)
@@ -201,20 +200,20 @@ class Backend:
         stream = self._stream(index)
         self._driver.push(device.context)  # another device, or none in a new thread, may be the current one
         try:
-            device.functions[name](grid, (_THREADS, 1, 1), 0, stream, params)
+            device.functions[name](grid, (THREADS, 1, 1), 0, stream, params)
         finally:
             self._driver.pop()
 
 
 def kernel_names(architecture: int) -> list[str]:
-    """All kernels of cuda.cu that exist for an architecture."""
+    """All kernels of kernels.cu that exist for an architecture."""
     tensor_core = ("f16", "bf16") if architecture >= 80 else ("f16",)
     return [
         name
         for bits in (4, 8)
         for name in (
             *(f"dequantize_int{bits}_{dtype}" for dtype in _DTYPES.values()),
-            *(f"rows_int{bits}_{dtype}_{count}" for dtype in tensor_core for count in _TENSOR_CORE_ROWS),
+            *(f"rows_int{bits}_{dtype}_{count}" for dtype in tensor_core for count in TENSOR_CORE_ROWS),
             *(f"rows_int{bits}_f32_{count}" for count in _FLOAT_ROWS),
         )
     ]
@@ -245,6 +244,6 @@ def _load() -> Backend:
         raise KernelUnavailable("this torch is built without CUDA (https://pytorch.org shows how to install it with)")
     if not torch.cuda.is_available():
         raise KernelUnavailable("torch finds no NVIDIA GPU (`nvidia-smi` shows whether the driver does)")
-    backend = Backend(Driver.open(), cuda_compile.find_compiler())
+    backend = Backend(Driver.open(), find_compiler())
     backend.prepare(torch.cuda.current_device())
     return backend

@@ -1,14 +1,32 @@
-"""Attention of a prompt on a CPU, through our kernels: torch's own takes more than twice as long there."""
+"""Attention of a prompt on a CPU, through our kernels: torch's own takes more than twice as long."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from . import kernels
-from .kernels.cpu import DTYPES, Attention
+from .. import kernels
+from ..kernels.cpu import DTYPES, HEAD_MULTIPLE
+from ..quantization import QuantizedLinear
 
 
 def attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor | None:
+    """What `attention` makes of a prompt in a quantised network; None where it is left to torch.
+
+    Args:
+        module: the attention module, with `config`, `query_key_value` (the projection that made query, key and value),
+            `is_causal` and `scaling`
+        query, key, value, mask: see `attention`
+    """
+    if module.config._attn_implementation != "sdpa" or type(module.query_key_value) is not QuantizedLinear:
+        return None
+    return attention(query, key, value, mask, module.scaling, causal=module.is_causal)
+
+
+def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -17,13 +35,13 @@ def attend(
     *,
     causal: bool,
 ) -> torch.Tensor | None:
-    """Attention in fp32 of several tokens of one sequence; None where it is left to torch.
+    """Attention in fp32 of several tokens of one sequence; None where the kernels do not have it.
 
     Args:
         query: (1, heads, tokens, head_dim)
         key, value: (1, kv_heads, keys, head_dim)
         mask: (1, 1, tokens, keys), boolean (True = visible) or additive
-        causal: whether the tokens, which are the last ones, see what came before if there is no mask; else all.
+        causal: without a mask, whether each token sees what came before (the tokens being the last ones) or all
 
     Returns:
         (1, tokens, heads * head_dim)
@@ -38,7 +56,7 @@ def attend(
         or type(query) is not torch.Tensor
         or query.dtype not in DTYPES
         or not query.dtype == key.dtype == value.dtype
-        or size % Attention.MULTIPLE
+        or size % HEAD_MULTIPLE
         or (mask is None and not causal)
         or (mask is not None and mask.shape != (1, 1, tokens, key.shape[2]))
     ):

@@ -21,8 +21,8 @@ from typing import Protocol
 
 import torch
 
-from .cache_files import cache_folder, read_whole
-from .errors import KernelUnavailable
+from ..cache_files import cache_folder, read_whole
+from ..errors import KernelUnavailable
 
 FLAGS = ("--std=c++17",)
 
@@ -114,7 +114,7 @@ class Nvrtc:
 
     def compile(self, source: str, target: str) -> bytes:
         program = ctypes.c_void_p()
-        self._call("nvrtcCreateProgram", ctypes.byref(program), source.encode(), b"cuda.cu", 0, None, None)
+        self._call("nvrtcCreateProgram", ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
         try:
             options = [option.encode() for option in (f"--gpu-architecture={target}", *FLAGS)]
             array = (ctypes.c_char_p * len(options))(*options)
@@ -211,7 +211,7 @@ class Nvcc:
 
     def compile(self, source: str, target: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
-            file, result = Path(folder) / "cuda.cu", Path(folder) / "result"
+            file, result = Path(folder) / "kernels.cu", Path(folder) / "result"
             file.write_text(source, encoding="utf-8")
             kind = "--cubin" if target.startswith("sm_") else "--ptx"
             self._run(kind, f"--gpu-architecture={target}", *FLAGS, "--output-file", str(result), str(file))

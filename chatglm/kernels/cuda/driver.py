@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from .errors import KernelUnavailable
+from ..errors import KernelUnavailable
 
 Size = tuple[int, int, int]
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.decode_6b import make
 from chatglm import kernels
-from chatglm.cpu_attention import attend
+from chatglm.cpu_path.prompt_attention import attention
 from chatglm.generation import ChatCache
 from chatglm.kernels import KernelUnavailable, cpu
 
@@ -38,7 +38,7 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
         return run(self, query, *args)
 
     monkeypatch.setattr(cpu.Backend, "attention", counting)
-    monkeypatch.setattr(kernels, "_backends", {torch.device("cpu"): backend})
+    monkeypatch.setattr(kernels, "backend_for", lambda device: backend)
     return found
 
 
@@ -67,7 +67,7 @@ def test_against_float64(shape: tuple[int, ...], dtype: torch.dtype, kind: str, 
         visible[:, -1] = True
     hidden = torch.zeros(tokens, keys, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
     mask = {"causal": None, "additive": hidden, "boolean": visible}[kind]
-    found = attend(query, key, value, None if mask is None else mask[None, None], size**-0.5, causal=True)
+    found = attention(query, key, value, None if mask is None else mask[None, None], size**-0.5, causal=True)
     assert found is not None
     assert found.dtype == dtype
     wanted = exact(query, key, value, hidden, size**-0.5)
@@ -79,7 +79,7 @@ def test_against_float64(shape: tuple[int, ...], dtype: torch.dtype, kind: str, 
 def test_numbers_that_are_not_finite_stay_so() -> None:
     query, key, value = (torch.randn(1, 2, 40, 32) for _ in range(3))
     key[0, 0, 20, 3] = float("nan")
-    found = attend(query, key, value, None, 0.2, causal=True)
+    found = attention(query, key, value, None, 0.2, causal=True)
     assert found is not None
     finite = torch.isfinite(found).view(40, 2, 32).all(-1)
     assert finite[:20].all()
@@ -117,9 +117,9 @@ def test_networks(generation: int, calls: list[int]) -> None:
 
 def test_gradients_and_batches_are_left_to_torch(calls: list[int]) -> None:
     query, key, value = (torch.randn(1, 2, 40, 32, requires_grad=True) for _ in range(3))
-    assert attend(query, key, value, None, 0.2, causal=True) is None
+    assert attention(query, key, value, None, 0.2, causal=True) is None
     with torch.no_grad():
-        assert attend(query.expand(2, -1, -1, -1), key, value, None, 0.2, causal=True) is None
-        assert attend(query[..., :30], key[..., :30], value[..., :30], None, 0.2, causal=True) is None
-        assert attend(query, key, value, None, 0.2, causal=False) is None
+        assert attention(query.expand(2, -1, -1, -1), key, value, None, 0.2, causal=True) is None
+        assert attention(query[..., :30], key[..., :30], value[..., :30], None, 0.2, causal=True) is None
+        assert attention(query, key, value, None, 0.2, causal=False) is None
     assert not calls

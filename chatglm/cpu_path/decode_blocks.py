@@ -1,67 +1,34 @@
 """Decoding with a quantised model on a CPU: a token of each sequence through all blocks in one call of the kernels.
 
-A token needs some fifty small operations a block besides the four products, and on a CPU they take a good part of the
-time. What is not the plain case (several tokens, gradients, hooks, LoRA, masks, another device) goes through the
-modules as ever; the results are equal up to rounding, of which there is less here: all between the blocks is float32.
+Besides its four products, a block needs about fifty small operations for a token, and on a CPU they take a good part of
+the time. Everything but the plain case (several tokens, gradients, hooks, LoRA, masks, another device) goes through the
+modules. The results are equal up to rounding: this path rounds less, as it keeps float32 between and inside the blocks.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.utils import output_capturing
 
-from . import kernels
-from .cache import GrowingLayer
-from .kernels.cpu import DTYPES, Block, Matrix, Tokens
-from .quantization import QuantizedLinear
-
-
-@dataclass(frozen=True)
-class BlockLayout:
-    """What the kernels have to know of a network's blocks.
-
-    Args:
-        heads, kv_heads, head_dim: of the attention.
-        query_step, key_start, value_start, key_step: where the heads are in the result of the fused projection, in
-            numbers: query head i at i * query_step, key head i at key_start + i * key_step, value heads alike.
-        distance: how far apart the two dims are that a rotation turns.
-        norm: the class of the norms, one with a weight only (RMSNorm) or nn.LayerNorm.
-        gated: SwiGLU, else GELU.
-        residual_normed: the residual stream goes on from the normalised input, else from the input;
-        residual_scale: what it is multiplied with then.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    query_step: int
-    key_start: int
-    value_start: int
-    key_step: int
-    distance: int
-    norm: type[nn.Module]
-    gated: bool
-    residual_normed: bool = False
-    residual_scale: float = 1.0
+from .. import kernels
+from ..cache import GrowingLayer
+from ..kernels.cpu import DTYPES, Tokens
+from .block_plan import BlockLayout, BlockPlanner
 
 
 class BlockRunner:
-    """Runs the blocks of a network, each with `parts()`: its norms, its matrices, and what else a hook could be on."""
+    """Runs the blocks of a network: in one call of the kernels where that applies, else one module after the other."""
 
     def __init__(self, layout: BlockLayout) -> None:
-        self._layout = layout
-        self._plan: tuple[list[Any], ctypes.Array[Block] | None] = ([], None)
+        self._planner = BlockPlanner(layout)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # addresses mean nothing in a copy
-        return BlockRunner, (self._layout,)
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy has other tensors, so nothing else of this holds for it
+        return BlockRunner, (self._planner.layout,)
 
     def __call__(
         self,
@@ -77,6 +44,7 @@ class BlockRunner:
         """What the blocks make of the tokens, which are in the cache then.
 
         Args:
+            blocks: modules with `parts()`, their `BlockParts`
             hidden_states: (batch, tokens, hidden)
             prefix: keys and values of every block that all tokens see first, or None
             tables: one or two of (cos, sin), each (batch or 1, tokens, angles)
@@ -114,7 +82,7 @@ class BlockRunner:
         backend: Any = kernels.backend_for(hidden_states.device)
         if not 0 < rows <= getattr(backend, "block_rows", 0):
             return None
-        plan = self._planned(blocks)
+        plan = self._planner.plan(blocks)
         found = None if plan is None else _prefix_of(prefix, dtype)
         room = None if plan is None or found is None else _room(cache, rows, len(plan), dtype)
         if plan is None or found is None or room is None:
@@ -136,66 +104,6 @@ class BlockRunner:
             tokens.angle_row, tokens.angle_step = cos.stride(0) if len(cos) > 1 else 0, cos.stride(-1)
         backend.run_blocks(tokens, plan)
         return result
-
-    def _planned(self, blocks: Iterable[Any]) -> ctypes.Array[Block] | None:
-        """The blocks as the kernels take them, but for the cache; None if a module is not what it was made as."""
-        signature: list[Any] = []
-        every = []
-        for block in blocks:
-            parts = (*block.parts(), block)
-            every.append(parts)
-            for module in parts:
-                if module.training or _are_needed(module._forward_hooks) or module._forward_pre_hooks:
-                    return None
-                if "forward" in module.__dict__:  # accelerate and others put theirs there
-                    return None
-                if type(module) is QuantizedLinear:
-                    signature.append((module.bits, module.precision))
-                for tensor in module._parameters.values():
-                    if tensor is not None:
-                        signature.append((tensor.data_ptr(), tensor.dtype))
-        if signature != self._plan[0]:
-            self._plan = (signature, self._make_plan(every))
-        plan = self._plan[1]
-        return None if plan is None else type(plan).from_buffer_copy(plan)
-
-    def _make_plan(self, every: list[tuple[Any, ...]]) -> ctypes.Array[Block] | None:
-        plan = (Block * len(every))()
-        layout = self._layout
-        for block, parts in zip(plan, every, strict=True):
-            norms, matrices = parts[:2], parts[2:6]
-            if not all(type(one) is layout.norm for one in norms):
-                return None
-            if not all(type(one) is QuantizedLinear for one in matrices) or layout.head_dim > Block.MAX_HEAD:
-                return None
-            tensors = [one for part in (*norms, *matrices) for one in part._parameters.values() if one is not None]
-            if not all(one.device.type == "cpu" and one.is_contiguous() for one in tensors):
-                return None
-            if not all(one.dtype in DTYPES or one.dtype == torch.int8 for one in tensors):
-                return None
-            for name in ("heads", "kv_heads", "head_dim", "query_step", "key_start", "value_start", "key_step"):
-                setattr(block, name, getattr(layout, name))
-            block.distance, block.gated, block.rms = layout.distance, layout.gated, layout.norm is not nn.LayerNorm
-            block.residual_normed, block.residual_scale = layout.residual_normed, layout.residual_scale
-            block.scaling = layout.head_dim**-0.5
-            for i, norm in enumerate(norms):
-                block.norm_weight[i] = norm.weight.data_ptr()
-                block.norm_bias[i] = norm.bias.data_ptr() if getattr(norm, "bias", None) is not None else None
-            first = norms[0]
-            block.hidden, block.norm_type, block.eps = first.weight.numel(), DTYPES[first.weight.dtype], first.eps
-            block.fused, block.dense, block.up, block.down = (
-                Matrix.of(one.weight, one.weight_scale, one.bias, one.bits, one.precision) for one in matrices
-            )
-        return plan
-
-
-def _are_needed(hooks: Mapping[int, Any]) -> bool:
-    """Whether any of these hooks is to be called: transformers leaves its own behind, which only record when told."""
-    if not hooks:
-        return False
-    plain = any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in hooks.values())
-    return plain or bool(output_capturing._active_collector.get())
-
 
 def sees_all(given: torch.Tensor | None, mask: torch.Tensor | None, cache: Cache | None) -> bool:
     """Whether each token sees all that is cached of its sequence.

@@ -1,0 +1,157 @@
+"""The one description of a decoder block: what a network says of its blocks, and what the kernels make of it."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import output_capturing
+
+from ..kernels.cpu import DTYPES, MAX_HEAD, Block, Matrix
+from ..quantization import QuantizedLinear
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """What all blocks of a network have in common, the names being those of `kernels.cpu.Block`.
+
+    Args:
+        heads, kv_heads, head_dim: of the attention.
+        query_step, key_start, value_start, key_step: where the heads are in the result of the fused projection, in
+            numbers: query head i at i * query_step, key head i at key_start + i * key_step, value heads alike.
+        distance: between the two dims that a rotation turns together.
+        norm: the class of the norms, one with a weight only (RMSNorm) or nn.LayerNorm.
+        gated: whether the MLP is SwiGLU; else GELU.
+        residual_normed: whether the residual stream goes on from the normalised input; else from the input.
+        residual_scale: what it is multiplied by there.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    query_step: int
+    key_start: int
+    value_start: int
+    key_step: int
+    distance: int
+    norm: type[nn.Module]
+    gated: bool
+    residual_normed: bool = False
+    residual_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """The modules of one block by what they do.
+
+    Args:
+        input_norm, post_attention_norm: the norms before attention and before the MLP.
+        fused: the projection to query, key and value; dense: the one behind attention.
+        up, down: the two projections of the MLP.
+        attention, mlp: the modules that hold these: they have no numbers of their own, but somebody may have put a hook
+            or another forward on them.
+    """
+
+    input_norm: nn.Module
+    post_attention_norm: nn.Module
+    fused: nn.Module
+    dense: nn.Module
+    up: nn.Module
+    down: nn.Module
+    attention: nn.Module
+    mlp: nn.Module
+
+    @property
+    def norms(self) -> tuple[Any, Any]:
+        return self.input_norm, self.post_attention_norm
+
+    @property
+    def matrices(self) -> dict[str, Any]:
+        """By the names that they have in `kernels.cpu.Block`."""
+        return {"fused": self.fused, "dense": self.dense, "up": self.up, "down": self.down}
+
+
+#: What a layout and a `Block` have in common.
+_COMMON = tuple(field.name for field in dataclasses.fields(BlockLayout) if field.name != "norm")
+
+
+class BlockPlanner:
+    """Turns the blocks of a network into `Block`s for the kernels; the work is done again only when they change."""
+
+    def __init__(self, layout: BlockLayout) -> None:
+        self.layout = layout
+        self._signature: list[Any] = []
+        self._plan: ctypes.Array[Block] | None = None
+
+    def plan(self, blocks: Iterable[Any]) -> ctypes.Array[Block] | None:
+        """The blocks as the kernels take them, but for prefix and cache; None if the modules have to do it.
+
+        Args:
+            blocks: modules with `parts()`, their `BlockParts`
+        """
+        signature: list[Any] = []
+        every = []
+        for block in blocks:
+            parts = block.parts()
+            every.append(parts)
+            for module in (*vars(parts).values(), block):
+                if module.training or _are_needed(module._forward_hooks) or module._forward_pre_hooks:
+                    return None
+                if "forward" in module.__dict__:  # accelerate and others put theirs there
+                    return None
+                if type(module) is QuantizedLinear:
+                    signature.append((module.bits, module.precision))
+                for tensor in module._parameters.values():
+                    if tensor is not None:
+                        signature.append((tensor.data_ptr(), tensor.dtype))
+        if signature != self._signature:
+            self._signature, self._plan = signature, self._make(every)
+        return None if self._plan is None else type(self._plan).from_buffer_copy(self._plan)
+
+    def _make(self, every: list[BlockParts]) -> ctypes.Array[Block] | None:
+        layout = self.layout
+        if layout.head_dim > MAX_HEAD:
+            return None
+        plan = (Block * len(every))()
+        for block, parts in zip(plan, every, strict=True):
+            if not _are_plain(parts, layout):
+                return None
+            for name in _COMMON:
+                setattr(block, name, getattr(layout, name))
+            block.rms = layout.norm is not nn.LayerNorm
+            block.scaling = layout.head_dim**-0.5
+            for i, norm in enumerate(parts.norms):
+                block.norm_weight[i] = norm.weight.data_ptr()
+                block.norm_bias[i] = norm.bias.data_ptr() if getattr(norm, "bias", None) is not None else None
+            first = parts.norms[0]
+            block.hidden, block.norm_type, block.eps = first.weight.numel(), DTYPES[first.weight.dtype], first.eps
+            for name, one in parts.matrices.items():
+                setattr(block, name, Matrix.of(one.weight, one.weight_scale, one.bias, one.bits, one.precision))
+        return plan
+
+
+def _are_plain(parts: BlockParts, layout: BlockLayout) -> bool:
+    """Whether the modules are what the kernels know: their classes, and their tensors in the CPU's memory."""
+    matrices = parts.matrices.values()
+    if not all(type(one) is layout.norm for one in parts.norms):
+        return False
+    if not all(type(one) is QuantizedLinear for one in matrices):
+        return False
+    tensors = [one for part in (*parts.norms, *matrices) for one in part._parameters.values() if one is not None]
+    return all(
+        one.device.type == "cpu" and one.is_contiguous() and (one.dtype in DTYPES or one.dtype == torch.int8)
+        for one in tensors
+    )
+
+
+def _are_needed(hooks: Mapping[int, Any]) -> bool:
+    """Whether any of these hooks has to be called: those that transformers leaves behind record only when told to."""
+    if not hooks:
+        return False
+    plain = any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in hooks.values())
+    return plain or bool(output_capturing._active_collector.get())

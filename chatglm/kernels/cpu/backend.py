@@ -1,0 +1,209 @@
+"""The CPU kernels for tensors: products, whole decoder blocks and attention."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .library import DTYPES, PRECISIONS, VARIANTS, Attention, Block, Tokens, load_library
+
+#: Rows from which expanding the weights for torch's product is faster than our own. Never for integers in AVX-512.
+_LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64}
+#: Weights that are expanded at a time for that.
+_SLICE = 1 << 22
+#: Rows up to which our product with half-precision weights is faster than torch's.
+_DENSE_ROWS = {
+    "plain": {torch.bfloat16: 2, torch.float16: 8},
+    "avx2": {torch.bfloat16: 2, torch.float16: 8},
+    "avx512": {torch.bfloat16: 16, torch.float16: 64},
+}
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The kernels of one library. All tensors are contiguous and on the CPU."""
+
+    library: ctypes.CDLL
+    path: Path
+    compiler: str
+    variant: str
+
+    @property
+    def _isa(self) -> int:
+        return VARIANTS.index(self.variant)
+
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int, precision: str = "default"
+    ) -> torch.Tensor:
+        """`x @ (q * scale).T`.
+
+        Args:
+            x: (rows, in) in float32, float16 or bfloat16
+            weight: int8 (out, in * bits / 8)
+            scale: (out,) in one of the same types
+            bits: 4 or 8
+            precision: "exact", "default" or "int8", see kernels.c
+
+        Returns:
+            (rows, out) in x's type
+        """
+        rows, columns = x.shape
+        outputs = weight.shape[0]
+        y = x.new_empty((rows, outputs))
+        if not y.numel():
+            return y
+        if not columns:
+            return y.zero_()
+        if rows >= _LIBRARY_ROWS[self.variant] and (precision == "exact" or self.variant != "avx512"):
+            return self._library_linear(x, weight, scale, bits, y)
+        self._check(
+            self.library.chatglm_linear(
+                self._isa, torch.get_num_threads(), PRECISIONS[precision], bits,
+                x.data_ptr(), DTYPES[x.dtype], weight.data_ptr(), scale.data_ptr(), DTYPES[scale.dtype],
+                y.data_ptr(), rows, columns, outputs,
+            )
+        )  # fmt: skip
+        return y
+
+    def _library_linear(
+        self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int, y: torch.Tensor
+    ) -> torch.Tensor:
+        """Slices of the weights as float32, multiplied by torch."""
+        x = x.float()
+        step = max(1, _SLICE // x.shape[1])
+        for start in range(0, weight.shape[0], step):
+            part = slice(start, start + step)
+            y[:, part] = x @ self.dequantize(weight[part], scale[part], bits, torch.float32).T
+        return y
+
+    def dequantize(self, weight: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix `q * scale` (out, in), rounded once to `dtype` (float32, float16 or bfloat16)."""
+        outputs, columns = weight.shape[0], weight.shape[1] * 8 // bits
+        y = torch.empty((outputs, columns), dtype=dtype)
+        self._check(
+            self.library.chatglm_dequantize(
+                self._isa, torch.get_num_threads(), bits, weight.data_ptr(), scale.data_ptr(),
+                DTYPES[scale.dtype], y.data_ptr(), DTYPES[dtype], columns, outputs,
+            )
+        )  # fmt: skip
+        return y
+
+    def dense_rows(self, dtype: torch.dtype) -> int:
+        """Rows up to which `dense` is faster than torch with weights of this type."""
+        return _DENSE_ROWS[self.variant][dtype]
+
+    def dense(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """`x @ weight.T` with fp32 sums, for the output head.
+
+        Args:
+            x: (rows, in) in float32, float16 or bfloat16; a few rows are fast
+            weight: (out, in) in float16 or bfloat16
+
+        Returns:
+            (rows, out) in x's type
+        """
+        rows, columns = x.shape
+        y = x.new_empty((rows, weight.shape[0]))
+        if not y.numel():
+            return y
+        self._check(
+            self.library.chatglm_dense(
+                self._isa, torch.get_num_threads(), x.data_ptr(), DTYPES[x.dtype],
+                weight.data_ptr(), DTYPES[weight.dtype], y.data_ptr(), rows, columns, weight.shape[0],
+            )
+        )  # fmt: skip
+        return y
+
+    @property
+    def block_rows(self) -> int:
+        """The most rows that `run_blocks` is for: of more, `linear` leaves the product to torch."""
+        return _LIBRARY_ROWS[self.variant] - 1
+
+    def run_blocks(self, tokens: Tokens, blocks: ctypes.Array[Block]) -> None:
+        """Fills the tokens' `y` with what the blocks make of their `x`; their keys and values go into the cache."""
+        threads = torch.get_num_threads()
+        self._check(self.library.chatglm_blocks(self._isa, threads, ctypes.byref(tokens), blocks, len(blocks)))
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    ) -> torch.Tensor:
+        """Attention of one sequence in fp32, causal if there is no mask.
+
+        Args:
+            query: (heads, tokens, head_dim), contiguous, head_dim a multiple of HEAD_MULTIPLE
+            key, value: (kv_heads, keys, head_dim), each head contiguous, the tokens the last ones
+            mask: (tokens, keys), added to the scores, each row contiguous
+
+        Returns:
+            (tokens, heads, head_dim), all in one of DTYPES
+        """
+        heads, tokens, size = query.shape
+        y = query.new_empty((tokens, heads, size))
+        job = Attention(
+            query=query.data_ptr(),
+            key=key.data_ptr(),
+            value=value.data_ptr(),
+            mask=None if mask is None else mask.data_ptr(),
+            y=y.data_ptr(),
+            heads=heads,
+            kv_heads=key.shape[0],
+            head_dim=size,
+            tokens=tokens,
+            keys=key.shape[1],
+            key_step=key.stride(0),
+            value_step=value.stride(0),
+            mask_step=0 if mask is None else mask.stride(0),
+            type=DTYPES[query.dtype],
+            scaling=scaling,
+        )
+        self._check(self.library.chatglm_attention(self._isa, torch.get_num_threads(), ctypes.byref(job)))
+        return y
+
+    def describe(self) -> dict[str, str]:
+        """What a user may want to know of this backend, in words."""
+        return {
+            "kernels": self.variant,
+            "compiler": self.compiler,
+            "library": str(self.path),
+            "threads": str(torch.get_num_threads()),
+        }
+
+    @staticmethod
+    def _check(status: int) -> None:
+        if status:
+            raise MemoryError("no memory left for the activations of a quantised product")
+
+
+def load(variant: str | None = None) -> Backend:
+    """The kernels for this CPU; builds them if need be.
+
+    Args:
+        variant: one of VARIANTS; without it, what the environment variable CHATGLM_CPU_KERNELS names, else the best.
+
+    Raises:
+        KernelUnavailable: no compiler, no OpenMP, or no folder to keep the library in; the message says what to do.
+        KernelMismatch: the C code and the Python code are of different versions.
+        ValueError: a variant that does not exist or that this CPU does not have.
+    """
+    return load_variant(variant or os.environ.get("CHATGLM_CPU_KERNELS") or None)
+
+
+@functools.cache
+def load_variant(variant: str | None) -> Backend:
+    """As `load`, whatever the environment says; None is the best one."""
+    with _lock:
+        library, path, compiler = load_library()
+    best = int(library.chatglm_best())
+    if variant is None:
+        variant = VARIANTS[best]
+    if variant not in VARIANTS[: best + 1]:
+        raise ValueError(f"CPU kernels {variant!r}: this machine has {', '.join(VARIANTS[: best + 1])}")
+    return Backend(library, path, compiler, variant)

@@ -1,0 +1,255 @@
+/* Decoder blocks, for one token of each of a few rows: everything between the products, in floats. */
+#pragma once
+
+#include "layouts.h"
+#include "products.h"
+
+enum { TOKENS = 16, HEADS = 4 };  /* tokens of the cache, and query heads that share a key head, taken at a time */
+
+/* to = norm of `from`; the first or the second norm of the block. */
+INLINE void normalise(const Block *block, int which, const float *restrict from, float *restrict to) {
+    const i64 size = block->hidden;
+    float mean = 0, square = 0;
+    if (!block->rms) {
+        #pragma omp simd reduction(+ : mean)
+        for (i64 i = 0; i < size; i++) mean += from[i];
+        mean /= (float)size;
+    }
+    #pragma omp simd reduction(+ : square)
+    for (i64 i = 0; i < size; i++) square += (from[i] - mean) * (from[i] - mean);
+    const float inverse = 1.0f / sqrtf(square / (float)size + block->eps);
+    load_numbers(block->norm_weight[which], block->norm_type, 0, (int)size, to);
+    for (i64 i = 0; i < size; i++) to[i] *= (from[i] - mean) * inverse;
+    if (block->norm_bias[which])
+        for (i64 i = 0; i < size; i++) to[i] += load_number(block->norm_bias[which], block->norm_type, i);
+}
+
+INLINE void add_bias(const Matrix *matrix, i64 from, i64 count, float *to) {
+    if (matrix->bias)
+        for (i64 i = 0; i < count; i++) to[i] += load_number(matrix->bias, matrix->bias_type, from + i);
+}
+
+/* The residual stream goes on: hidden = what `normed` or hidden itself is worth + the matrix's result. */
+INLINE void add_residual(const Block *block, const Matrix *matrix, const float *normed, float *result, float *hidden) {
+    add_bias(matrix, 0, block->hidden, result);
+    const float *residual = block->residual_normed ? normed : hidden;
+    for (i64 i = 0; i < block->hidden; i++) hidden[i] = residual[i] * block->residual_scale + result[i];
+}
+
+/* Rotates one head where it stands. */
+INLINE void rotate(const Tokens *tokens, i64 row, i64 distance, float *head) {
+    for (i64 t = 0, pair = 0; t < tokens->turns; t++)
+        for (i64 i = 0; i < tokens->angles; i++, pair++) {
+            const i64 angle = row * tokens->angle_row + i * tokens->angle_step;
+            const float cosine = load_number(tokens->cos[t], tokens->angle_type, angle);
+            const float sine = load_number(tokens->sin[t], tokens->angle_type, angle);
+            const i64 place = pair / distance * 2 * distance + pair % distance;
+            const float first = head[place], second = head[place + distance];
+            head[place] = first * cosine - second * sine;
+            head[place + distance] = second * cosine + first * sine;
+        }
+}
+
+/* Head `head` of a row's queries, or (from `heads` on) of its keys and values: bias, rotation, a place in the cache. */
+INLINE void place_head(const Tokens *tokens, const Block *block, i64 row, i64 head, float *fused) {
+    const i64 size = block->head_dim, own = head - block->heads;
+    if (own < 0) {
+        add_bias(&block->fused, head * block->query_step, size, fused + head * block->query_step);
+        rotate(tokens, row, block->distance, fused + head * block->query_step);
+        return;
+    }
+    const i64 key = block->key_start + own * block->key_step, value = block->value_start + own * block->key_step;
+    const i64 to = row * block->cache_row + own * block->cache_step + tokens->past[row] * size;
+    add_bias(&block->fused, key, size, fused + key);
+    add_bias(&block->fused, value, size, fused + value);
+    rotate(tokens, row, block->distance, fused + key);
+    store_numbers(block->keys, block->cache_type, to, (int)size, fused + key);
+    store_numbers(block->values, block->cache_type, to, (int)size, fused + value);
+}
+
+/* Attention of a row's query heads first..first + count, which share a key head, over the prefix and then the cache; a
+ * run of tokens at a time. */
+INLINE void attend(const Tokens *tokens, const Block *block, i64 row, i64 first, int count,
+                   const float *restrict fused, float *restrict context) {
+    float tile[TOKENS * MAX_HEAD], weights[HEADS][TOKENS], largest[HEADS], sum[HEADS];
+    const int size = (int)block->head_dim;
+    const i64 kv_head = first * block->kv_heads / block->heads, all = tokens->prefix + tokens->past[row] + 1;
+    for (int r = 0; r < count; r++) largest[r] = -INFINITY, sum[r] = 0;
+    memset(context + first * size, 0, (size_t)(count * size) * sizeof(float));
+    for (i64 token = 0, end; token < all; token = end) {
+        const int before = token < tokens->prefix;
+        const void *keys = before ? block->prefix_keys : block->keys;
+        const void *values = before ? block->prefix_values : block->values;
+        const i64 start = before ? (kv_head * tokens->prefix + token) * size
+            : row * block->cache_row + kv_head * block->cache_step + (token - tokens->prefix) * size;
+        const i64 left = (before ? tokens->prefix : all) - token;
+        const int width = left < TOKENS ? (int)left : TOKENS;
+        end = token + width;
+        load_numbers(keys, block->cache_type, start, width * size, tile);
+        for (int r = 0; r < count; r++) {
+            const float *query = fused + (first + r) * block->query_step;
+            float most = largest[r], factor;
+            for (int t = 0; t < width; t++) {
+                float score = 0;
+                #pragma omp simd reduction(+ : score)
+                for (int i = 0; i < size; i++) score += query[i] * tile[t * size + i];
+                weights[r][t] = score * block->scaling;
+                most = weights[r][t] > most ? weights[r][t] : most;
+            }
+            for (int t = width; t < TOKENS; t++) weights[r][t] = -INFINITY;
+            factor = exponential(largest[r] - most);
+            sum[r] *= factor;
+            for (int t = 0; t < TOKENS; t++) weights[r][t] = exponential(weights[r][t] - most);
+            for (int t = 0; t < width; t++) sum[r] += weights[r][t];
+            float *to = context + (first + r) * size;
+            for (int i = 0; i < size; i++) to[i] *= factor;
+            largest[r] = most;
+        }
+        load_numbers(values, block->cache_type, start, width * size, tile);
+        for (int r = 0; r < count; r++) {
+            float *restrict to = context + (first + r) * size;
+            for (int t = 0; t < width; t++)
+                for (int i = 0; i < size; i++) to[i] += weights[r][t] * tile[t * size + i];
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < size; i++) context[(first + r) * size + i] /= sum[r];
+}
+
+/* What the second half of the network's MLP gets, for one group of its columns: gate * sigmoid(gate) * up, or GELU. */
+INLINE void activate(const Block *block, i64 from, i64 count, float *restrict up, float *restrict to) {
+    if (block->gated) {
+        float *restrict gate = up, *restrict linear = up + block->down.columns;
+        add_bias(&block->up, from, count, gate + from);
+        add_bias(&block->up, block->down.columns + from, count, linear + from);
+        for (i64 i = from; i < from + count; i++)
+            to[i] = gate[i] / (1.0f + exponential(-gate[i])) * linear[i];
+        return;
+    }
+    add_bias(&block->up, from, count, up + from);
+    for (i64 i = from; i < from + count; i++) {
+        const float u = 1.59576912f * (up[i] + 0.044715f * up[i] * up[i] * up[i]);  /* 2 sqrt(2 / pi) */
+        to[i] = up[i] / (1.0f + exponential(-u));
+    }
+}
+
+#define BLOCK_KERNELS(suffix, target) \
+    target static void normalise_##suffix(const Block *block, int which, const float *from, float *to) { \
+        normalise(block, which, from, to); \
+    } \
+    target static void attend_##suffix(const Tokens *tokens, const Block *block, i64 row, i64 first, int count, \
+                                       const float *fused, float *context) { \
+        attend(tokens, block, row, first, count, fused, context); \
+    } \
+    target static void activate_##suffix(const Block *block, i64 from, i64 count, float *up, float *to) { \
+        activate(block, from, count, up, to); \
+    }
+
+BLOCK_KERNELS(plain, )
+#if X86
+BLOCK_KERNELS(avx2, AVX2)
+BLOCK_KERNELS(avx512, AVX512)
+#endif
+
+enum { FUSED, DENSE, UP, DOWN, JOBS };                              /* the products of a block */
+enum { NORMED, RESULT, PROJECTED, CONTEXT, INNER, ACTIVE, PARTS };  /* the arrays of floats between them */
+
+/* The products of a block and the arrays that their activations, of all rows, come from and go to, which lie in
+ * `memory` (it may be NULL). Returns how many bytes of it are taken. */
+static i64 list_jobs(const Block *block, int isa, int threads, i64 rows, char *memory, Job *jobs, float **parts) {
+    const Matrix *matrices[JOBS] = {&block->fused, &block->dense, &block->up, &block->down};
+    const int from[JOBS] = {NORMED, CONTEXT, NORMED, ACTIVE}, to[JOBS] = {PROJECTED, RESULT, INNER, RESULT};
+    i64 sizes[PARTS], bytes = 0, most = 0;
+    for (int i = 0; i < JOBS; i++) sizes[from[i]] = matrices[i]->columns, sizes[to[i]] = matrices[i]->outputs;
+    for (int i = 0; i < PARTS; i++) {
+        parts[i] = memory ? (float *)(memory + bytes) : NULL;
+        bytes += padded(rows * sizes[i] * 4);
+    }
+    for (int i = 0; i < JOBS; i++) {
+        const Matrix *one = matrices[i];
+        jobs[i] = (Job){.isa = isa, .bits = one->bits, .x_type = FLOAT32, .scale_type = one->scale_type, .rows = rows,
+                        .in = one->columns, .out = one->outputs, .scale = one->scale, .weight = one->weight,
+                        .x = parts[from[i]], .y = parts[to[i]]};
+        plan(jobs + i, one->precision);
+        if (memory) take_memory(jobs + i, threads, memory + bytes);  /* one after the other */
+        most = job_memory(jobs + i, threads) > most ? job_memory(jobs + i, threads) : most;
+    }
+    return bytes + most;
+}
+
+/* For all threads of a team: the floats `hidden` of all rows through one block. The same thread has a row before, in
+ * between and at the end. */
+static void run_block(int isa, int threads, const Tokens *tokens, const Block *block, float *hidden, char *memory,
+                      Meeting *meeting) {
+    Job jobs[JOBS];
+    float *parts[PARTS];
+    list_jobs(block, isa, threads, tokens->rows, memory, jobs, parts);
+    float *normed = parts[NORMED], *result = parts[RESULT], *fused = parts[PROJECTED], *context = parts[CONTEXT];
+    float *up = parts[INNER], *active = parts[ACTIVE];
+    void (*norm)(const Block *, int, const float *, float *) = CHOOSE_AVX512(isa, normalise);
+    void (*look)(const Tokens *, const Block *, i64, i64, int, const float *, float *) = CHOOSE_AVX512(isa, attend);
+    void (*act)(const Block *, i64, i64, float *, float *) = CHOOSE_AVX512(isa, activate);
+    const i64 rows = tokens->rows, size = block->hidden, sharing = block->heads / block->kv_heads;
+    const int together = sharing % HEADS == 0 ? HEADS : sharing % 2 == 0 ? 2 : 1;
+
+    #pragma omp for schedule(static) nowait
+    for (i64 r = 0; r < rows; r++) norm(block, 0, hidden + r * size, normed + r * size);
+    meet(meeting);
+    multiply(&jobs[FUSED], threads, meeting);
+    meet(meeting);
+    #pragma omp for schedule(static) nowait
+    for (i64 i = 0; i < rows * (block->heads + block->kv_heads); i++)
+        place_head(tokens, block, i % rows, i / rows, fused + i % rows * jobs[FUSED].out);
+    meet(meeting);
+    #pragma omp for schedule(static) nowait  /* a thread has some heads of all rows: these can differ in length */
+    for (i64 i = 0; i < rows * block->heads / together; i++)
+        look(tokens, block, i % rows, i / rows * together, together, fused + i % rows * jobs[FUSED].out,
+             context + i % rows * jobs[DENSE].in);
+    meet(meeting);
+    multiply(&jobs[DENSE], threads, meeting);
+    meet(meeting);
+    #pragma omp for schedule(static) nowait
+    for (i64 r = 0; r < rows; r++) {
+        add_residual(block, &block->dense, normed + r * size, result + r * size, hidden + r * size);
+        norm(block, 1, hidden + r * size, normed + r * size);
+    }
+    meet(meeting);
+    multiply(&jobs[UP], threads, meeting);
+    meet(meeting);
+    #pragma omp for schedule(static) nowait
+    for (i64 i = 0; i < runs_of(&jobs[DOWN]) * rows; i++) {
+        const i64 most = GROUP * jobs[DOWN].share, from = i / rows * most, left = block->down.columns - from;
+        act(block, from, left < most ? left : most, up + i % rows * jobs[UP].out, active + i % rows * jobs[DOWN].in);
+    }
+    if (jobs[DOWN].pass < rows) meet(meeting);  /* in one pass, prepare_blocks gives each thread the same groups */
+    multiply(&jobs[DOWN], threads, meeting);
+    meet(meeting);
+    #pragma omp for schedule(static) nowait
+    for (i64 r = 0; r < rows; r++)
+        add_residual(block, &block->down, normed + r * size, result + r * size, hidden + r * size);
+}
+
+/* One token of each row through blocks, one after the other: y (rows, hidden) = what becomes of x. All in between is
+ * floats: norms, products, rotation, attention over prefix and cache, residuals; and no thread has to wait for an
+ * interpreter. Returns 0, or 1 if there is no memory. */
+int chatglm_blocks(int isa, int threads, const Tokens *tokens, const Block *blocks, i64 count) {
+    const i64 numbers = tokens->rows * blocks->hidden;
+    Job jobs[JOBS];
+    float *parts[PARTS];
+    i64 most = 0;
+    for (i64 i = 0; i < count; i++) {
+        const i64 bytes = list_jobs(blocks + i, isa, threads, tokens->rows, NULL, jobs, parts);
+        most = bytes > most ? bytes : most;
+    }
+    char *memory = malloc((size_t)(most + padded(numbers * 4) + 64));
+    if (!memory) return 1;
+    float *hidden = aligned(memory);
+    char *scratch = (char *)hidden + padded(numbers * 4);
+    Meeting meeting = {0};
+    load_numbers(tokens->x, tokens->type, 0, (int)numbers, hidden);
+    #pragma omp parallel num_threads(threads)
+    for (i64 i = 0; i < count; i++) run_block(isa, threads, tokens, blocks + i, hidden, scratch, &meeting);
+    store_numbers(tokens->y, tokens->type, 0, (int)numbers, hidden);
+    free(memory);
+    return 0;
+}

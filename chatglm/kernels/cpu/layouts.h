@@ -1,0 +1,94 @@
+/* What Python and C share: structs whose twins are in library.py, and numbers that stand for types and the like. The
+ * table at the end describes them; library.py compares it with its twins whenever it opens the library. */
+#pragma once
+
+#include "product.h"
+
+enum { MAX_HEAD = 256 };       /* the largest head_dim of a Block */
+enum { HEAD_MULTIPLE = 32 };   /* the head_dim of an Attention is a multiple of this */
+
+/* A quantised matrix with its bias. */
+typedef struct {
+    const void *weight, *scale, *bias;      /* bias: or NULL */
+    i64 columns, outputs;
+    int bits, precision, scale_type, bias_type;
+} Matrix;
+
+/* A decoder block with its prefix and its place in the cache. */
+typedef struct {
+    const void *norm_weight[2], *norm_bias[2];  /* before attention and before the MLP; norm_bias: or NULL */
+    const void *prefix_keys, *prefix_values;    /* (kv_heads, prefix, head_dim), or NULL; of cache_type as well */
+    void *keys, *values;                        /* the cache, with room for a token behind those that a row holds */
+    i64 cache_row, cache_step;                  /* numbers from one row, or head, to the next */
+    Matrix fused, dense, up, down;              /* query, key and value; what follows attention; the two of the MLP */
+    i64 hidden, heads, kv_heads, head_dim;
+    i64 query_step, key_start, value_start, key_step;  /* where heads are in the result of `fused` */
+    i64 distance;                                      /* between the two dims of a head that turn together */
+    float eps, residual_scale, scaling;
+    int norm_type, cache_type, rms, gated, residual_normed;
+} Block;
+
+/* A token of each row on its way through blocks. */
+typedef struct {
+    const void *x, *cos[2], *sin[2];            /* x (rows, hidden) */
+    void *y;                                    /* (rows, hidden) */
+    const i64 *past;                            /* for each row, how many tokens the cache holds */
+    i64 rows, prefix;                           /* prefix: tokens that every row sees before those of the cache */
+    i64 turns, angles, angle_row, angle_step;   /* `turns` tables, with distances between rows and between angles */
+    int type, angle_type;
+} Tokens;
+
+/* Queries (heads, tokens, head_dim), keys and values (kv_heads, at least `keys`, head_dim), all of one type. */
+typedef struct {
+    const void *query, *key, *value, *mask;  /* mask: (tokens, keys) to add to the scores, or NULL: causal */
+    void *y;                                 /* (tokens, heads, head_dim) */
+    i64 heads, kv_heads, head_dim, tokens, keys, key_step, value_step, mask_step;  /* steps: between heads, or rows */
+    int type;
+    float scaling;
+} Attention;
+
+/* A struct, a field of one or a number, by its name; the last entry has none. */
+typedef struct {
+    const char *name, *kind;
+    i64 value;                               /* the offset of a field, the value of a number */
+    i64 size;
+} Entry;
+
+#define KIND(value) _Generic((value), float: "float", int: "int", i64: "int64", Matrix: "struct", default: "pointer")
+#define STRUCT(type) {#type, "struct", 0, sizeof(type)}
+#define FIELD(type, field) \
+    {#type "." #field, KIND(((type *)0)->field), offsetof(type, field), sizeof(((type *)0)->field)}
+#define NUMBER(name) {#name, "number", name, 0}
+
+const Entry *chatglm_layouts(void) {
+    static const Entry entries[] = {
+        NUMBER(PORTABLE), NUMBER(PORTABLE_AVX2), NUMBER(VNNI),
+        NUMBER(FLOAT32), NUMBER(FLOAT16), NUMBER(BFLOAT16),
+        NUMBER(EXACT), NUMBER(DEFAULT), NUMBER(INT8),
+        NUMBER(MAX_HEAD), NUMBER(HEAD_MULTIPLE),
+
+        STRUCT(Matrix), FIELD(Matrix, weight), FIELD(Matrix, scale), FIELD(Matrix, bias), FIELD(Matrix, columns),
+        FIELD(Matrix, outputs), FIELD(Matrix, bits), FIELD(Matrix, precision), FIELD(Matrix, scale_type),
+        FIELD(Matrix, bias_type),
+
+        STRUCT(Block), FIELD(Block, norm_weight), FIELD(Block, norm_bias), FIELD(Block, prefix_keys),
+        FIELD(Block, prefix_values), FIELD(Block, keys), FIELD(Block, values), FIELD(Block, cache_row),
+        FIELD(Block, cache_step), FIELD(Block, fused), FIELD(Block, dense), FIELD(Block, up), FIELD(Block, down),
+        FIELD(Block, hidden), FIELD(Block, heads), FIELD(Block, kv_heads), FIELD(Block, head_dim),
+        FIELD(Block, query_step), FIELD(Block, key_start), FIELD(Block, value_start), FIELD(Block, key_step),
+        FIELD(Block, distance), FIELD(Block, eps), FIELD(Block, residual_scale), FIELD(Block, scaling),
+        FIELD(Block, norm_type), FIELD(Block, cache_type), FIELD(Block, rms), FIELD(Block, gated),
+        FIELD(Block, residual_normed),
+
+        STRUCT(Tokens), FIELD(Tokens, x), FIELD(Tokens, cos), FIELD(Tokens, sin), FIELD(Tokens, y),
+        FIELD(Tokens, past), FIELD(Tokens, rows), FIELD(Tokens, prefix), FIELD(Tokens, turns), FIELD(Tokens, angles),
+        FIELD(Tokens, angle_row), FIELD(Tokens, angle_step), FIELD(Tokens, type), FIELD(Tokens, angle_type),
+
+        STRUCT(Attention), FIELD(Attention, query), FIELD(Attention, key), FIELD(Attention, value),
+        FIELD(Attention, mask), FIELD(Attention, y), FIELD(Attention, heads), FIELD(Attention, kv_heads),
+        FIELD(Attention, head_dim), FIELD(Attention, tokens), FIELD(Attention, keys), FIELD(Attention, key_step),
+        FIELD(Attention, value_step), FIELD(Attention, mask_step), FIELD(Attention, type), FIELD(Attention, scaling),
+        {0},
+    };
+    return entries;
+}

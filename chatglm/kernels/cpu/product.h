@@ -1,0 +1,84 @@
+/* One product: what is asked for, and how its activations are prepared. */
+#pragma once
+
+#include "numbers.h"
+
+enum { GROUP = 128 };                       /* columns that share a step of the activations */
+enum { LEVELS16 = 32512, LEVELS8 = 127 };   /* 32512 = 127 * 256: its high byte stays within +-127 */
+enum { EXACT, DEFAULT, INT8 };              /* the precisions */
+enum { FOUR = 4 };                          /* rows whose blocks lie together, see block_of */
+
+/* A product and its scratch memory. Blocks of activations are [groups][rows]. */
+typedef struct {
+    int isa, bits, levels, x_type, scale_type;   /* levels: 0 for exact */
+    i64 rows, in, out, groups, row_bytes, group_bytes;
+    i64 share;                              /* groups of a row that may have the same step */
+    i64 pass;                               /* rows that the kernels take at a time */
+    int tiles, few;                         /* whether they are those of tiles, or of a few rows */
+    const void *x, *scale;
+    const uint8_t *weight;
+    void *y;
+    i64 block_bytes;                        /* of one row and group in `blocks` */
+    char *blocks;                           /* floats, int16 or byte planes, in the order in which weights unpack */
+    float *step;                            /* what one unit of a fixed-point activation is worth */
+    int32_t *correction;                    /* minus the offset of unsigned weights times the sum of activations */
+    float *sums;                            /* of a tile, for each thread */
+} Job;
+
+INLINE char *block_of(const Job *job, i64 group, i64 row) {
+    i64 first = 0, count = job->rows;
+    if (job->few) {  /* each FOUR rows by themselves: taken apart, they would share their places in the L1 cache */
+        first = row / FOUR * FOUR;
+        count = count - first < FOUR ? count - first : FOUR;
+    }
+    return job->blocks + (first * job->groups + group * count + row - first) * job->block_bytes;
+}
+
+/* Runs of groups that are prepared together. */
+INLINE i64 runs_of(const Job *job) { return (job->groups + job->share - 1) / job->share; }
+
+/* Bytes of this group that exist; the last group of a row can be short. */
+INLINE i64 bytes_in_group(const Job *job, i64 group) {
+    i64 left = job->row_bytes - group * job->group_bytes;
+    return left < job->group_bytes ? left : job->group_bytes;
+}
+
+/* Columns of a group in the order of `streams` interleaved runs: 0, streams, 2 * streams, ..., 1, streams + 1, ... */
+#define FOR_COLUMNS(streams, position, column) \
+    for (int s_ = 0; s_ < (streams); s_++) \
+        for (int i_ = 0, position = s_ * (GROUP / (streams)), column = s_; i_ < GROUP / (streams); \
+             i_++, position++, column += (streams))
+
+typedef struct { float size, inverse; } Step;
+
+/* The unit of fixed-point numbers whose largest has the magnitude with these bits. */
+INLINE Step find_step(uint32_t magnitude, int levels) {
+    const float largest = bits_to_float(magnitude);
+    Step step = {0, 0};
+    if (magnitude >= 0x7f800000u) step.size = NAN;
+    else if (largest > 1e-33f) step.size = largest / (float)levels, step.inverse = (float)levels / largest;
+    return step;
+}
+
+/* Reads one group of activations and writes its block, integers of 16 bits or (exact) floats. */
+INLINE void prepare_group(const Job *job, i64 group, i64 row, int streams) {
+    float x[GROUP] = {0};
+    i64 start = group * GROUP, left = job->in - start, index = group * job->rows + row;
+    load_numbers(job->x, job->x_type, row * job->in + start, left < GROUP ? (int)left : GROUP, x);
+    if (!job->levels) {
+        float *to = (float *)block_of(job, group, row);
+        FOR_COLUMNS(streams, p, c) to[p] = x[c];
+        return;
+    }
+    uint32_t largest = 0;  /* magnitudes compared as integers, so that a not-a-number wins */
+    for (int i = 0; i < GROUP; i++) {
+        uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    const Step step = find_step(largest, job->levels);
+    int16_t q[GROUP], *to = (int16_t *)block_of(job, group, row);
+    for (int i = 0; i < GROUP; i++)  /* adding 1.5 * 2^23 rounds to nearest and leaves the integer in the low bits */
+        q[i] = (int16_t)float_to_bits(x[i] * step.inverse + 12582912.0f);
+    FOR_COLUMNS(streams, p, c) to[p] = q[c];
+    job->step[index] = step.size;
+}

@@ -1,0 +1,192 @@
+/* Dot products with AVX-512 along one linear stream of weights, for up to DOT_ROWS rows of x.
+ *
+ * VNNI multiplies unsigned by signed bytes. So an offset (8 or 128) makes weights unsigned, whose share of the sum is
+ * known from the activations; and 16-bit activations are split into two planes of bytes, q = 256 * high + low. */
+#pragma once
+
+#include "product.h"
+
+enum { DOT_ROWS = 4, DOT_BYTES = 32768 };  /* the most that a call takes: its part of x has to stay in the L1 cache */
+enum { SHARE = 8 };                        /* groups of a few rows that may share a step */
+
+#if X86
+/* One group of activations as floats. */
+AVX512 INLINE void load_group(const Job *job, i64 group, i64 row, __m512 *x) {
+    const i64 start = group * GROUP, left = job->in - start, from = row * job->in + start;
+    for (int v = 0; v < GROUP / 16; v++) {
+        __mmask16 mask = left >= v * 16 + 16 ? 0xffff : left <= v * 16 ? 0 : (__mmask16)((1u << (left - v * 16)) - 1);
+        if (job->x_type == FLOAT32) x[v] = _mm512_maskz_loadu_ps(mask, (const float *)job->x + from + v * 16);
+        else x[v] = load_floats((const uint16_t *)job->x + from + v * 16, job->x_type, mask);
+    }
+}
+
+/* Reads a run of `share` groups of activations as blocks of byte planes: low bytes last, even columns before odd ones
+ * if INT4. They get the same step where that costs no more than a bit. */
+AVX512 static void prepare_vnni(const Job *job, i64 run, i64 row) {
+    enum { VECTORS = GROUP / 16 };
+    enum { NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
+    const i64 first = run * job->share, left = job->groups - first, count = left < job->share ? left : job->share;
+    uint32_t magnitudes[SHARE], largest = 0, smallest = UINT32_MAX;
+    __m512i words[VECTORS / 2];
+    __m512 x[VECTORS];
+    for (i64 g = 0; g < count; g++) {
+        __m512i magnitude = _mm512_setzero_si512();
+        load_group(job, first + g, row, x);
+        for (int v = 0; v < VECTORS; v++)
+            magnitude = _mm512_max_epu32(magnitude, _mm512_castps_si512(_mm512_abs_ps(x[v])));
+        magnitudes[g] = _mm512_reduce_max_epu32(magnitude);
+        largest = magnitudes[g] > largest ? magnitudes[g] : largest;
+        smallest = magnitudes[g] < smallest ? magnitudes[g] : smallest;
+    }
+    const int even = largest >= 0x7f800000u || bits_to_float(largest) <= 2 * bits_to_float(smallest);
+    for (i64 g = 0; g < count; g++) {
+        const Step step = find_step(even ? largest : magnitudes[g], job->levels);
+        const __m512 inverse = _mm512_set1_ps(step.inverse);
+        const i64 index = (first + g) * job->rows + row;
+        __m512i total = _mm512_setzero_si512();
+        if (count > 1) load_group(job, first + g, row, x);
+        for (int v = 0; v < VECTORS; v += 2) {
+            const __m512i q = _mm512_cvt_roundps_epi32(_mm512_mul_ps(x[v], inverse), NEAREST);
+            const __m512i r = _mm512_cvt_roundps_epi32(_mm512_mul_ps(x[v + 1], inverse), NEAREST);
+            total = _mm512_add_epi32(total, _mm512_add_epi32(q, r));
+            words[v / 2] = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(q));
+            words[v / 2] = _mm512_inserti64x4(words[v / 2], _mm512_cvtepi32_epi16(r), 1);
+        }
+        job->step[index] = step.size;
+        job->correction[index] = -_mm512_reduce_add_epi32(total) * (job->bits == 4 ? 8 : 128);
+        char *to = block_of(job, first + g, row);
+        for (int plane = job->levels == LEVELS16 ? 0 : 1; plane < 2; plane++, to += GROUP)
+            for (int v = 0; v < VECTORS / 2; v++) {
+                __m512i w = plane ? words[v] : _mm512_srai_epi16(_mm512_add_epi16(words[v], _mm512_set1_epi16(128)), 8);
+                if (job->bits == 4) {
+                    _mm_storeu_si128((__m128i *)(to + v * 16), _mm512_cvtepi32_epi8(w));
+                    w = _mm512_srli_epi32(w, 16);
+                    _mm_storeu_si128((__m128i *)(to + v * 16 + GROUP / 2), _mm512_cvtepi32_epi8(w));
+                } else {
+                    _mm256_storeu_si256((__m256i *)(to + v * 32), _mm512_cvtepi16_epi8(w));
+                }
+            }
+    }
+}
+
+/* sum + four products of unsigned and signed bytes in each lane. The intrinsic makes GCC 12 copy all sums around. */
+AVX512 INLINE __m512i dot4(__m512i sum, __m512i weight, __m512i x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "vm"(x));
+    return sum;
+}
+
+/* Weights as unsigned bytes, an offset of 8 (INT4) or 128 (INT8) added. 0x78: offset ^ (packed & low). */
+AVX512 INLINE __m512i odd_columns(__m512i packed) {
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(8), packed, _mm512_set1_epi8(15), 0x78);
+}
+
+AVX512 INLINE __m512i even_columns(__m512i packed) { return odd_columns(_mm512_srli_epi16(packed, 4)); }
+
+AVX512 INLINE __m512i make_unsigned(__m512i weight) { return _mm512_xor_si512(weight, _mm512_set1_epi8(-128)); }
+
+AVX512 INLINE void dot_group(const Job *job, const uint8_t *weight, i64 group, int count, int bits, int planes,
+                             __m512 *sums) {
+    const __m512i packed = _mm512_loadu_si512(weight);
+    const __m512i before = bits == 4 ? even_columns(packed) : make_unsigned(packed);
+    const __m512i after = bits == 4 ? odd_columns(packed) : make_unsigned(_mm512_loadu_si512(weight + 64));
+    i64 index = group * count;
+    const char *x = job->blocks + index * (GROUP * planes);
+    for (int r = 0; r < count; r++, index++, x += GROUP * planes) {
+        __m512i sum = _mm512_maskz_set1_epi32(1, job->correction[index]);
+        const char *low = x + GROUP * (planes - 1);
+        sum = dot4(sum, before, _mm512_loadu_si512(low));
+        sum = dot4(sum, after, _mm512_loadu_si512(low + 64));
+        if (planes == 2) {
+            __m512i high = dot4(_mm512_setzero_si512(), before, _mm512_loadu_si512(x));
+            high = dot4(high, after, _mm512_loadu_si512(x + 64));
+            sum = _mm512_add_epi32(sum, _mm512_slli_epi32(high, 8));
+        }
+        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(job->step[index]), sums[r]);
+    }
+}
+
+/* Outputs from..to of all `count` rows of x: one linear stream through the weights. */
+AVX512 INLINE void dot_rows(const Job *job, i64 from, i64 to, int count, int bits, int planes) {
+    const i64 size = GROUP * bits / 8, whole = job->row_bytes / size;
+    for (i64 o = from; o < to; o++) {
+        const uint8_t *weight = job->weight + o * job->row_bytes;
+        __m512 sums[DOT_ROWS];
+        for (int r = 0; r < count; r++) sums[r] = _mm512_setzero_ps();
+        for (i64 g = 0; g < whole; g++, weight += size) {
+            for (i64 b = 0; b < size; b += 64) _mm_prefetch((const char *)weight + AHEAD + b, _MM_HINT_T0);
+            dot_group(job, weight, g, count, bits, planes, sums);
+        }
+        if (whole < job->groups) {
+            uint8_t padded[GROUP] = {0};
+            memcpy(padded, weight, (size_t)bytes_in_group(job, whole));
+            dot_group(job, padded, whole, count, bits, planes, sums);
+        }
+        float scale = load_number(job->scale, job->scale_type, o);
+        for (int r = 0; r < count; r++)
+            store_number(job->y, job->x_type, r * job->out + o, _mm512_reduce_add_ps(sums[r]) * scale);
+    }
+}
+
+AVX512 static void dot_vnni(const Job *job, i64 from, i64 to) {
+    int planes = job->levels == LEVELS16 ? 2 : 1;
+    #define CASE(c) case c: \
+        if (job->bits == 4 && planes == 2) dot_rows(job, from, to, c, 4, 2); \
+        else if (job->bits == 4) dot_rows(job, from, to, c, 4, 1); \
+        else if (planes == 2) dot_rows(job, from, to, c, 8, 2); \
+        else dot_rows(job, from, to, c, 8, 1); \
+        break;
+    switch (job->rows) { CASE(1) CASE(2) CASE(3) CASE(4) }
+    #undef CASE
+}
+
+/* The same with floats, for `exact`: a nibble of each 32-bit word at a time is looked up in a table of its values. */
+AVX512 static void prepare_floats(const Job *job, i64 group, i64 row) {
+    if (job->bits == 4) prepare_group(job, group, row, 8);
+    else prepare_group(job, group, row, 1);
+}
+
+AVX512 INLINE void dot_group_floats(const Job *job, const uint8_t *weight, i64 group, int count, int bits,
+                                    __m512 (*sums)[2]) {
+    const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    const __m512i packed = _mm512_loadu_si512(weight);
+    const float *x = (const float *)block_of(job, group, 0);
+    for (int i = 0; i < GROUP / 16; i++) {
+        __m512 w;
+        if (bits == 4) w = _mm512_permutexvar_ps(_mm512_srli_epi32(packed, i * 4 ^ 4), values);  /* high nibble first */
+        else w = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(weight + i * 16))));
+        for (int r = 0; r < count; r++)
+            sums[r][i & 1] = _mm512_fmadd_ps(w, _mm512_load_ps(x + r * GROUP + i * 16), sums[r][i & 1]);
+    }
+}
+
+AVX512 INLINE void dot_rows_floats(const Job *job, i64 from, i64 to, int count, int bits) {
+    const i64 size = GROUP * bits / 8, whole = job->row_bytes / size;
+    for (i64 o = from; o < to; o++) {
+        const uint8_t *weight = job->weight + o * job->row_bytes;
+        __m512 sums[DOT_ROWS][2];
+        for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+        for (i64 g = 0; g < whole; g++, weight += size) {
+            for (i64 b = 0; b < size; b += 64) _mm_prefetch((const char *)weight + AHEAD + b, _MM_HINT_T0);
+            dot_group_floats(job, weight, g, count, bits, sums);
+        }
+        if (whole < job->groups) {
+            uint8_t padded[GROUP] = {0};
+            memcpy(padded, weight, (size_t)bytes_in_group(job, whole));
+            dot_group_floats(job, padded, whole, count, bits, sums);
+        }
+        float scale = load_number(job->scale, job->scale_type, o);
+        for (int r = 0; r < count; r++)
+            store_number(job->y, job->x_type, r * job->out + o,
+                         _mm512_reduce_add_ps(_mm512_add_ps(sums[r][0], sums[r][1])) * scale);
+    }
+}
+
+AVX512 static void dot_floats_avx512(const Job *job, i64 from, i64 to) {
+    #define CASE(c) case c: \
+        if (job->bits == 4) dot_rows_floats(job, from, to, c, 4); \
+        else dot_rows_floats(job, from, to, c, 8); \
+        break;
+    switch (job->rows) { CASE(1) CASE(2) CASE(3) CASE(4) }
+    #undef CASE
+}
+#endif

@@ -1,0 +1,133 @@
+/* Dot products with VNNI for up to FEW_ROWS rows of 16-bit activations: two outputs meet FOUR rows at a time. */
+#pragma once
+
+#include "products_dots.h"
+
+enum { FEW_ROWS = 8, FEW_OUTS = 64 };  /* rows of x, and outputs of a run */
+enum { MOST_RUNS = 64 };               /* of SHARE groups: up to 65536 columns */
+enum { CHUNK = 32 };                   /* blocks of FOUR rows that stay in the L1 cache */
+
+#if X86
+/* Sums of the lanes of four vectors, the lower half of each in the first four lanes, the other in the last. */
+AVX512 INLINE __m256 add_across(__m512 a, __m512 b, __m512 c, __m512 d) {
+    #define HALVES(v) _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))
+    return _mm256_hadd_ps(_mm256_hadd_ps(HALVES(a), HALVES(b)), _mm256_hadd_ps(HALVES(c), HALVES(d)));
+    #undef HALVES
+}
+
+/* Rows of x by name: GCC keeps an array of so many sums in memory. */
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3)
+
+/* y (FOUR, 2) += groups from..to of an output, and of that `stride` bytes further on, for rows first..first + count. An
+ * activation serves both once it is loaded. `even`: for each run, whether its groups have the same step: their products
+ * are summed as integers then. */
+AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 to, i64 first, int count, int bits,
+                            const uint8_t *even, float *y) {
+    const i64 size = GROUP * bits / 8, whole = job->row_bytes / size;
+    const uint8_t *weight = job->weight + out * job->row_bytes + from * size;
+    const char *x = block_of(job, from, first);
+    const float *steps = job->step + from * job->rows + first;
+    #define DECLARE(r) __m512 sum_a##r = _mm512_setzero_ps(), sum_b##r = sum_a##r;
+    #define BEGIN(r) __m512i low_a##r = _mm512_setzero_si512(), low_b##r = low_a##r, high_a##r = low_a##r, \
+        high_b##r = low_a##r;
+    #define ADD(r) if (r < count) { \
+        const __m512i *at = (const __m512i *)(x + r * GROUP * 2); \
+        __m512i one = at[0], two = at[1], three = at[2], four = at[3]; \
+        __asm__("" : "+v"(one), "+v"(two), "+v"(three), "+v"(four));  /* loaded once, not with each product */ \
+        high_a##r = dot4(dot4(high_a##r, before_a, one), after_a, two); \
+        high_b##r = dot4(dot4(high_b##r, before_b, one), after_b, two); \
+        low_a##r = dot4(dot4(low_a##r, before_a, three), after_a, four); \
+        low_b##r = dot4(dot4(low_b##r, before_b, three), after_b, four); \
+    }
+    #define END(r) if (r < count) { \
+        const __m512 step = _mm512_set1_ps(steps[r]); \
+        low_a##r = _mm512_add_epi32(low_a##r, _mm512_slli_epi32(high_a##r, 8)); \
+        low_b##r = _mm512_add_epi32(low_b##r, _mm512_slli_epi32(high_b##r, 8)); \
+        sum_a##r = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low_a##r), step, sum_a##r); \
+        sum_b##r = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low_b##r), step, sum_b##r); \
+    }
+    EACH_ROW(DECLARE)
+    for (i64 g = from, end; g < to; g = end) {
+        end = !even[g / SHARE] ? g + 1 : g / SHARE * SHARE + SHARE < to ? g / SHARE * SHARE + SHARE : to;
+        EACH_ROW(BEGIN)
+        for (i64 i = g; i < end; i++, weight += size, x += count * GROUP * 2) {
+            uint8_t padded[2][GROUP];
+            const uint8_t *a = weight, *b = weight + stride;
+            if (i == whole) {
+                memset(padded, 0, sizeof padded);
+                a = memcpy(padded[0], a, (size_t)bytes_in_group(job, i));
+                b = memcpy(padded[1], b, (size_t)bytes_in_group(job, i));
+            }
+            for (i64 p = 0; p < size && !first; p += 64) {  /* the pair after the next */
+                _mm_prefetch((const char *)weight + 4 * job->row_bytes + p, _MM_HINT_T0);
+                _mm_prefetch((const char *)weight + 5 * job->row_bytes + p, _MM_HINT_T0);
+            }
+            const __m512i packed_a = _mm512_loadu_si512(a), packed_b = _mm512_loadu_si512(b);
+            const __m512i before_a = bits == 4 ? even_columns(packed_a) : make_unsigned(packed_a);
+            const __m512i before_b = bits == 4 ? even_columns(packed_b) : make_unsigned(packed_b);
+            const __m512i after_a = bits == 4 ? odd_columns(packed_a) : make_unsigned(_mm512_loadu_si512(a + 64));
+            const __m512i after_b = bits == 4 ? odd_columns(packed_b) : make_unsigned(_mm512_loadu_si512(b + 64));
+            EACH_ROW(ADD)
+        }
+        EACH_ROW(END)
+        steps += (end - g) * job->rows;
+    }
+    #undef DECLARE
+    #undef BEGIN
+    #undef ADD
+    #undef END
+    const __m256 first_rows = add_across(sum_a0, sum_b0, sum_a1, sum_b1);
+    const __m256 other_rows = add_across(sum_a2, sum_b2, sum_a3, sum_b3);
+    const __m256 low = _mm256_permute2f128_ps(first_rows, other_rows, 0x20);
+    const __m256 high = _mm256_permute2f128_ps(first_rows, other_rows, 0x31);
+    _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), _mm256_add_ps(low, high)));
+}
+
+/* Whether all groups of a run have the same step (or not-a-number), in each of rows first..first + FOUR. */
+static int is_even(const Job *job, i64 run, i64 first) {
+    const i64 end = (run + 1) * SHARE < job->groups ? (run + 1) * SHARE : job->groups;
+    for (i64 r = first; r < first + FOUR && r < job->rows; r++)
+        for (i64 g = run * SHARE + 1; g < end; g++)
+            if (memcmp(job->step + g * job->rows + r, job->step + (g - 1) * job->rows + r, 4)) return 0;
+    return 1;
+}
+
+/* Outputs from..to of a few rows of x in two planes: a run of outputs with some groups of all rows at a time. */
+AVX512 INLINE void few_rows(const Job *job, i64 from, i64 to, int bits) {
+    float excess[FEW_ROWS] = {0};  /* of weights that count as unsigned */
+    for (i64 g = 0; g < job->groups; g++)
+        for (i64 r = 0; r < job->rows; r++)
+            excess[r] -= (float)job->correction[g * job->rows + r] * job->step[g * job->rows + r];
+    const i64 fours = (job->rows + FOUR - 1) / FOUR, chunk = CHUNK / fours / SHARE * SHARE;
+    uint8_t even[FEW_ROWS / FOUR][MOST_RUNS];
+    for (i64 f = 0; f < fours; f++)
+        for (i64 run = 0; run < runs_of(job); run++) even[f][run] = (uint8_t)is_even(job, run, f * FOUR);
+    for (; from < to; from += FEW_OUTS) {
+        const i64 outs = to - from < FEW_OUTS ? to - from : FEW_OUTS;
+        float y[FEW_OUTS / 2][FEW_ROWS / FOUR][FOUR][2] = {0};
+        for (i64 g = 0; g < job->groups; g += chunk) {
+            const i64 end = g + chunk < job->groups ? g + chunk : job->groups;
+            for (i64 o = 0; o < outs; o += 2)
+                for (i64 first = 0; first < job->rows; first += FOUR) {
+                    const i64 stride = o + 1 < outs ? job->row_bytes : 0;
+                    const uint8_t *same = even[first / FOUR];
+                    float *sums = y[o / 2][first / FOUR][0];
+                    #define CASE(c) case c: dot_pair(job, from + o, stride, g, end, first, c, bits, same, sums); break;
+                    switch (job->rows - first) { CASE(1) CASE(2) CASE(3) default: CASE(4) }
+                    #undef CASE
+                }
+        }
+        for (i64 o = 0; o < outs; o++) {
+            const float scale = load_number(job->scale, job->scale_type, from + o);
+            for (i64 r = 0; r < job->rows; r++)
+                store_number(job->y, job->x_type, r * job->out + from + o,
+                             (y[o / 2][r / FOUR][r % FOUR][o % 2] - excess[r]) * scale);
+        }
+    }
+}
+
+AVX512 static void few_vnni(const Job *job, i64 from, i64 to) {
+    if (job->bits == 4) few_rows(job, from, to, 4);
+    else few_rows(job, from, to, 8);
+}
+#endif
