@@ -115,6 +115,29 @@ def test_networks(generation: int, calls: list[int]) -> None:
     assert float(difference) < 2e-5
 
 
+@pytest.mark.parametrize("generation", [1, 2])
+@torch.no_grad()
+def test_only_quantised_projections_take_the_kernels(generation: int, calls: list[int]) -> None:
+    """A network asks one question; the answer is no for float weights and for a projection that something wraps."""
+    torch.manual_seed(0)
+    model = make(generation, 8, None, torch.float32, "exact", **SIZES, **WIDTHS[generation])
+    ids = 1000 + torch.arange(20).unsqueeze(0)
+    if generation == 1:
+        ids[0, 18], ids[0, 19] = model.config.gmask_token_id, model.config.bos_token_id
+    wanted = model(input_ids=ids).logits
+    assert calls == [20, 20]
+    first = next(module for module in model.modules() if hasattr(module, "query_key_value"))
+    quantised = first.query_key_value
+    dense = torch.nn.Linear(quantised.in_features, quantised.out_features)
+    dense.weight, dense.bias = torch.nn.Parameter(quantised.dequantize()), quantised.bias
+    for projection in (dense, torch.nn.Sequential(quantised)):
+        calls.clear()
+        first.query_key_value = projection
+        found = model(input_ids=ids).logits
+        assert calls == [20], "one layer less"
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5
+
+
 def test_gradients_and_batches_are_left_to_torch(calls: list[int]) -> None:
     query, key, value = (torch.randn(1, 2, 40, 32, requires_grad=True) for _ in range(3))
     assert attention(query, key, value, None, 0.2, causal=True) is None

@@ -45,7 +45,7 @@ class BlockLayout:
     residual_scale: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, which takes three times as long to make, and every token needs one a block
 class BlockParts:
     """The modules of one block by what they do.
 
@@ -100,7 +100,8 @@ class BlockPlanner:
             parts = block.parts()
             every.append(parts)
             for module in (*vars(parts).values(), block):
-                if module.training or _are_needed(module._forward_hooks) or module._forward_pre_hooks:
+                hooks = module._forward_hooks
+                if module.training or module._forward_pre_hooks or (hooks and _are_needed(hooks)):
                     return None
                 if "forward" in module.__dict__:  # accelerate and others put theirs there
                     return None
@@ -151,7 +152,5 @@ def _are_plain(parts: BlockParts, layout: BlockLayout) -> bool:
 
 def _are_needed(hooks: Mapping[int, Any]) -> bool:
     """Whether any of these hooks has to be called: those that transformers leaves behind record only when told to."""
-    if not hooks:
-        return False
     plain = any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in hooks.values())
     return plain or bool(output_capturing._active_collector.get())

@@ -7,7 +7,7 @@
 enum { LANES = 16, WIDE = HEAD_MULTIPLE };  /* numbers of a vector; keys of a tile */
 enum { QUERIES = 252, SIX = 6 };            /* queries of a job, and how many are multiplied at a time */
 
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));  /* of LANES */
+typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));  /* LANES numbers */
 
 /* to (6, 32) = or += a (6, count) . b (count, 32); a step is the distance of two rows. */
 INLINE void multiply_6x32(i64 count, const float *a, i64 a_step, const float *b, i64 b_step, float *to, i64 to_step,
@@ -28,7 +28,7 @@ INLINE void multiply_6x32(i64 count, const float *a, i64 a_step, const float *b,
 
 static i64 attention_floats(const Attention *job) { return (2 * QUERIES + 2 * WIDE) * job->head_dim + QUERIES * WIDE; }
 
-/* Queries first..first + count of one head: the keys in tiles, softmax as it goes. */
+/* Queries first..first + count of one head, over tiles of keys with an online softmax. */
 INLINE void attend_many(const Attention *job, i64 head, i64 first, int count, float *memory) {
     const i64 size = job->head_dim, kv_head = head * job->kv_heads / job->heads, past = job->keys - job->tokens;
     float *query = memory, *result = query + QUERIES * size, *key = result + QUERIES * size;
@@ -40,10 +40,10 @@ INLINE void attend_many(const Attention *job, i64 head, i64 first, int count, fl
     const i64 all = job->mask ? job->keys : past + first + count;
     for (i64 from = 0; from < all; from += WIDE) {
         const int width = all - from < WIDE ? (int)(all - from) : WIDE;
-        const i64 hidden = job->mask ? 0 : from - past - first;  /* so many queries come before all of these keys */
+        const i64 hidden = job->mask ? 0 : from - past - first;  /* this many queries come before all of these keys */
         const int begin = hidden > 0 ? (int)(hidden / SIX * SIX) : 0;
         load_numbers(job->key, job->type, kv_head * job->key_step + from * size, (int)(width * size), value);
-        for (i64 i = 0; i < size; i++)  /* keys stand in columns; `value` only lends its place */
+        for (i64 i = 0; i < size; i++)  /* keys become columns; `value` is scratch space here */
             for (int t = 0; t < WIDE; t++) key[i * WIDE + t] = t < width ? value[t * size + i] : 0;
         load_numbers(job->value, job->type, kv_head * job->value_step + from * size, (int)(width * size), value);
         memset(value + width * size, 0, (size_t)((WIDE - width) * size) * sizeof(float));

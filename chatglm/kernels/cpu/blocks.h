@@ -29,14 +29,14 @@ INLINE void add_bias(const Matrix *matrix, i64 from, i64 count, float *to) {
         for (i64 i = 0; i < count; i++) to[i] += load_number(matrix->bias, matrix->bias_type, from + i);
 }
 
-/* The residual stream goes on: hidden = what `normed` or hidden itself is worth + the matrix's result. */
+/* The residual stream: hidden = residual_scale * (`normed` or hidden itself) + the matrix's result. */
 INLINE void add_residual(const Block *block, const Matrix *matrix, const float *normed, float *result, float *hidden) {
     add_bias(matrix, 0, block->hidden, result);
     const float *residual = block->residual_normed ? normed : hidden;
     for (i64 i = 0; i < block->hidden; i++) hidden[i] = residual[i] * block->residual_scale + result[i];
 }
 
-/* Rotates one head where it stands. */
+/* Rotates one head in place. */
 INLINE void rotate(const Tokens *tokens, i64 row, i64 distance, float *head) {
     for (i64 t = 0, pair = 0; t < tokens->turns; t++)
         for (i64 i = 0; i < tokens->angles; i++, pair++) {
@@ -116,7 +116,7 @@ INLINE void attend(const Tokens *tokens, const Block *block, i64 row, i64 first,
         for (int i = 0; i < size; i++) context[(first + r) * size + i] /= sum[r];
 }
 
-/* What the second half of the network's MLP gets, for one group of its columns: gate * sigmoid(gate) * up, or GELU. */
+/* The activation of the MLP, for one group of columns: SwiGLU, gate * sigmoid(gate) * up; or GELU. */
 INLINE void activate(const Block *block, i64 from, i64 count, float *restrict up, float *restrict to) {
     if (block->gated) {
         float *restrict gate = up, *restrict linear = up + block->down.columns;
@@ -154,8 +154,8 @@ BLOCK_KERNELS(avx512, AVX512)
 enum { FUSED, DENSE, UP, DOWN, JOBS };                              /* the products of a block */
 enum { NORMED, RESULT, PROJECTED, CONTEXT, INNER, ACTIVE, PARTS };  /* the arrays of floats between them */
 
-/* The products of a block and the arrays that their activations, of all rows, come from and go to, which lie in
- * `memory` (it may be NULL). Returns how many bytes of it are taken. */
+/* Lists the products of a block, and the arrays in `memory` that they read and write, each for all rows. Returns how
+ * many bytes of memory that takes; with `memory` NULL it only counts them. */
 static i64 list_jobs(const Block *block, int isa, int threads, i64 rows, char *memory, Job *jobs, float **parts) {
     const Matrix *matrices[JOBS] = {&block->fused, &block->dense, &block->up, &block->down};
     const int from[JOBS] = {NORMED, CONTEXT, NORMED, ACTIVE}, to[JOBS] = {PROJECTED, RESULT, INNER, RESULT};
@@ -171,14 +171,14 @@ static i64 list_jobs(const Block *block, int isa, int threads, i64 rows, char *m
                         .in = one->columns, .out = one->outputs, .scale = one->scale, .weight = one->weight,
                         .x = parts[from[i]], .y = parts[to[i]]};
         plan(jobs + i, one->precision);
-        if (memory) take_memory(jobs + i, threads, memory + bytes);  /* one after the other */
+        if (memory) take_memory(jobs + i, threads, memory + bytes);  /* the same for all: they run one by one */
         most = job_memory(jobs + i, threads) > most ? job_memory(jobs + i, threads) : most;
     }
     return bytes + most;
 }
 
-/* For all threads of a team: the floats `hidden` of all rows through one block. The same thread has a row before, in
- * between and at the end. */
+/* Called by all threads of a team: one block, which changes the floats `hidden` of all rows. Norms and residuals of a
+ * row are always the same thread's. */
 static void run_block(int isa, int threads, const Tokens *tokens, const Block *block, float *hidden, char *memory,
                       Meeting *meeting) {
     Job jobs[JOBS];
@@ -201,7 +201,7 @@ static void run_block(int isa, int threads, const Tokens *tokens, const Block *b
     for (i64 i = 0; i < rows * (block->heads + block->kv_heads); i++)
         place_head(tokens, block, i % rows, i / rows, fused + i % rows * jobs[FUSED].out);
     meet(meeting);
-    #pragma omp for schedule(static) nowait  /* a thread has some heads of all rows: these can differ in length */
+    #pragma omp for schedule(static) nowait  /* a thread takes some heads of all rows, which can differ in length */
     for (i64 i = 0; i < rows * block->heads / together; i++)
         look(tokens, block, i % rows, i / rows * together, together, fused + i % rows * jobs[FUSED].out,
              context + i % rows * jobs[DENSE].in);
@@ -221,7 +221,7 @@ static void run_block(int isa, int threads, const Tokens *tokens, const Block *b
         const i64 most = GROUP * jobs[DOWN].share, from = i / rows * most, left = block->down.columns - from;
         act(block, from, left < most ? left : most, up + i % rows * jobs[UP].out, active + i % rows * jobs[DOWN].in);
     }
-    if (jobs[DOWN].pass < rows) meet(meeting);  /* in one pass, prepare_blocks gives each thread the same groups */
+    if (jobs[DOWN].pass < rows) meet(meeting);  /* in one pass, prepare_blocks gives a thread these very groups */
     multiply(&jobs[DOWN], threads, meeting);
     meet(meeting);
     #pragma omp for schedule(static) nowait
@@ -229,9 +229,9 @@ static void run_block(int isa, int threads, const Tokens *tokens, const Block *b
         add_residual(block, &block->down, normed + r * size, result + r * size, hidden + r * size);
 }
 
-/* One token of each row through blocks, one after the other: y (rows, hidden) = what becomes of x. All in between is
- * floats: norms, products, rotation, attention over prefix and cache, residuals; and no thread has to wait for an
- * interpreter. Returns 0, or 1 if there is no memory. */
+/* One token of each row through `count` blocks: y (rows, hidden) is what they make of x. Norms, products, rotation,
+ * attention over prefix and cache, and residuals are all in float32, and no thread has to wait for an interpreter.
+ * Returns 0, or 1 if there is no memory. */
 int chatglm_blocks(int isa, int threads, const Tokens *tokens, const Block *blocks, i64 count) {
     const i64 numbers = tokens->rows * blocks->hidden;
     Job jobs[JOBS];

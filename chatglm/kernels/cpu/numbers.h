@@ -3,7 +3,7 @@
 
 #include "targets.h"
 
-enum { FLOAT32, FLOAT16, BFLOAT16 };  /* the types of numbers in memory */
+enum { FLOAT32, FLOAT16, BFLOAT16 };  /* types of numbers in memory */
 
 INLINE float bits_to_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 INLINE uint32_t float_to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
@@ -56,7 +56,7 @@ INLINE void store_numbers(void *data, int type, i64 index, int count, const floa
     else for (int i = 0; i < count; i++) to[i] = float_to_bfloat(from[i]);
 }
 
-/* e^x for -87 <= x <= 88, other x as these, with a relative error of 1e-7; plain arithmetic that turns into SIMD. */
+/* e^x with x limited to -87..88, relative error 1e-7; plain arithmetic, so that compilers turn it into SIMD. */
 INLINE float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;  /* in this order a not-a-number stays one */
     x = x > 88.0f ? 88.0f : x;
@@ -73,7 +73,7 @@ INLINE float exponential(float x) {
 }
 
 #if X86
-/* 16 half-precision numbers, or those that the mask has. */
+/* 16 half-precision numbers; zeros where the mask has none. */
 AVX512 INLINE __m512 load_floats(const uint16_t *from, int type, __mmask16 mask) {
     __m256i bits = mask == 0xffff ? _mm256_loadu_si256((const void *)from) : _mm256_maskz_loadu_epi16(mask, from);
     if (type == FLOAT16) return _mm512_cvtph_ps(bits);

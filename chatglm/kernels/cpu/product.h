@@ -1,4 +1,4 @@
-/* One product: what is asked for, and how its activations are prepared. */
+/* One product: its arguments, its scratch memory, and the layout of its activations. */
 #pragma once
 
 #include "numbers.h"
@@ -13,21 +13,21 @@ typedef struct {
     int isa, bits, levels, x_type, scale_type;   /* levels: 0 for exact */
     i64 rows, in, out, groups, row_bytes, group_bytes;
     i64 share;                              /* groups of a row that may have the same step */
-    i64 pass;                               /* rows that the kernels take at a time */
-    int tiles, few;                         /* whether they are those of tiles, or of a few rows */
+    i64 pass;                               /* rows that the kernels take in one call */
+    int tiles, few;                         /* which kernels: products_tiles.h, products_few.h, or neither */
     const void *x, *scale;
     const uint8_t *weight;
     void *y;
     i64 block_bytes;                        /* of one row and group in `blocks` */
-    char *blocks;                           /* floats, int16 or byte planes, in the order in which weights unpack */
-    float *step;                            /* what one unit of a fixed-point activation is worth */
+    char *blocks;                           /* floats, int16 or byte planes, in the order of the unpacked weights */
+    float *step;                            /* the value of one unit of a fixed-point activation */
     int32_t *correction;                    /* minus the offset of unsigned weights times the sum of activations */
-    float *sums;                            /* of a tile, for each thread */
+    float *sums;                            /* the sums of a tile, for each thread */
 } Job;
 
 INLINE char *block_of(const Job *job, i64 group, i64 row) {
     i64 first = 0, count = job->rows;
-    if (job->few) {  /* each FOUR rows by themselves: taken apart, they would share their places in the L1 cache */
+    if (job->few) {  /* FOUR rows lie together: apart, they would evict each other from the L1 cache */
         first = row / FOUR * FOUR;
         count = count - first < FOUR ? count - first : FOUR;
     }
@@ -37,7 +37,7 @@ INLINE char *block_of(const Job *job, i64 group, i64 row) {
 /* Runs of groups that are prepared together. */
 INLINE i64 runs_of(const Job *job) { return (job->groups + job->share - 1) / job->share; }
 
-/* Bytes of this group that exist; the last group of a row can be short. */
+/* Bytes of weights in this group; the last group of a row can be short. */
 INLINE i64 bytes_in_group(const Job *job, i64 group) {
     i64 left = job->row_bytes - group * job->group_bytes;
     return left < job->group_bytes ? left : job->group_bytes;
@@ -51,7 +51,7 @@ INLINE i64 bytes_in_group(const Job *job, i64 group) {
 
 typedef struct { float size, inverse; } Step;
 
-/* The unit of fixed-point numbers whose largest has the magnitude with these bits. */
+/* The step for numbers the largest of which has the magnitude with these bits. */
 INLINE Step find_step(uint32_t magnitude, int levels) {
     const float largest = bits_to_float(magnitude);
     Step step = {0, 0};
@@ -60,7 +60,7 @@ INLINE Step find_step(uint32_t magnitude, int levels) {
     return step;
 }
 
-/* Reads one group of activations and writes its block, integers of 16 bits or (exact) floats. */
+/* Reads one group of activations and writes its block: 16-bit integers, or floats for `exact`. */
 INLINE void prepare_group(const Job *job, i64 group, i64 row, int streams) {
     float x[GROUP] = {0};
     i64 start = group * GROUP, left = job->in - start, index = group * job->rows + row;
@@ -70,7 +70,7 @@ INLINE void prepare_group(const Job *job, i64 group, i64 row, int streams) {
         FOR_COLUMNS(streams, p, c) to[p] = x[c];
         return;
     }
-    uint32_t largest = 0;  /* magnitudes compared as integers, so that a not-a-number wins */
+    uint32_t largest = 0;  /* compared as integers, not-a-number is the largest magnitude */
     for (int i = 0; i < GROUP; i++) {
         uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;

@@ -1,4 +1,4 @@
-/* Products with quantised weights by the whole team, and the weights themselves as floats: the calls. */
+/* The calls for quantised weights: products, computed by all threads of a team, and the weights as floats. */
 #pragma once
 
 #include "products_few.h"
@@ -6,7 +6,7 @@
 #include "products_tiles.h"
 #include "team.h"
 
-/* Fills in what follows from isa, bits, rows, in and precision. */
+/* Fills in the fields that follow from isa, bits, rows, in and precision. */
 static void plan(Job *job, int precision) {
     job->groups = (job->in + GROUP - 1) / GROUP;
     job->row_bytes = job->in * job->bits / 8;
@@ -22,12 +22,13 @@ static void plan(Job *job, int precision) {
     job->pass = job->isa != VNNI || job->tiles || job->few || job->rows < most ? job->rows : most;
 }
 
-/* Bytes of the blocks of activations with their steps and corrections, and of sums; and where these are in `memory`. */
+/* Bytes of scratch memory: sums, and blocks of activations with their steps and corrections. */
 static i64 job_memory(const Job *job, int threads) {
     const i64 sums = job->tiles ? (i64)threads * TILE_ROWS * TILE * 4 : 0;
     return sums + job->groups * job->pass * (job->block_bytes + 8);
 }
 
+/* Puts the arrays of the job into `memory`, which has job_memory bytes. */
 static void take_memory(Job *job, int threads, char *memory) {
     job->sums = (float *)memory;
     job->blocks = memory + (job->tiles ? (i64)threads * TILE_ROWS * TILE * 4 : 0);
@@ -35,7 +36,7 @@ static void take_memory(Job *job, int threads, char *memory) {
     job->correction = (int32_t *)(job->step + job->groups * job->pass);
 }
 
-/* For all threads of a team: the blocks of activations. The same thread does the same groups of a row every time. */
+/* Called by all threads of a team: writes the blocks of activations. A group of a row is always the same thread's. */
 static void prepare_blocks(const Job *job, Meeting *meeting) {
     void (*prepare)(const Job *, i64, i64) = CHOOSE(job->isa, prepare);
 #if X86
@@ -46,12 +47,12 @@ static void prepare_blocks(const Job *job, Meeting *meeting) {
     meet(meeting);
 }
 
-/* For all threads of a team: the outputs, where weights are read once for all rows (or, portable, for a few). Threads
- * do not wait for each other here. */
+/* Called by all threads of a team: the outputs. Weights are read once for all rows (by portable kernels once for
+ * PORTABLE_ROWS). There is no barrier at the end. */
 static void multiply_rows(const Job *job, int threads) {
 #if X86
     if (job->tiles) {
-        /* Few rows wait for memory, which likes one run a thread; of many, a thread held up should do less. */
+        /* Memory limits few rows: one run of weights a thread is fastest. Of many, a slow thread should do less. */
         const i64 across = (job->out + TILE - 1) / TILE, all = across * ((job->rows + TILE_ROWS - 1) / TILE_ROWS);
         const i64 parts = job->rows > TILE ? threads * 4 : threads;
         #pragma omp for schedule(dynamic) nowait
@@ -79,7 +80,7 @@ static void multiply_rows(const Job *job, int threads) {
             output(job, o, first, job->rows - first < PORTABLE_ROWS ? (int)(job->rows - first) : PORTABLE_ROWS);
 }
 
-/* For all threads of a team: the product, in passes. Threads do not wait for each other at the end. */
+/* Called by all threads of a team: the product, in passes. There is no barrier at the end. */
 static void multiply(const Job *job, int threads, Meeting *meeting) {
     const i64 bytes = job->x_type == FLOAT32 ? 4 : 2;
     for (i64 first = 0; first < job->rows; first += job->pass) {
@@ -87,7 +88,7 @@ static void multiply(const Job *job, int threads, Meeting *meeting) {
         pass.rows = job->rows - first < job->pass ? job->rows - first : job->pass;
         pass.x = (const char *)job->x + first * job->in * bytes;
         pass.y = (char *)job->y + first * job->out * bytes;
-        if (first) meet(meeting);  /* the blocks of the last pass are read to the end */
+        if (first) meet(meeting);  /* until everybody has read the blocks of the last pass */
         prepare_blocks(&pass, meeting);
         multiply_rows(&pass, threads);
     }
@@ -121,7 +122,7 @@ int chatglm_dequantize(int isa, int threads, int bits, const void *weight, const
             floats(&job, o, (float *)y + o * in);
             continue;
         }
-        /* A row has as many values as a weight can have: look them up. */
+        /* A row has no more different values than a weight can have: look them up. */
         const float scale_value = load_number(scale, scale_type, o);
         uint16_t values[256], *to = (uint16_t *)y + o * in;
         const uint8_t *from = job.weight + o * job.row_bytes;

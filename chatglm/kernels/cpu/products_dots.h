@@ -6,8 +6,8 @@
 
 #include "product.h"
 
-enum { DOT_ROWS = 4, DOT_BYTES = 32768 };  /* the most that a call takes: its part of x has to stay in the L1 cache */
-enum { SHARE = 8 };                        /* groups of a few rows that may share a step */
+enum { DOT_ROWS = 4, DOT_BYTES = 32768 };  /* the most of x for one call: it has to stay in the L1 cache */
+enum { SHARE = 8 };                        /* groups that may share a step, in products_few.h */
 
 #if X86
 /* One group of activations as floats. */
@@ -20,8 +20,8 @@ AVX512 INLINE void load_group(const Job *job, i64 group, i64 row, __m512 *x) {
     }
 }
 
-/* Reads a run of `share` groups of activations as blocks of byte planes: low bytes last, even columns before odd ones
- * if INT4. They get the same step where that costs no more than a bit. */
+/* Reads a run of `share` groups of activations and writes their blocks of byte planes: low bytes last; for INT4 even
+ * columns before odd ones. The groups get the same step where that costs at most one bit of precision. */
 AVX512 static void prepare_vnni(const Job *job, i64 run, i64 row) {
     enum { VECTORS = GROUP / 16 };
     enum { NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
@@ -69,7 +69,7 @@ AVX512 static void prepare_vnni(const Job *job, i64 run, i64 row) {
     }
 }
 
-/* sum + four products of unsigned and signed bytes in each lane. The intrinsic makes GCC 12 copy all sums around. */
+/* sum + four products of unsigned and signed bytes in each lane. With the intrinsic, GCC 12 keeps copying the sums. */
 AVX512 INLINE __m512i dot4(__m512i sum, __m512i weight, __m512i x) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "vm"(x));
     return sum;
@@ -139,7 +139,7 @@ AVX512 static void dot_vnni(const Job *job, i64 from, i64 to) {
     #undef CASE
 }
 
-/* The same with floats, for `exact`: a nibble of each 32-bit word at a time is looked up in a table of its values. */
+/* The same with floats, for `exact`. INT4: a table has the value of each nibble. */
 AVX512 static void prepare_floats(const Job *job, i64 group, i64 row) {
     if (job->bits == 4) prepare_group(job, group, row, 8);
     else prepare_group(job, group, row, 1);

@@ -1,9 +1,9 @@
-/* Dot products with VNNI for up to FEW_ROWS rows of 16-bit activations: two outputs meet FOUR rows at a time. */
+/* Dot products with VNNI for up to FEW_ROWS rows of 16-bit activations: two outputs by FOUR rows at a time. */
 #pragma once
 
 #include "products_dots.h"
 
-enum { FEW_ROWS = 8, FEW_OUTS = 64 };  /* rows of x, and outputs of a run */
+enum { FEW_ROWS = 8, FEW_OUTS = 64 };  /* the most rows of x, and the outputs of a run */
 enum { MOST_RUNS = 64 };               /* of SHARE groups: up to 65536 columns */
 enum { CHUNK = 32 };                   /* blocks of FOUR rows that stay in the L1 cache */
 
@@ -15,12 +15,12 @@ AVX512 INLINE __m256 add_across(__m512 a, __m512 b, __m512 c, __m512 d) {
     #undef HALVES
 }
 
-/* Rows of x by name: GCC keeps an array of so many sums in memory. */
+/* One variable a row of x: GCC would keep an array of so many sums in memory. */
 #define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3)
 
-/* y (FOUR, 2) += groups from..to of an output, and of that `stride` bytes further on, for rows first..first + count. An
- * activation serves both once it is loaded. `even`: for each run, whether its groups have the same step: their products
- * are summed as integers then. */
+/* y (FOUR, 2) += groups from..to of an output, and of the one `stride` bytes behind it, for rows first..first + count.
+ * An activation is loaded once for both. `even`: for each run, whether its groups have the same step, so that their
+ * products can be summed as integers. */
 AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 to, i64 first, int count, int bits,
                             const uint8_t *even, float *y) {
     const i64 size = GROUP * bits / 8, whole = job->row_bytes / size;
@@ -33,7 +33,7 @@ AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 t
     #define ADD(r) if (r < count) { \
         const __m512i *at = (const __m512i *)(x + r * GROUP * 2); \
         __m512i one = at[0], two = at[1], three = at[2], four = at[3]; \
-        __asm__("" : "+v"(one), "+v"(two), "+v"(three), "+v"(four));  /* loaded once, not with each product */ \
+        __asm__("" : "+v"(one), "+v"(two), "+v"(three), "+v"(four));  /* loaded here, not by each product */ \
         high_a##r = dot4(dot4(high_a##r, before_a, one), after_a, two); \
         high_b##r = dot4(dot4(high_b##r, before_b, one), after_b, two); \
         low_a##r = dot4(dot4(low_a##r, before_a, three), after_a, four); \
@@ -58,7 +58,7 @@ AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 t
                 a = memcpy(padded[0], a, (size_t)bytes_in_group(job, i));
                 b = memcpy(padded[1], b, (size_t)bytes_in_group(job, i));
             }
-            for (i64 p = 0; p < size && !first; p += 64) {  /* the pair after the next */
+            for (i64 p = 0; p < size && !first; p += 64) {  /* of the pair of outputs after the next */
                 _mm_prefetch((const char *)weight + 4 * job->row_bytes + p, _MM_HINT_T0);
                 _mm_prefetch((const char *)weight + 5 * job->row_bytes + p, _MM_HINT_T0);
             }
@@ -94,7 +94,7 @@ static int is_even(const Job *job, i64 run, i64 first) {
 
 /* Outputs from..to of a few rows of x in two planes: a run of outputs with some groups of all rows at a time. */
 AVX512 INLINE void few_rows(const Job *job, i64 from, i64 to, int bits) {
-    float excess[FEW_ROWS] = {0};  /* of weights that count as unsigned */
+    float excess[FEW_ROWS] = {0};  /* what the offset of the weights adds to the sums */
     for (i64 g = 0; g < job->groups; g++)
         for (i64 r = 0; r < job->rows; r++)
             excess[r] -= (float)job->correction[g * job->rows + r] * job->step[g * job->rows + r];

@@ -29,7 +29,7 @@ AVX512 INLINE void load_transposed(const uint8_t *const *rows, i64 offset, __m51
 }
 
 /* The words of one group of 16 outputs, from `offset` of their rows, into a tile, which has TILE / 16 vectors a word.
- * `next` is what to ask memory for meanwhile, in one piece; or NULL: what follows in each row. */
+ * `next` is what to prefetch meanwhile, in one piece; NULL prefetches what follows in each row. */
 AVX512 INLINE void fill_tile(const uint8_t *const *rows, i64 offset, i64 bytes, int bits, const uint8_t *next,
                              __m512i *tile) {
     uint8_t padded[16][GROUP];
@@ -58,7 +58,7 @@ AVX512 INLINE void multiply_tile(const Job *job, const __m512i *tile, i64 group,
     const i64 index = group * job->rows + first;
     const char *x = job->blocks + index * (GROUP * planes);
     __m512i sum[MICRO_ROWS][VECTORS];
-    for (int i = 0; i < count * planes * 2; i++)  /* the rows that come next: all of x does not fit into the cache */
+    for (int i = 0; i < count * planes * 2; i++)  /* prefetches the next rows: not all of x fits into the cache */
         _mm_prefetch(x + (count * planes * 2 + i) * 64, _MM_HINT_T0);
     for (int r = 0; r < count; r++)
         for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_setzero_si512();
@@ -99,7 +99,7 @@ AVX512 INLINE void tile_rows(const Job *job, i64 output, i64 first, int count, i
     const uint8_t *rows[TILE];
     for (i64 i = 0; i < TILE; i++)  /* the last row stands in for rows past the end */
         rows[i] = job->weight + (output + i < job->out ? output + i : job->out - 1) * job->row_bytes;
-    /* Short rows are often a power of two long, a stride memory dislikes: the next tile is asked for in one run. */
+    /* The length of short rows is often a power of two, a slow stride: the next tile is prefetched in one run. */
     const uint8_t *next = job->row_bytes <= 4096 ? rows[0] + TILE * job->row_bytes : NULL;
     memset(sums, 0, (size_t)count * TILE * sizeof(float));
     for (i64 g = 0; g < job->groups; g++) {

@@ -8,8 +8,8 @@ typedef struct { int arrived, times; } Meeting;
 
 /* A barrier that never puts a thread to sleep, but lets others run. OpenMP's own barrier sleeps at once where the
  * process has more threads than the machine has CPUs (because several Python threads use torch, for example): with
- * hundreds of barriers a token, a small model then took twice as long. Elsewhere it spins for milliseconds beside a busy
- * neighbour. */
+ * hundreds of barriers a token, a small model then took twice as long. Elsewhere it spins for milliseconds while a
+ * neighbour needs the CPU. */
 static void meet(Meeting *meeting) {
     enum { SPINS = 200 };
     const int times = __atomic_load_n(&meeting->times, __ATOMIC_ACQUIRE);
