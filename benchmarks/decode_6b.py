@@ -22,7 +22,7 @@ from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.generation import ChatCache, piece_end
 from chatglm.kernels import cpu, huge_pages
 from chatglm.loading import MODELS
-from chatglm.rotary import RotaryTable
+from chatglm.network.rotary import RotaryTable
 
 
 def make(generation: int, bits: int, head: int | None, dtype: torch.dtype, precision: str, **sizes: int) -> Any:

@@ -13,8 +13,8 @@ import torch
 from transformers import DynamicCache, StaticCache, StoppingCriteria
 from transformers.cache_utils import Cache
 
-from chatglm import compat
 from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config
+from chatglm.network import compat
 from conftest import enable_checkpointing
 from goldens import causal_lm
 
