@@ -23,7 +23,7 @@ from chatglm.generation import ChatCache, piece_end
 from chatglm.kernels import cpu, huge_pages
 from chatglm.kernels.cpu import probes
 from chatglm.loading import MODELS
-from chatglm.rotary import RotaryTable
+from chatglm.network.rotary import RotaryTable
 
 
 def make(generation: int, bits: int, head: int | None, dtype: torch.dtype, precision: str, **sizes: int) -> Any:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
-from . import compat
 from .configuration_chatglm import ChatGLM3Config
 from .conversation.fitting import fit_conversation
 from .conversation.formats import stop_token_ids
@@ -27,6 +26,7 @@ from .generation import (
 )
 from .modeling_chatglm import ChatGLM1ForCausalLM
 from .modeling_chatglm2 import ChatGLM2ForCausalLM
+from .network import compat
 
 #: Tokens kept free for the answer when an old history is cut, at most a quarter of the context.
 ANSWER_ROOM = 512

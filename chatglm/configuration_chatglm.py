@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .compat import CACHE_NAMES
+from .network.compat import CACHE_NAMES
 
 ROPE_PRECISIONS = ("float32", "original")
 

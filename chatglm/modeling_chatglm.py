@@ -16,18 +16,19 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from . import compat, cpu_path
+from . import cpu_path
+from .adapters.model_methods import AdapterMethods
 from .configuration_chatglm import ChatGLM1Config
 from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
-from .prefix_encoder import PrefixEncoder, make_prefix_visible
-from .pretrained import ChatGLMPreTrainedModel
-from .rotary import RotaryTable
+from .network import compat, glm
+from .network.backbone import Backbone
+from .network.pretrained import ChatGLMPreTrainedModel
+from .network.rotary import RotaryTable
 
 #: (cos, sin) by place in the context, and by place in the answer with 2-D positions.
 RotaryEmbeddings = list[tuple[torch.Tensor, torch.Tensor]]
@@ -71,10 +72,6 @@ def eager_attention(
         scores = scores + attention_mask
     weights = F.softmax(scores, dim=-1).to(query.dtype)
     return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-def is_token(input_ids: torch.Tensor, token_id: int | None) -> torch.Tensor:
-    return torch.eq(input_ids, -1 if token_id is None else token_id)
 
 
 class ChatGLM1Attention(nn.Module):
@@ -157,7 +154,7 @@ class ChatGLM1Block(GradientCheckpointingLayer):
         )
 
     # The prefix is positional so that reentrant checkpointing carries its gradient; so is the cache, which
-    # transformers takes away where it finds it among the keywords (see ChatGLMPreTrainedModel.cache_to_fill).
+    # transformers takes away where it finds it among the keywords (see Backbone.cache_to_fill).
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -196,7 +193,7 @@ def block_layout(config: ChatGLM1Config) -> BlockLayout:
     )
 
 
-class ChatGLM1PreTrainedModel(ChatGLMPreTrainedModel):
+class ChatGLM1PreTrainedModel(AdapterMethods, ChatGLMPreTrainedModel):
     config: ChatGLM1Config
     config_class = ChatGLM1Config
     _no_split_modules = ["ChatGLM1Block"]
@@ -204,7 +201,7 @@ class ChatGLM1PreTrainedModel(ChatGLMPreTrainedModel):
     _can_record_outputs = {"hidden_states": ChatGLM1Block, "attentions": ChatGLM1Attention}
 
 
-class ChatGLM1Model(ChatGLM1PreTrainedModel):
+class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
     """Token ids to hidden states."""
 
     def __init__(self, config: ChatGLM1Config) -> None:
@@ -216,45 +213,19 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
         )
         self.layers = nn.ModuleList(ChatGLM1Block(config, layer_idx) for layer_idx in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.gradient_checkpointing = False
         self.run_blocks = BlockRunner(block_layout(config))
-        self.prefix_encoder: PrefixEncoder | None = None
-        if config.pre_seq_len is not None:
-            self.requires_grad_(False)
-            self.prefix_encoder = self.make_prefix_encoder(config.pre_seq_len, config.prefix_projection)
+        self.add_configured_prefix()
         self.post_init()
 
-    def make_prefix_encoder(self, pre_seq_len: int, projection: bool) -> PrefixEncoder:
-        """A prefix for this network, not yet part of it."""
-        config = self.config
-        return PrefixEncoder(
-            pre_seq_len,
-            config.num_layers,
-            config.num_attention_heads,
-            config.head_dim,
-            embedding_size=config.hidden_size,
-            projection_size=config.hidden_size if projection else None,
-        )
+    @property
+    def prefix_embedding_size(self) -> int:
+        return self.config.hidden_size
 
     def get_input_embeddings(self) -> nn.Module:
         return self.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.word_embeddings = value
-
-    def _context_lengths(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(batch, 1): the index of the first `<sop>`; everything before it is context.
-
-        Raises:
-            ValueError: a row has no `<sop>` (checked outside of compiled graphs).
-        """
-        is_sop = is_token(input_ids, self.config.bos_token_id)
-        if not torch.compiler.is_compiling() and not bool(is_sop.any(-1).all()):
-            raise ValueError(
-                f"input_ids hold a row without <sop> (id {self.config.bos_token_id}): a prompt of ChatGLM-6B ends with "
-                "[gMASK] <sop>. tokenizer(text) and tokenizer.build_inputs_with_special_tokens(ids) add both."
-            )
-        return is_sop.int().argmax(-1, keepdim=True)
 
     def get_position_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Positions of whole sequences, from their start.
@@ -272,67 +243,7 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
         Raises:
             ValueError: a row has no `<sop>`, or neither `[gMASK]` nor `[MASK]`.
         """
-        sop = self._context_lengths(input_ids)
-        is_gmask = is_token(input_ids, self.config.gmask_token_id)
-        is_mask = is_token(input_ids, self.config.mask_token_id)
-        has_gmask = is_gmask.any(-1, keepdim=True)
-        if not torch.compiler.is_compiling() and not bool((is_gmask | is_mask).any(-1).all()):
-            raise ValueError(
-                f"input_ids hold a row without [gMASK] (id {self.config.gmask_token_id}) or [MASK]: a prompt of "
-                "ChatGLM-6B ends with [gMASK] <sop>. tokenizer(text) adds both."
-            )
-        mask_place = torch.where(has_gmask, is_gmask.int().argmax(-1, keepdim=True), is_mask.int().argmax(-1, True))
-        index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        if attention_mask is not None:
-            padding = attention_mask.to(input_ids.device).int().argmax(-1, keepdim=True)
-            index, mask_place, sop = (index - padding).clamp(min=0), mask_place - padding, sop - padding
-        answer = index >= sop
-        if not self.config.position_encoding_2d:
-            return torch.where(answer & ~has_gmask, mask_place, index)
-        context_part = torch.where(answer, mask_place, index)
-        return torch.stack((context_part, (index - sop + 1).clamp(min=0)), dim=1)
-
-    def _attention_mask(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        inputs_embeds: torch.Tensor,
-    ) -> torch.Tensor | None:
-        """What each new token sees, additive, (batch, 1, tokens, keys); None where it is everything."""
-        dtype, device, tokens = inputs_embeds.dtype, inputs_embeds.device, inputs_embeds.shape[1]
-        hidden = torch.finfo(dtype).min
-        if attention_mask is not None and attention_mask.dim() == 4:
-            if attention_mask.is_floating_point():
-                return attention_mask
-            if attention_mask.dtype != torch.bool:
-                raise ValueError(
-                    "A 4-D attention_mask must be bool (True = hidden) or of floating point (added to the scores), not "
-                    f"{attention_mask.dtype}: convert it, or give a (batch, tokens) mask with 1 for real tokens."
-                )
-            return torch.zeros(attention_mask.shape, dtype=dtype, device=device).masked_fill(attention_mask, hidden)
-        past: int | torch.Tensor = 0
-        keys = tokens
-        if past_key_values is not None:
-            past = past_key_values.get_seq_length()
-            keys = past_key_values.get_mask_sizes(tokens, 0)[0]
-        if tokens == 1 and attention_mask is None and keys == 1 + past:
-            return None
-        queries = torch.arange(tokens, device=device).unsqueeze(-1) + past
-        columns = torch.arange(keys, device=device)
-        visible = (columns <= queries).unsqueeze(0)  # (batch, tokens, keys)
-        if tokens > 1 and (isinstance(past, torch.Tensor) or past == 0):
-            if input_ids is None:
-                raise ValueError("With inputs_embeds, give a 4-D attention_mask: ChatGLM-6B finds <sop> in input_ids.")
-            if not isinstance(past, torch.Tensor) or torch.compiler.is_compiling() or int(past) == 0:
-                # Both ways inside the context, and only for tokens that belong to it.
-                lengths = self._context_lengths(input_ids).unsqueeze(-1)
-                visible = visible | ((queries < lengths) & (columns < lengths))
-        if attention_mask is not None:
-            real = F.pad(attention_mask.bool(), (0, keys - attention_mask.shape[1]), value=True)
-            visible = visible & real.unsqueeze(1)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, hidden)
-        return mask.unsqueeze(1)
+        return glm.position_ids(input_ids, attention_mask, self.config)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -361,16 +272,12 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
             ValueError: `[gMASK]` or `<sop>` is missing where mask or positions have to be found, or positions are
                 missing on top of a cache.
         """
-        compat.check_keywords("ChatGLM1Model.forward", kwargs, self.config._attn_implementation)
-        past_key_values = self.cache_to_fill(compat.given_cache(past_key_values, cache), use_cache)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
-            inputs_embeds = self.word_embeddings(input_ids)
-        if input_ids is not None:  # of a split model, the embeddings may be elsewhere
+        past_key_values = self.cache_to_fill(past_key_values, cache, use_cache)
+        inputs_embeds, attention_mask = self.embed(
+            self.word_embeddings, input_ids, inputs_embeds, attention_mask, kwargs
+        )
+        if input_ids is not None:
             input_ids = input_ids.to(inputs_embeds.device)
-        if attention_mask is not None:
-            attention_mask = attention_mask.to(inputs_embeds.device)
         if position_ids is None:
             if input_ids is None or (past_key_values is not None and past_key_values.get_seq_length() != 0):
                 raise ValueError(
@@ -379,11 +286,8 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
                 )
             padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
             position_ids = self.get_position_ids(input_ids, padding)
-        mask = self._attention_mask(input_ids, attention_mask, past_key_values, inputs_embeds)
-        prefix: list[Any] = [(None, None)] * self.config.num_layers
-        if self.prefix_encoder is not None:
-            prefix = self.prefix_encoder(len(inputs_embeds), inputs_embeds.dtype)
-            mask = make_prefix_visible(mask, self.prefix_encoder.pre_seq_len)
+        mask = glm.additive_mask(input_ids, attention_mask, past_key_values, inputs_embeds, self.config)
+        prefix, mask = self.prefix_for(inputs_embeds, mask)
 
         kinds = position_ids.unbind(1) if position_ids.dim() == 3 else (position_ids,)
         if len(kinds) != (2 if self.config.position_encoding_2d else 1):
@@ -408,7 +312,7 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **compat.named_cache(past_key_values))
 
 
-class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, compat.ChatGLMGenerationMixin):
+class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, glm.GLMHead):
     """Token ids to logits over the vocabulary. The head is tied to the embeddings unless the config says otherwise."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
@@ -442,90 +346,3 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, compat.ChatGLMGenerationMixin
         """How many of `common` cached leading tokens hold for `input_ids`: context tokens see all of the context."""
         sop = self.config.bos_token_id
         return common if sop in input_ids and common >= input_ids.index(sop) else 0
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        cache: Cache | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """See `ChatGLM1Model.forward`.
-
-        Args:
-            labels: (batch, tokens), shifted inside; -100 is ignored.
-            logits_to_keep: compute the head for the last n positions only (0 = all), or for the given indices.
-        """
-        outputs = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=compat.given_cache(past_key_values, cache),
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        return self._head_outputs(outputs, self.lm_head, labels, logits_to_keep, **kwargs)
-
-    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """transformers' `generate`; also takes the 4-D mask and 2-D positions that the tokenizer makes for a batch."""
-        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        if mask is not None and mask.dim() == 4:
-            kwargs["attention_mask"] = (~mask[:, 0, -1].bool()).long()  # the last token sees all but the padding
-        if positions is not None:
-            # Under another name: transformers would take the second axis for the batch.
-            kwargs["prompt_position_ids"] = kwargs.pop("position_ids")
-        return super().generate(inputs, **kwargs)
-
-    def create_masks_for_generate(self, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """Called by transformers before a compiled step; the mask is made in forward, from the ids."""
-        return attention_mask
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        position_ids: torch.Tensor | None = None,
-        prompt_position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The new tokens with their positions, which follow from all `input_ids` (`position_ids` is not used)."""
-        past_key_values = compat.given_cache(past_key_values, cache)
-        if prompt_position_ids is None:
-            positions = self.transformer.get_position_ids(input_ids, attention_mask)
-        else:
-            new = input_ids.shape[1] - prompt_position_ids.shape[-1]
-            steps = torch.arange(1, new + 1, device=input_ids.device)
-            last = prompt_position_ids[..., -1:].expand(*prompt_position_ids.shape[:-1], new)
-            moves = torch.ones_like(last) if last.dim() == 2 else torch.tensor([[0], [1]], device=input_ids.device)
-            positions = torch.cat((prompt_position_ids, last + moves * steps), dim=-1)
-        if attention_mask is not None and isinstance(past_key_values, Cache) and past_key_values.is_compileable:
-            # One shape for every step, so that a compiled step is compiled once; unused slots lie in the future.
-            room = past_key_values.layers[0].max_cache_len - attention_mask.shape[1]
-            attention_mask = F.pad(attention_mask, (0, room), value=1)
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **compat.named_cache(past_key_values),
-            **kwargs,
-        )
-        new_inputs = (
-            model_inputs["input_ids"] if model_inputs["input_ids"] is not None else model_inputs["inputs_embeds"]
-        )
-        model_inputs["position_ids"] = positions[..., -new_inputs.shape[1] :].to(new_inputs.device)
-        return model_inputs

@@ -14,22 +14,22 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    SequenceClassifierOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from . import compat, cpu_path
+from . import cpu_path
+from .adapters.model_methods import AdapterMethods
 from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config
 from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
-from .prefix_encoder import PrefixEncoder, make_prefix_visible
-from .pretrained import ChatGLMPreTrainedModel
-from .rotary import RotaryTable
+from .network import compat
+from .network.backbone import Backbone
+from .network.heads import CausalLMHead, ClassifierHead
+from .network.layers import RMSNorm, eager_attention
+from .network.pretrained import ChatGLMPreTrainedModel
+from .network.rotary import RotaryTable
 
 RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]
 
@@ -59,42 +59,6 @@ def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
     even, odd = states[..., 0:rotated_dims:2], states[..., 1:rotated_dims:2]
     rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
     return torch.cat((rotated, states[..., rotated_dims:]), dim=-1)
-
-
-def eager_attention(
-    module: ChatGLM2Attention,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain torch; returns (batch, tokens, heads, head_dim) and the weights."""
-    groups = module.num_key_value_groups
-    key = key.repeat_interleave(groups, dim=1)
-    value = value.repeat_interleave(groups, dim=1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-class RMSNorm(nn.Module):
-    """https://arxiv.org/abs/1910.07467, computed in float32."""
-
-    def __init__(self, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        wide = hidden_states.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (wide * self.weight).to(hidden_states.dtype)
 
 
 def make_norm(config: ChatGLM2Config) -> nn.Module:
@@ -214,7 +178,7 @@ class ChatGLM2Block(GradientCheckpointingLayer):
         )
 
     # The prefix is positional so that reentrant checkpointing carries its gradient; so is the cache, which
-    # transformers takes away where it finds it among the keywords (see ChatGLMPreTrainedModel.cache_to_fill).
+    # transformers takes away where it finds it among the keywords (see Backbone.cache_to_fill).
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -275,14 +239,14 @@ class Encoder(nn.Module):
         self.final_layernorm = make_norm(config) if config.post_layer_norm else nn.Identity()
 
 
-class ChatGLM2PreTrainedModel(ChatGLMPreTrainedModel):
+class ChatGLM2PreTrainedModel(AdapterMethods, ChatGLMPreTrainedModel):
     config: ChatGLM2Config
     config_class = ChatGLM2Config
     _no_split_modules = ["ChatGLM2Block"]
     _can_record_outputs = {"hidden_states": ChatGLM2Block, "attentions": ChatGLM2Attention}
 
 
-class ChatGLM2Model(ChatGLM2PreTrainedModel):
+class ChatGLM2Model(ChatGLM2PreTrainedModel, Backbone):
     """Token ids to hidden states. Holds the output layer too, as the published checkpoints do."""
 
     def __init__(self, config: ChatGLM2Config) -> None:
@@ -293,25 +257,13 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         )
         self.encoder = Encoder(config)
         self.output_layer = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
-        self.gradient_checkpointing = False
         self.run_blocks = BlockRunner(block_layout(config))
-        self.prefix_encoder: PrefixEncoder | None = None
-        if config.pre_seq_len is not None:
-            self.requires_grad_(False)
-            self.prefix_encoder = self.make_prefix_encoder(config.pre_seq_len, config.prefix_projection)
+        self.add_configured_prefix()
         self.post_init()
 
-    def make_prefix_encoder(self, pre_seq_len: int, projection: bool) -> PrefixEncoder:
-        """A prefix for this network, not yet part of it."""
-        config = self.config
-        return PrefixEncoder(
-            pre_seq_len,
-            config.num_layers,
-            config.num_key_value_heads,
-            config.kv_channels,
-            embedding_size=config.num_layers * 2 * config.num_key_value_heads * config.kv_channels,
-            projection_size=config.hidden_size if projection else None,
-        )
+    @property
+    def prefix_embedding_size(self) -> int:
+        return self.config.num_layers * 2 * self.config.num_key_value_heads * self.config.kv_channels
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding.word_embeddings
@@ -343,14 +295,8 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         Raises:
             TypeError: a keyword is unknown (see `compat.FORWARD_KEYWORDS`).
         """
-        compat.check_keywords("ChatGLM2Model.forward", kwargs, self.config._attn_implementation)
-        past_key_values = self.cache_to_fill(compat.given_cache(past_key_values, cache), use_cache)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
-            inputs_embeds = self.embedding(input_ids)
-        if isinstance(attention_mask, torch.Tensor):  # of a split model, the embeddings may be elsewhere
-            attention_mask = attention_mask.to(inputs_embeds.device)
+        past_key_values = self.cache_to_fill(past_key_values, cache, use_cache)
+        inputs_embeds, attention_mask = self.embed(self.embedding, input_ids, inputs_embeds, attention_mask, kwargs)
         batch_size, tokens = inputs_embeds.shape[:2]
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -368,10 +314,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
             past_key_values,
             allow_is_causal_skip=self.prefix_encoder is None or tokens == 1,
         )
-        prefix: list[Any] = [(None, None)] * self.config.num_layers
-        if self.prefix_encoder is not None:
-            prefix = self.prefix_encoder(batch_size, inputs_embeds.dtype)
-            mask = make_prefix_visible(mask, self.prefix_encoder.pre_seq_len)
+        prefix, mask = self.prefix_for(inputs_embeds, mask)
 
         rotary = self.rotary_pos_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds.float() if self.config.fp32_residual_connection else inputs_embeds
@@ -391,7 +334,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **compat.named_cache(past_key_values))
 
 
-class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, compat.ChatGLMGenerationMixin):
+class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, CausalLMHead):
     """Token ids to logits over the vocabulary."""
 
     _tied_weights_keys = {"transformer.output_layer.weight": "transformer.embedding.word_embeddings.weight"}
@@ -439,28 +382,16 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, compat.ChatGLMGenerationMixin
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """See `ChatGLM2Model.forward`.
-
-        Args:
-            labels: (batch, tokens), shifted inside; -100 is ignored.
-            logits_to_keep: compute the head for the last n positions only (0 = all), or for the given indices.
-            return_last_logit: the originals' name for `logits_to_keep=1`.
-        """
-        outputs = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=compat.given_cache(past_key_values, cache),
-            inputs_embeds=inputs_embeds,
+        """As `CausalLMHead.forward`. `return_last_logit` is the originals' name for `logits_to_keep=1`."""
+        return self.logits_and_loss(
+            labels, 1 if return_last_logit else logits_to_keep, kwargs, input_ids=input_ids,
+            attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=compat.given_cache(past_key_values, cache), inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
-        )
-        return self._head_outputs(
-            outputs, self.transformer.output_layer, labels, 1 if return_last_logit else logits_to_keep, **kwargs
-        )
+        )  # fmt: skip
 
 
-class ChatGLM2ForSequenceClassification(ChatGLM2PreTrainedModel):
+class ChatGLM2ForSequenceClassification(ChatGLM2PreTrainedModel, ClassifierHead):
     """A classifier on the last real token of each sequence."""
 
     # The head for generation stays in the checkpoint but is not used here.
@@ -472,49 +403,6 @@ class ChatGLM2ForSequenceClassification(ChatGLM2PreTrainedModel):
         self.classifier_head = nn.Linear(config.hidden_size, config.num_labels, bias=True)
         self.dropout = nn.Dropout(config.classifier_dropout or 0.0)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        cache: Cache | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutputWithPast:
-        """See `ChatGLM2Model.forward`; logits are (batch, num_labels), the loss follows `config.problem_type`."""
-        outputs = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=compat.given_cache(past_key_values, cache),
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        hidden_states = outputs.last_hidden_state
-        if attention_mask is not None and attention_mask.dim() == 2:
-            # The originals take the last position, which right padding would make a padding token.
-            tokens = hidden_states.shape[1]
-            last = (attention_mask[:, -tokens:].long() * torch.arange(tokens, device=hidden_states.device)).argmax(-1)
-            pooled = hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]
-        else:
-            pooled = hidden_states[:, -1]
-        logits = self.classifier_head(self.dropout(pooled))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutputWithPast(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            **compat.named_cache(compat.cache_of(outputs)),
-        )
 
 
 class ChatGLM3ForSequenceClassification(ChatGLM2ForSequenceClassification):

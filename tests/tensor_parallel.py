@@ -10,7 +10,7 @@ import torch.distributed as dist
 from transformers.distributed import DistributedConfig
 
 from goldens import causal_lm
-from test_modeling_equalities import VERSIONS, text, tiny_model
+from tiny_networks import VERSIONS, text, tiny_model
 
 
 def main(folder: Path) -> None:

@@ -5,103 +5,29 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache, StoppingCriteria
-from transformers.cache_utils import Cache
+from transformers import DynamicCache, StoppingCriteria
 
-from chatglm import compat
-from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config
+from chatglm.network import compat
 from conftest import enable_checkpointing
-from goldens import causal_lm
-
-VERSIONS = (1, 2, 3)
-DTYPES = (torch.float32, torch.bfloat16)
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}  # of the largest logit
-BOS, EOS, MASK, GMASK, PAD = 116, 117, 112, 113, 3  # of the tiny generation 1
-
-V1 = {
-    "num_layers": 3,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "inner_hidden_size": 64,
-    "vocab_size": 120,
-    "max_sequence_length": 64,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-    "mask_token_id": MASK,
-    "gmask_token_id": GMASK,
-    "pad_token_id": PAD,
-}
-V2 = {
-    "num_layers": 3,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "kv_channels": 8,
-    "multi_query_group_num": 2,
-    "ffn_hidden_size": 48,
-    "padded_vocab_size": 120,
-    "seq_length": 64,
-}
-
-
-def tiny_config(version: int, **overrides: Any) -> Any:
-    if version == 1:
-        return ChatGLM1Config(**{**V1, **overrides})
-    return (ChatGLM2Config if version == 2 else ChatGLM3Config)(**{**V2, **overrides})
-
-
-def tiny_model(version: int, dtype: torch.dtype = torch.float32, attention: str = "sdpa", **overrides: Any) -> Any:
-    """A random model whose weights are large enough that a wrong mask or position shows."""
-    config = tiny_config(version, **overrides)
-    config._attn_implementation = attention
-    model = causal_lm(version)(config)
-    generator = torch.Generator().manual_seed(version)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(
-                    0, 0.4 if "embedding" in name else 1.5 / parameter.shape[1] ** 0.5, generator=generator
-                )
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.1, generator=generator)
-    return model.to(dtype).eval()
-
-
-def prompt(version: int, length: int, seed: int = 0) -> list[int]:
-    """A prompt of `length` tokens; generation 1's ends in [gMASK] <sop>."""
-    tokens = torch.randint(10, 110, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [*tokens[:-2], GMASK, BOS] if version == 1 else tokens
-
-
-def text(version: int, length: int, answer: int, seed: int = 0) -> torch.Tensor:
-    """A prompt and an answer, [1, length + answer]."""
-    tail = torch.randint(10, 110, (answer,), generator=torch.Generator().manual_seed(seed + 1)).tolist()
-    return torch.tensor([prompt(version, length, seed) + tail])
-
-
-def assert_same(ours: torch.Tensor, reference: torch.Tensor, tolerance: float | None = None) -> None:
-    assert ours.shape == reference.shape
-    limit = (TOLERANCE[reference.dtype] if tolerance is None else tolerance) * reference.abs().max().item()
-    difference = (ours.float() - reference.float()).abs().max().item()
-    assert difference <= limit, f"differs by {difference:.3g}, allowed {limit:.3g}"
-
-
-def static_cache(model: Any, length: int) -> Cache:
-    return StaticCache(config=model.config, max_cache_len=length)
-
-
-every_model = pytest.mark.parametrize("version", VERSIONS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
-with_and_without_prefix = pytest.mark.parametrize(
-    "prefix",
-    [{}, {"pre_seq_len": 5}, {"pre_seq_len": 5, "prefix_projection": True}],
-    ids=["plain", "prefix", "projected"],
+from tiny_networks import (
+    PAD,
+    TOLERANCE,
+    VERSIONS,
+    assert_same,
+    every_dtype,
+    every_model,
+    prompt,
+    static_cache,
+    text,
+    tiny_model,
+    with_and_without_prefix,
 )
-
 
 # ---- caches --------------------------------------------------------------------------------------------------------
 
@@ -332,173 +258,6 @@ def test_checkpointing_is_plain(version: int, reentrant: bool, prefix: dict[str,
         assert_same(ours[name], gradient, 1e-4)
 
 
-@every_model
-@torch.no_grad()
-def test_embeddings_are_ids(version: int) -> None:
-    model, ids = tiny_model(version), text(version, 9, 4)
-    options: dict[str, Any] = {}
-    if version == 1:
-        hidden = torch.ones(13, 13, dtype=torch.bool).triu(1)
-        hidden[:, :8] = False
-        options = {
-            "attention_mask": hidden[None, None],
-            "position_ids": torch.tensor([[[*range(8), *[7] * 5], [*[0] * 8, *range(1, 6)]]]),
-        }
-    assert_same(model(inputs_embeds=model.get_input_embeddings()(ids), **options).logits, model(ids).logits)
-
-
-@every_model
-def test_exactly_one_of_ids_and_embeddings(version: int) -> None:
-    model, ids = tiny_model(version), text(version, 9, 0)
-    with pytest.raises(ValueError, match="input_ids"):
-        model()
-    with pytest.raises(ValueError, match="input_ids"):
-        model(ids, inputs_embeds=model.get_input_embeddings()(ids))
-
-
-@every_model
-@torch.no_grad()
-def test_logits_to_keep(version: int) -> None:
-    model, ids = tiny_model(version), text(version, 9, 4)
-    whole = model(ids).logits
-    assert_same(model(ids, logits_to_keep=1).logits, whole[:, -1:])
-    assert_same(model(ids, logits_to_keep=torch.tensor([2, 5])).logits, whole[:, [2, 5]])
-
-
-@every_model
-@torch.no_grad()
-def test_tuples_and_flags(version: int) -> None:
-    model, ids = tiny_model(version), text(version, 9, 4)
-    whole = model(ids)
-    as_tuple = model(ids, return_dict=False)
-    assert isinstance(as_tuple, tuple)
-    assert_same(as_tuple[0], whole.logits)
-    assert whole.hidden_states is None
-    assert whole.attentions is None
-    assert len(model(ids, output_hidden_states=True).hidden_states) == 4
-
-
-# ---- rotary tables -------------------------------------------------------------------------------------------------
-
-
-def rotary_table(model: Any) -> Any:
-    return model.transformer.rotary_emb if model.config.chatglm_version == 1 else model.transformer.rotary_pos_emb
-
-
-@every_model
-@torch.no_grad()
-def test_tables_are_computed_once_and_grow(version: int) -> None:
-    model = tiny_model(version)
-    table, ids = rotary_table(model), text(version, 9, 5)
-    model(ids)
-    before = table.table
-    model(ids)
-    model.generate(ids, max_new_tokens=3, do_sample=False)
-    assert table.table is before
-    assert len(before) == 64
-    long = text(version, 100, 50)
-    whole = model(long).logits
-    grown = table.table
-    assert len(grown) >= 100
-    assert torch.equal(grown[:64], before)
-    assert_same(model(long).logits, whole)
-    assert table.table is grown
-
-
-@every_model
-@every_dtype
-@torch.no_grad()
-def test_tables_stay_exact_in_half_precision(version: int, dtype: torch.dtype) -> None:
-    """A model in half precision reads cast float32 tables; only rope_precision="original" computes them coarsely."""
-    positions = torch.arange(64)[None]
-    exact = rotary_table(tiny_model(version))(positions, torch.float32)
-    for ours, theirs in zip(rotary_table(tiny_model(version).to(dtype))(positions, dtype), exact, strict=True):
-        assert torch.equal(ours, theirs.to(dtype))
-    coarse = rotary_table(tiny_model(version, dtype, rope_precision="original"))(positions, dtype)
-    same = all(torch.equal(ours, theirs.to(dtype)) for ours, theirs in zip(coarse, exact, strict=True))
-    assert same == (dtype == torch.float32 or version == 3)
-
-
-def test_an_unknown_rope_precision_is_an_error() -> None:
-    with pytest.raises(ValueError, match="rope_precision"):
-        tiny_config(2, rope_precision="fp16")
-
-
-# ---- prefixes ------------------------------------------------------------------------------------------------------
-
-
-@every_model
-@pytest.mark.parametrize("projection", [False, True], ids=["table", "projected"])
-@torch.no_grad()
-def test_a_changed_prefix_is_used_at_once(version: int, projection: bool) -> None:
-    """However it changes: in place, by loading, by replacing, or by moving to another precision and back."""
-    model, ids = tiny_model(version, pre_seq_len=5, prefix_projection=projection), text(version, 9, 3)
-    encoder = model.transformer.prefix_encoder
-    state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    reference = model(ids).logits
-    encoder.embedding.weight.mul_(-2)
-    changed = model(ids).logits
-    assert (changed - reference).abs().max() > 1e-2
-    encoder.load_state_dict(state)
-    assert_same(model(ids).logits, reference)
-    encoder.embedding.weight = torch.nn.Parameter(-2 * state["embedding.weight"])
-    assert_same(model(ids).logits, changed)
-    encoder.embedding.weight.data = state["embedding.weight"].clone()
-    assert_same(model(ids).logits, reference)
-    model.half()
-    model.float()
-    assert_same(model(ids).logits, reference, 1e-2)
-
-
-@every_model
-@pytest.mark.parametrize("projection", [False, True], ids=["table", "projected"])
-@torch.no_grad()
-def test_a_prefix_is_made_once(version: int, projection: bool) -> None:
-    """For each dtype that is asked for, as long as nothing changes; the rows of a batch share it."""
-    encoder = tiny_model(version, pre_seq_len=5, prefix_projection=projection).transformer.prefix_encoder
-    first = encoder(1, torch.bfloat16)
-    for again in (encoder(1, torch.bfloat16), encoder(3, torch.bfloat16)):
-        for (key, value), (old_key, old_value) in zip(again, first, strict=True):
-            assert key.data_ptr() == old_key.data_ptr() and value.data_ptr() == old_value.data_ptr()
-    assert again[0][0].shape == (3, *first[0][0].shape[1:])
-    assert encoder(1, torch.float32)[0][0].dtype == torch.float32
-    encoder.embedding.weight.data.mul_(-2)  # as some optimizers do it: no version tells, but the end of training does
-    encoder.train().eval()
-    assert not torch.equal(encoder(1, torch.bfloat16)[0][0], first[0][0])
-    with torch.enable_grad():
-        assert encoder(1, torch.float32)[0][0].requires_grad
-    assert not encoder(1, torch.float32)[0][0].requires_grad
-    assert copy.deepcopy(encoder)._kept is None
-
-
-@every_model
-@pytest.mark.parametrize("projection", [False, True], ids=["table", "projected"])
-def test_a_prefix_trains_beside_half_precision(version: int, projection: bool, tmp_path: Path) -> None:
-    """Loaded in bfloat16 the prefix stays in float32; one step changes it, and nothing else."""
-    tiny_model(version, pre_seq_len=5, prefix_projection=projection).save_pretrained(tmp_path)
-    model = causal_lm(version).from_pretrained(tmp_path, dtype=torch.bfloat16).train()
-    kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {name for name in kinds if "prefix_encoder" in name}
-    assert all((dtype == torch.float32) == (name in trained) for name, dtype in kinds.items())
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    ids = text(version, 9, 5)
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-2)
-    model(ids, labels=ids).loss.backward()
-    optimizer.step()
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name]) == (name not in trained), name
-
-
-@every_model
-def test_a_prefix_drops_out_only_while_training(version: int) -> None:
-    model, ids = tiny_model(version, pre_seq_len=5), text(version, 9, 3)
-    with torch.no_grad():
-        assert torch.equal(model(ids).logits, model(ids).logits)
-        model.train()
-        assert not torch.equal(model(ids).logits, model(ids).logits)
-
-
 # ---- copies --------------------------------------------------------------------------------------------------------
 
 
@@ -585,15 +344,6 @@ def test_training_goes_down(version: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < losses[0]
-
-
-@every_model
-def test_a_loss_over_a_batch_of_accumulated_steps(version: int) -> None:
-    """`num_items_in_batch`, which Trainer passes, divides the sum of the losses instead of their mean."""
-    model, ids = tiny_model(version), text(version, 9, 5)
-    mean = model(ids, labels=ids).loss
-    count = ids.shape[1] - 1
-    assert_same(model(ids, labels=ids, num_items_in_batch=torch.tensor(2 * count)).loss, mean / 2)
 
 
 # ---- generate() ----------------------------------------------------------------------------------------------------
@@ -705,42 +455,8 @@ def test_assisted_generation(version: int) -> None:
     assert torch.equal(model.generate(ids, assistant_model=draft, **options), model.generate(ids, **options))
 
 
-# ---- generation 1's own rules --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("tokens", "what"), [([10, 11, GMASK, 12], "sop"), ([10, 11, BOS, 12], "gMASK")], ids=["no sop", "no gMASK"]
-)
-def test_incomplete_prompts_say_what_to_add(tokens: list[int], what: str) -> None:
-    model, ids = tiny_model(1), torch.tensor([tokens])
-    for call in (lambda: model(ids), lambda: model.generate(ids, max_new_tokens=2)):
-        with pytest.raises(ValueError, match=what) as error:
-            call()
-        assert "add" in str(error.value).lower() or "append" in str(error.value).lower()
-
-
-@torch.no_grad()
-def test_every_form_of_mask_and_positions() -> None:
-    """Ids only, a 2-D mask, the bool 4-D mask with or without positions: all the same."""
-    model, ids = tiny_model(1), text(1, 9, 4)
-    hidden = torch.ones(13, 13, dtype=torch.bool).triu(1)
-    hidden[:, :8] = False
-    positions = torch.tensor([[[*range(8), *[7] * 5], [*[0] * 8, *range(1, 6)]]])
-    reference = model(ids).logits
-    for options in (
-        {"attention_mask": torch.ones_like(ids)},
-        {"attention_mask": torch.ones_like(ids).bool()},
-        {"attention_mask": hidden[None, None]},
-        {"attention_mask": hidden[None, None], "position_ids": positions},
-        {"position_ids": positions},
-    ):
-        assert_same(model(ids, **options).logits, reference)
-
-
 def test_nothing_stays_behind() -> None:
     """A model is freed as soon as nobody holds it: no cycles through caches, hooks or globals."""
-    import weakref
-
     for version in VERSIONS:
         model = tiny_model(version)
         model(text(version, 9, 4))

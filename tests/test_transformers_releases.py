@@ -17,8 +17,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import chatglm
-from chatglm import compat
 from chatglm.conversation.fitting import fit_conversation
+from chatglm.network import compat
 from conftest import enable_checkpointing
 from tiny_chat import FOLDERS
 

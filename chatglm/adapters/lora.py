@@ -11,16 +11,8 @@ from transformers import PreTrainedModel
 
 from ..adapter_files import LORA_CONFIG, Lora, describe, import_peft
 from ..checkpoint_files import ModelLoadError
-from .switching import (
-    check_name,
-    current_adapter,
-    lora_layers,
-    loras_of,
-    note_change,
-    remove_adapter,
-    unwrap,
-    use_adapter,
-)
+from ..network.slots import AdapterSlots
+from .switching import check_name, remove_adapter
 
 
 def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None:
@@ -54,7 +46,8 @@ def attach_lora(model: PreTrainedModel, lora: Lora, name: str) -> None:
         config.inference_mode = False
     except (ValueError, TypeError, KeyError) as error:
         raise ModelLoadError(f"{lora.path / LORA_CONFIG} is no LoRA configuration ({error})") from error
-    before = current_adapter(model)
+    slots: AdapterSlots = model.adapter_slots
+    before = slots.current
     try:
         made = _inject(model, config, name)
         result = peft.set_peft_model_state_dict(model, lora.tensors, adapter_name=name)
@@ -62,39 +55,38 @@ def attach_lora(model: PreTrainedModel, lora: Lora, name: str) -> None:
         if missing or result.unexpected_keys:
             raise ModelLoadError(_other_model(model, lora, missing + list(result.unexpected_keys)))
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ModelLoadError) as error:
-        if name in loras_of(model):
+        if name in slots.loras:
             remove_adapter(model, name)
-            use_adapter(model, before)
+            slots.use(before)
         if isinstance(error, ModelLoadError):
             raise
         raise ModelLoadError(f"the LoRA adapter {lora.path} does not fit this model: {error}") from error
 
 
 def _inject(model: PreTrainedModel, config: Any, name: str) -> set[str]:
-    """Makes the layers, and returns the names of their new parameters."""
+    """Wraps the layers, and returns the names of their new parameters."""
     peft = import_peft()
-    before = current_adapter(model)
-    use_adapter(model, None)  # PEFT freezes all that is not its own: a parked prefix is out of its reach
+    slots: AdapterSlots = model.adapter_slots
+    before = slots.current
+    slots.use(None)  # PEFT freezes all that is not its own: a parked prefix is out of its reach
     known = set(model.state_dict())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several: that is meant
         try:
             # Not transformers' add_adapter: it demands a release of PEFT that may not exist yet.
             peft.inject_adapter_in_model(config, model, name)
-            model._hf_peft_config_loaded = True  # transformers' Trainer and save_pretrained ask for it
         except BaseException:
-            getattr(model, "peft_config", {}).pop(name, None)
-            if not loras_of(model):
-                unwrap(model)
-            use_adapter(model, before)
+            slots.loras.pop(name, None)
+            slots.loras_changed()
+            slots.use(before)
             raise
-    note_change(model.base_model)
+    slots.loras_changed()
     made = {key: value for key, value in model.named_parameters() if key not in known and ".lora_" in key}
     for parameter in made.values():
         parameter.data = parameter.data.float()
-    for layer in lora_layers(model):
+    for layer in slots.lora_layers:
         layer.train(model.training)
-    use_adapter(model, name)
+    slots.use(name)
     return set(made)
 
 
@@ -140,14 +132,15 @@ def merge_lora(model: PreTrainedModel, name: str | None = None) -> PreTrainedMod
         ValueError: there is no such LoRA adapter, or others are loaded as well (trained beside weights that are gone
             then), or a layer is quantised or tied to another.
     """
-    name = current_adapter(model) if name is None else name
-    loras = loras_of(model)
+    slots: AdapterSlots = model.adapter_slots
+    name = slots.current if name is None else name
+    loras = slots.loras
     if name not in loras:
         raise ValueError(f"there is no LoRA adapter {name!r} to merge: this model has {', '.join(loras) or 'none'}")
     others = [other for other in loras if other != name]
     if others:
         raise ValueError(f"this model has other LoRA adapters ({', '.join(others)}): load it with {name!r} alone")
-    layers = [layer for layer in lora_layers(model) if not layer.merged]
+    layers = [layer for layer in slots.lora_layers if not layer.merged]
     counts: dict[int, int] = {}
     for module in model.modules():
         weight = module._parameters.get("weight")
@@ -161,7 +154,7 @@ def merge_lora(model: PreTrainedModel, name: str | None = None) -> PreTrainedMod
             )
         if counts[id(weight)] > 1:
             raise ValueError("LoRA on embeddings that are tied to the output head cannot be merged: use it as it is")
-    use_adapter(model, name)
+    slots.use(name)
     for layer in layers:
         parameters = list(layer.get_base_layer().parameters(recurse=False))
         kinds = [parameter.dtype for parameter in parameters]
@@ -170,8 +163,7 @@ def merge_lora(model: PreTrainedModel, name: str | None = None) -> PreTrainedMod
         layer.merge(adapter_names=[name])
         for parameter, kind in zip(parameters, kinds, strict=True):
             parameter.data = parameter.data.to(kind)
-    unwrap(model)
-    note_change(model.base_model)
+    slots.unwrap_loras()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return model

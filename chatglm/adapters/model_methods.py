@@ -1,6 +1,6 @@
-"""Methods of a model for its adapters: ours, and those of transformers without its check of PEFT's version.
+"""The methods of a model for its adapters: our own, and transformers' without its check of PEFT's version.
 
-transformers 5.24 refuses every release of PEFT that there is for its adapter methods; PEFT's own functions work.
+The adapter methods of transformers 5.24 refuse every release of PEFT that exists; PEFT's own functions work with it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ from typing import Any
 import torch
 
 from ..adapter_files import import_peft
-from . import lora, switching
+from ..network.slots import AdapterSlots
+from . import attaching, lora, switching
 
 
 class AdapterMethods:
     """For a model: P-tuning prefixes and LoRA by name. A model has at most one adapter in use, for all threads."""
 
+    adapter_slots: AdapterSlots  # of ChatGLMPreTrainedModel
+
     @property
     def adapter_names(self) -> list[str]:
         """The P-tuning prefixes and LoRA adapters on this model, see `chatglm.adapters.load_adapter`."""
-        return switching.adapter_names(self)
+        return self.adapter_slots.names
 
     @property
     def current_adapter(self) -> str | None:
         """The one of `adapter_names` in use; None for the base model alone."""
-        return switching.current_adapter(self)
+        return self.adapter_slots.current
 
     def adapter(self, name: str | None) -> AbstractContextManager[Any]:
         """`with model.adapter("adverts"):` answers with this adapter, `with model.adapter(None):` with the base model.
@@ -38,11 +41,11 @@ class AdapterMethods:
         Raises:
             ValueError: there is none of this name.
         """
-        return switching.using_adapter(self, name)
+        return self.adapter_slots.using(name)
 
     def prefix(self, name: str | None) -> AbstractContextManager[Any]:
         """`adapter`, by the name that users of P-tuning look for."""
-        return switching.using_adapter(self, name)
+        return self.adapter_slots.using(name)
 
     # ---- transformers' methods, for LoRA ---------------------------------------------------------------------------
 
@@ -63,22 +66,20 @@ class AdapterMethods:
 
         `from_pretrained` calls it for the folder of a LoRA adapter, with `load_config` for how the base was loaded.
         """
-        from .attaching import load_adapter  # attaching needs the networks' configs, which need this module's class
-
         unsupported |= {name: value for name, value in (adapter_kwargs or {}).items() if value not in (None, False)}
         if unsupported:
             raise TypeError(
                 f"load_adapter() takes a local folder and a name, not {', '.join(sorted(unsupported))}: download the "
                 "adapter first (huggingface_hub.snapshot_download)"
             )
-        return load_adapter(self, peft_model_id, adapter_name)
+        return attaching.load_adapter(self, peft_model_id, adapter_name)
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """`chatglm.adapters.use_adapter`, under transformers' name. Raises ValueError for several at once."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         if len(names) != 1:
             raise ValueError(f"one adapter is in use at a time, not {len(names)}: give one name")
-        switching.use_adapter(self, names[0])
+        self.adapter_slots.use(names[0])
 
     def disable_adapters(self) -> None:
         """The base model alone, until `enable_adapters` or `set_adapter`. Raises ValueError without an adapter."""
@@ -89,18 +90,18 @@ class AdapterMethods:
         self._enable_lora(True)
 
     def _enable_lora(self, enabled: bool) -> None:
-        layers = switching.lora_layers(self)
+        for layer in self._lora_layers():
+            layer.enable_adapters(enabled)
+
+    def _lora_layers(self) -> list[Any]:
+        layers = self.adapter_slots.lora_layers
         if not layers:
             raise ValueError("this model has no LoRA adapter: load one first (chatglm.adapters.load_adapter)")
-        for layer in layers:
-            layer.enable_adapters(enabled)
+        return layers
 
     def active_adapters(self) -> list[str]:
         """The name of the LoRA in its layers, also while it is disabled. Raises ValueError without an adapter."""
-        layers = switching.lora_layers(self)
-        if not layers:
-            raise ValueError("this model has no LoRA adapter: load one first (chatglm.adapters.load_adapter)")
-        return list(layers[0].active_adapters)
+        return list(self._lora_layers()[0].active_adapters)
 
     def get_adapter_state_dict(
         self, adapter_name: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None

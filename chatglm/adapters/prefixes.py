@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..adapter_files import Prefix, describe
 from ..checkpoint_files import ModelLoadError
-from ..prefix_encoder import PrefixEncoder
+from ..network.prefix_encoder import PrefixEncoder
 from .bases import fingerprint, same_base
-from .switching import check_name, note_change, prefixes_of, use_adapter
+from .switching import check_name
 
 
 def add_prefix(
@@ -34,7 +33,8 @@ def add_prefix(
     encoder: PrefixEncoder = model.base_model.make_prefix_encoder(int(pre_seq_len), bool(prefix_projection))
     encoder.float()
     encoder.base_fingerprint = fingerprint(model)
-    return _set_prefix(model, encoder, name)
+    model.adapter_slots.add_prefix(name, encoder)
+    return encoder
 
 
 def attach_prefix(model: PreTrainedModel, prefix: Prefix, name: str) -> None:
@@ -61,21 +61,4 @@ def attach_prefix(model: PreTrainedModel, prefix: Prefix, name: str) -> None:
             stacklevel=4,
         )
     encoder.base_fingerprint = recorded or ours
-    _set_prefix(model, encoder, name)
-
-
-def _set_prefix(model: PreTrainedModel, encoder: PrefixEncoder, name: str) -> PrefixEncoder:
-    base = model.base_model
-    encoder.to(_device_of(base)).train(model.training)
-    prefixes_of(base)[name] = encoder
-    note_change(base)
-    use_adapter(model, name)
-    model._freeze_all_but_the_prefix()
-    return encoder
-
-
-def _device_of(base: Any) -> torch.device:
-    embeddings = base.get_input_embeddings()
-    hook = getattr(embeddings, "_hf_hook", None)  # accelerate's: weights may be elsewhere until they are needed
-    place = getattr(hook, "execution_device", None)
-    return embeddings.weight.device if place is None else torch.device(place)
+    model.adapter_slots.add_prefix(name, encoder)

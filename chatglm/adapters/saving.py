@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from ..adapter_files import LORA_WEIGHTS, PREFIX, import_peft, written_aside
+from ..network.slots import AdapterSlots
 from .bases import fingerprint
-from .switching import current_adapter, loras_of, prefixes_of
 
 
 def save_prefix(
@@ -39,10 +39,11 @@ def save_prefix(
         ValueError: no prefix is current, or there is none of this name.
         OSError: the files cannot be written; those that were there before are as they were.
     """
-    name = current_adapter(model) if name is None else name
-    encoder = prefixes_of(model.base_model).get(name) if name is not None else None
+    slots: AdapterSlots = model.adapter_slots
+    name = slots.current if name is None else name
+    encoder = slots.prefixes.get(name) if name is not None else None
     if encoder is None:
-        names = ", ".join(prefixes_of(model.base_model)) or "none"
+        names = ", ".join(slots.prefixes) or "none"
         raise ValueError(f"there is no prefix {name!r} to save: this model has {names}")
     given = {PREFIX.sub("", key): value for key, value in (state_dict or {}).items() if PREFIX.match(key)}
     tensors = {
@@ -76,8 +77,9 @@ def save_adapter(
 
     Raises as `save_prefix`.
     """
-    name = current_adapter(model) if name is None else name
-    if name not in loras_of(model):
+    slots: AdapterSlots = model.adapter_slots
+    name = slots.current if name is None else name
+    if name not in slots.loras:
         return save_prefix(model, folder, base, name=name, state_dict=state_dict)
     peft = import_peft()
     given = None if state_dict is None else dict(state_dict)
@@ -86,7 +88,7 @@ def save_adapter(
         f"base_model.model.{key.removeprefix('base_model.model.')}": value.detach().cpu().contiguous()
         for key, value in tensors.items()
     }
-    config = peft.PeftConfig.from_peft_type(**model.peft_config[name].to_dict())
+    config = peft.PeftConfig.from_peft_type(**slots.loras[name].to_dict())
     config.base_model_name_or_path, config.inference_mode = base or model.name_or_path or None, True
     with written_aside(Path(folder)) as aside:
         save_file(tensors, aside / LORA_WEIGHTS[0], metadata={"format": "pt"})

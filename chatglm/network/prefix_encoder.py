@@ -13,10 +13,10 @@ LayerPrefix = tuple[torch.Tensor, torch.Tensor]
 
 
 class PrefixEmbedding(nn.Embedding):
-    """Starts as torch has it, which is how the originals' training starts: their learning rates are for it."""
+    """Initialised as torch does it, like the originals': their learning rates are for that."""
 
     def reset(self) -> None:
-        """Fresh numbers, unless they were just loaded."""
+        """Draws fresh numbers, unless the weights were just loaded."""
         initialization.normal_(self.weight)
 
 
@@ -24,7 +24,7 @@ class PrefixLinear(nn.Linear):
     """As `PrefixEmbedding`."""
 
     def reset(self) -> None:
-        """Fresh numbers, unless they were just loaded."""
+        """Draws fresh numbers, unless the weights were just loaded."""
         bound = self.in_features**-0.5
         initialization.uniform_(self.weight, -bound, bound)
         initialization.uniform_(self.bias, -bound, bound)
@@ -66,16 +66,16 @@ class PrefixEncoder(nn.Module):
                 PrefixLinear(embedding_size, projection_size), nn.Tanh(), PrefixLinear(projection_size, kv_size)
             )
         self.dropout = nn.Dropout(dropout)
-        # To cast the table, or project it, takes as long as some layers do: without gradients the result is kept.
+        # Casting or projecting the table takes as long as several layers: without gradients the result is kept.
         self._kept: tuple[list[tuple[nn.Parameter, torch.Tensor, int]], torch.Tensor] | None = None
-        #: Of the model that it was trained on, see `chatglm.adapters.fingerprint`.
+        #: Fingerprint of the model that it was trained on, see `chatglm.adapters.fingerprint`.
         self.base_fingerprint: str | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": None}
 
     def train(self, mode: bool = True) -> PrefixEncoder:
-        self._kept = None  # optimizers may write to .data, which no version tells
+        self._kept = None  # optimizers may write to .data, which changes no version counter
         return super().train(mode)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PrefixEncoder:
@@ -90,13 +90,13 @@ class PrefixEncoder(nn.Module):
         return self.dropout(table.expand(batch_size, -1, -1, -1, -1)).permute(2, 0, 3, 1, 4)
 
     def _finished(self, dtype: torch.dtype) -> torch.Tensor:
-        """`_make` for one sequence, contiguous, as it was made last if nothing has changed since."""
+        """`_make` for one sequence, contiguous; the last result if nothing has changed since."""
         parameters = list(self.parameters())
         if any(type(one) is not nn.Parameter or one.is_inference() for one in parameters):
             return self._make(1, dtype)
         kept = self._kept
-        # Assigning to .data gives another address and no new version. The old numbers are held, so that their address
-        # is nobody else's.
+        # Assigning to .data changes the address, not the version counter. The old numbers are kept alive, so that
+        # nothing else can have their address.
         if (
             kept is not None
             and kept[1].dtype == dtype

@@ -1,4 +1,4 @@
-"""What the networks of all generations share: how they meet transformers, initialise, and turn states into logits."""
+"""The base class of all networks: loading, devices, casts, quantisation and initialisation, beside transformers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.initialization import zeros_
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from . import compat, quantization
-from .adapters import switching
-from .adapters.model_methods import AdapterMethods
-from .configuration_chatglm import ChatGLMConfig
+from .. import quantization
+from ..configuration_chatglm import ChatGLMConfig
+from . import compat
 from .prefix_encoder import PrefixEmbedding, PrefixLinear
 from .rotary import RotaryTable
+from .slots import AdapterSlots
 
 
-class ChatGLMPreTrainedModel(AdapterMethods, PreTrainedModel):
+class ChatGLMPreTrainedModel(PreTrainedModel):
+    """A network or a network with a head."""
+
     config: ChatGLMConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
@@ -36,6 +37,13 @@ class ChatGLMPreTrainedModel(AdapterMethods, PreTrainedModel):
     # P-tuning trains the prefix beside half-precision weights.
     _keep_in_fp32_modules_strict = ["prefix_encoder"]
 
+    @property
+    def adapter_slots(self) -> AdapterSlots:
+        """The P-tuning prefixes and LoRA adapters of this model by name, and which one is in use."""
+        return AdapterSlots(self)
+
+    # ---- loading -----------------------------------------------------------------------------------------------------
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
@@ -49,19 +57,13 @@ class ChatGLMPreTrainedModel(AdapterMethods, PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.is_split:
             for name in ("to", "cuda", "npu", "xpu", "mlu", "musa", "sdaa", "neuron"):
-                model.__dict__.pop(name, None)  # accelerate's warnings in front of them: ours says what to do
+                model.__dict__.pop(name, None)  # accelerate's warnings: our error says what to do
         if model.config.pre_seq_len is not None:
-            model._freeze_all_but_the_prefix()  # loading makes new parameters, which are trainable again
+            model.adapter_slots.freeze_base()  # loading makes new parameters, which are trainable again
         return loaded
 
-    def _freeze_all_but_the_prefix(self) -> None:
-        """P-tuning trains the prefix, and the head of a classifier."""
-        for name, parameter in self.named_parameters():
-            if "prefix_encoder." not in name and not name.startswith("classifier_head."):
-                parameter.requires_grad_(False)
-
     def post_init(self) -> None:
-        """Ends every constructor: a config that names quantised weights gets the layers to load them into."""
+        """Ends every constructor: if the config says that the weights are quantised, makes the layers to load them."""
         if self.config.quantization_bit:
             quantization.apply(self, quantization.stored_settings(self.config), empty=True)
         super().post_init()
@@ -71,64 +73,6 @@ class ChatGLMPreTrainedModel(AdapterMethods, PreTrainedModel):
         rounded scales would be other weights, and float weights made int8 would be zeros."""
         plan: dict[str, torch.dtype | None] = super()._get_dtype_plan(dtype)
         return plan | dict.fromkeys(quantization.packed_weights(self))
-
-    def quantize(self, bits: int, **options: Any) -> Any:
-        """Quantises the weights to 4 or 8 bits in place and returns the model; 0 changes nothing.
-
-        In any order with `.half()`, `.float()`, `.cuda()` and `.to()`. The options, those of the originals among them,
-        are described at `chatglm.quantization.quantize`.
-        """
-        if bits and getattr(self, "peft_config", None):
-            raise ValueError("this model has LoRA adapters: quantise it first, then load them (or merge them first)")
-        if bits and self.is_split:
-            raise ValueError(f"this model is split over devices: give quantize={bits} to load_model_on_gpus instead")
-        return quantization.quantize(self, bits, **options)
-
-    def train(self, mode: bool = True) -> Any:
-        for encoder in switching.parked(self):
-            encoder.train(mode)
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        if self.is_split:
-            places = ", ".join(sorted({str(device) for device in self.hf_device_map.values()}))
-            raise ValueError(
-                f"this model is split over devices ({places}), so it cannot be moved or cast as a whole: leave out "
-                ".cuda(), .to(), .half() and .float(), and give num_gpus, device_map or dtype when you load it"
-            )
-        for encoder in switching.parked(self):
-            encoder._apply(fn)
-        return super()._apply(fn, recurse)
-
-    @property
-    def is_split(self) -> bool:
-        """Whether parts of it are on several devices, or offloaded: hooks bring the states from one to the next."""
-        places = set(getattr(self, "hf_device_map", {}).values())
-        return hasattr(self, "_hf_hook") and (len(places) > 1 or "disk" in places)
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs are wanted: with the embeddings, also where these are offloaded."""
-        found: torch.device = super().device
-        if found.type == "meta" and self.is_split:
-            hook: Any = getattr(self.get_input_embeddings(), "_hf_hook", self._hf_hook)
-            found = torch.zeros(0, device=hook.execution_device).device
-        return found
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the numbers that are computed with: the scales of quantised weights have a dtype of their own."""
-        for name, parameter in self.named_parameters():
-            if parameter.is_floating_point() and not name.endswith("weight_scale"):
-                return parameter.dtype
-        return super().dtype
-
-    # transformers refuses these two for quantised models; ours cast what is not quantised, as the originals do.
-    def half(self, *args: Any) -> Any:
-        return nn.Module.half(self, *args)
-
-    def float(self, *args: Any) -> Any:
-        return nn.Module.float(self, *args)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -140,41 +84,64 @@ class ChatGLMPreTrainedModel(AdapterMethods, PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def cache_to_fill(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The KV cache that a forward of the blocks fills: the caller's, else a fresh one with `use_cache`.
+    # ---- devices and dtypes ------------------------------------------------------------------------------------------
 
-        Raises:
-            ValueError: the caller gave one, and the blocks are computed twice (gradient checkpointing in training), so
-                they would fill it twice.
+    def quantize(self, bits: int, **options: Any) -> Any:
+        """Quantises the weights to 4 or 8 bits in place and returns the model; 0 changes nothing.
+
+        In any order with `.half()`, `.float()`, `.cuda()` and `.to()`. The options, those of the originals among them,
+        are described at `chatglm.quantization.quantize`.
         """
-        checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        if given is not None and checkpointing:
-            raise ValueError(
-                "a KV cache cannot be filled under gradient checkpointing: leave the cache out, call model.eval(), or "
-                "compute without gradients (torch.no_grad())"
-            )
-        if given is None and use_cache and not checkpointing:
-            return DynamicCache(config=self.config)
-        return given
+        if bits and self.adapter_slots.loras:
+            raise ValueError("this model has LoRA adapters: quantise it first, then load them (or merge them first)")
+        if bits and self.is_split:
+            raise ValueError(f"this model is split over devices: give quantize={bits} to load_model_on_gpus instead")
+        return quantization.quantize(self, bits, **options)
 
-    def _head_outputs(
-        self,
-        outputs: BaseModelOutputWithPast,
-        head: nn.Module,
-        labels: torch.Tensor | None,
-        logits_to_keep: int | torch.Tensor,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits (batch, kept tokens, vocabulary) and, with labels, the loss in float32."""
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = head(outputs.last_hidden_state[:, kept, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            **compat.named_cache(compat.cache_of(outputs)),
-        )
+    def train(self, mode: bool = True) -> Any:
+        if self.base_model is self:
+            for encoder in self.adapter_slots.parked:
+                encoder.train(mode)
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        if self.is_split:
+            places = ", ".join(sorted({str(device) for device in self.hf_device_map.values()}))
+            raise ValueError(
+                f"this model is split over devices ({places}), so it cannot be moved or cast as a whole: leave out "
+                ".cuda(), .to(), .half() and .float(), and give num_gpus, device_map or dtype when you load it"
+            )
+        if self.base_model is self:
+            for encoder in self.adapter_slots.parked:
+                encoder._apply(fn)
+        return super()._apply(fn, recurse)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether parts of it are on several devices, or offloaded: hooks move the states from one to the next."""
+        places = set(getattr(self, "hf_device_map", {}).values())
+        return hasattr(self, "_hf_hook") and (len(places) > 1 or "disk" in places)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that inputs belong on: that of the embeddings, also where these are offloaded."""
+        found: torch.device = super().device
+        if found.type == "meta" and self.is_split:
+            hook: Any = getattr(self.get_input_embeddings(), "_hf_hook", self._hf_hook)
+            found = torch.zeros(0, device=hook.execution_device).device
+        return found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the computation: the scales of quantised weights have a dtype of their own."""
+        for name, parameter in self.named_parameters():
+            if parameter.is_floating_point() and not name.endswith("weight_scale"):
+                return parameter.dtype
+        return super().dtype
+
+    # transformers refuses these two for quantised models; ours cast what is not quantised, as the originals do.
+    def half(self, *args: Any) -> Any:
+        return nn.Module.half(self, *args)
+
+    def float(self, *args: Any) -> Any:
+        return nn.Module.float(self, *args)

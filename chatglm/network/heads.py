@@ -1,0 +1,130 @@
+"""What turns hidden states into logits and losses: the language model and the classifier of every generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
+from transformers.utils import can_return_tuple
+
+from . import compat
+from .pretrained import ChatGLMPreTrainedModel
+
+
+class CausalLMHead(ChatGLMPreTrainedModel, compat.ChatGLMGenerationMixin):
+    """A network, `transformer`, and what `get_output_embeddings()` returns as its head."""
+
+    transformer: Any
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Token ids to logits; the other arguments are those of the network's `forward`.
+
+        Args:
+            labels: (batch, tokens), shifted inside; -100 is ignored.
+            logits_to_keep: compute the head for the last n positions only (0 = all), or for the given indices.
+        """
+        return self.logits_and_loss(
+            labels, logits_to_keep, kwargs, input_ids=input_ids, attention_mask=attention_mask,
+            position_ids=position_ids, past_key_values=compat.given_cache(past_key_values, cache),
+            inputs_embeds=inputs_embeds, use_cache=use_cache,
+        )  # fmt: skip
+
+    def logits_and_loss(
+        self,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        keywords: Mapping[str, Any],
+        **inputs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (batch, kept tokens, vocabulary) and, with labels, the loss in float32.
+
+        Args:
+            labels, logits_to_keep: see `forward`.
+            keywords: what the caller gave besides, for the network and the loss.
+            inputs: for the network.
+        """
+        outputs = self.transformer(**inputs, **keywords)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.get_output_embeddings()(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **keywords)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **compat.named_cache(compat.cache_of(outputs)),
+        )
+
+
+class ClassifierHead(ChatGLMPreTrainedModel):
+    """A network, `transformer`, with dropout and a linear classifier on the last real token of each sequence."""
+
+    transformer: Any
+    classifier_head: nn.Linear
+    dropout: nn.Dropout
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Token ids to logits (batch, num_labels); the other arguments are those of the network's `forward`.
+
+        Args:
+            labels: (batch,) or (batch, num_labels); the loss follows `config.problem_type`.
+        """
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=compat.given_cache(past_key_values, cache),
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if attention_mask is not None and attention_mask.dim() == 2:
+            # The originals take the last position, which right padding would make a padding token.
+            tokens = hidden_states.shape[1]
+            last = (attention_mask[:, -tokens:].long() * torch.arange(tokens, device=hidden_states.device)).argmax(-1)
+            pooled = hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]
+        else:
+            pooled = hidden_states[:, -1]
+        logits = self.classifier_head(self.dropout(pooled))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **compat.named_cache(compat.cache_of(outputs)),
+        )
