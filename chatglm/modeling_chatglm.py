@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from . import compat, cpu_attention
 from .configuration_chatglm import ChatGLM1Config
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
-from .pretrained import ChatGLMPreTrainedModel
+from .pretrained import ChatGLMPreTrainedModel, PartNames
 from .quantization import QuantizedLinear
 from .rotary import RotaryTable
 from .single_token import BlockLayout, BlockRunner, sees_all
@@ -194,6 +194,14 @@ def block_layout(config: ChatGLM1Config) -> BlockLayout:
 class ChatGLM1PreTrainedModel(ChatGLMPreTrainedModel):
     config: ChatGLM1Config
     config_class = ChatGLM1Config
+    part_names = PartNames(
+        embeddings="transformer.word_embeddings",
+        rotary="transformer.rotary_emb",
+        prefix="transformer.prefix_encoder",
+        final_norm="transformer.final_layernorm",
+        heads=("lm_head",),
+        blocks="transformer.layers",
+    )
     _no_split_modules = ["ChatGLM1Block"]
     _supports_flash_attn = False  # flash attention takes no prefix-LM mask
     _can_record_outputs = {"hidden_states": ChatGLM1Block, "attentions": ChatGLM1Attention}

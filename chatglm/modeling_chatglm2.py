@@ -27,7 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 from . import compat, cpu_attention
 from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
-from .pretrained import ChatGLMPreTrainedModel
+from .pretrained import ChatGLMPreTrainedModel, PartNames
 from .quantization import QuantizedLinear
 from .rotary import RotaryTable
 from .single_token import BlockLayout, BlockRunner, sees_all
@@ -273,6 +273,14 @@ class Encoder(nn.Module):
 class ChatGLM2PreTrainedModel(ChatGLMPreTrainedModel):
     config: ChatGLM2Config
     config_class = ChatGLM2Config
+    part_names = PartNames(
+        embeddings="transformer.embedding.word_embeddings",
+        rotary="transformer.rotary_pos_emb",
+        prefix="transformer.prefix_encoder",
+        final_norm="transformer.encoder.final_layernorm",
+        heads=("transformer.output_layer", "lm_head"),
+        blocks="transformer.encoder.layers",
+    )
     _no_split_modules = ["ChatGLM2Block"]
     _can_record_outputs = {"hidden_states": ChatGLM2Block, "attentions": ChatGLM2Attention}
 

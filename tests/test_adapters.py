@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel
 import tiny_chat
 from chatglm import adapters, export, load
 from chatglm.arguments import add_model_arguments, load_from_arguments
-from chatglm.checkpoint_files import ModelLoadError
+from chatglm.checkpoints.files import ModelLoadError
 from chatglm.generation import weights_stamp
 from chatglm.quantization import QuantizedLinear
 from tiny_folders import make_folder, to_bin

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..adapter_files import Prefix, describe
-from ..checkpoint_files import ModelLoadError
+from ..checkpoints.adapters import Prefix, describe
+from ..checkpoints.files import ModelLoadError
 from ..prefix_encoder import PrefixEncoder
 from .bases import fingerprint, same_base
 from .switching import check_name, note_change, prefixes_of, use_adapter

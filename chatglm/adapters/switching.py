@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..adapter_files import NAME, import_peft
+from ..checkpoints.adapters import NAME, import_peft
 from ..prefix_encoder import PrefixEncoder
 
 
