@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from chatglm.arguments import adapter_names, add_model_arguments, load_from_arguments
-from chatglm.loading import DEMO, find_folder
+from chatglm.demo import is_demo
+from chatglm.loading import find_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def load() -> Engine:
         model, tokenizer = load_from_arguments(args)
-        if DEMO.parent in Path(model.name_or_path).resolve().parents:
+        if is_demo(model.name_or_path):
             logging.getLogger("chatglm").warning("this is only the tiny demo model; --model names a real one")
         return Engine(
             model, tokenizer, max_batch=args.max_batch, max_queue=args.max_queue, cache_tokens=args.cache_tokens

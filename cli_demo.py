@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import sys
-from pathlib import Path
 
 from chatglm.arguments import (
     add_generation_arguments,
@@ -15,7 +14,7 @@ from chatglm.arguments import (
     load_from_arguments,
     read_tools,
 )
-from chatglm.loading import DEMO
+from chatglm.demo import is_demo
 from chatglm.messages import LANGUAGES, TERMINAL, choose_language
 from chatglm.session import Session
 from chatglm.terminal import Terminal
@@ -53,7 +52,7 @@ def _main(arguments: list[str] | None) -> int:
         print(TERMINAL["error"][args.lang].format(reason=error), file=sys.stderr)
         return 1
     terminal.stream = not args.no_stream
-    if DEMO.parent in Path(model.name_or_path).resolve().parents:
+    if is_demo(model.name_or_path):
         terminal.say("demo", millions=round(model.num_parameters() / 1e6))
     if args.prompt is not None:
         terminal.interactive = False

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from chatglm import placement
-from chatglm.placement import Device, DeviceMap
+from chatglm.loading import over_gpus, placement
+from chatglm.loading.placement import Device, DeviceMap
 
 
 def load_model_on_gpus(
@@ -41,7 +41,7 @@ def load_model_on_gpus(
         ValueError: fewer GPUs than asked for, or a device_map that does not fit the model.
         ModelLoadError: see `chatglm.load`; NotEnoughMemoryError: the GPUs have too little memory.
     """
-    return placement.load_split(checkpoint_path, num_gpus, device_map, **kwargs)
+    return over_gpus.load_split(checkpoint_path, num_gpus, device_map, **kwargs)
 
 
 def auto_configure_device_map(

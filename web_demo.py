@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from chatglm.arguments import (
     add_generation_arguments,
@@ -14,7 +13,7 @@ from chatglm.arguments import (
     load_from_arguments,
     read_tools,
 )
-from chatglm.loading import DEMO
+from chatglm.demo import is_demo
 from chatglm.messages import LANGUAGES, TERMINAL, choose_language
 from chatglm.serving.engine import Engine
 
@@ -44,7 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
         model, tokenizer = load_from_arguments(args)
         from chatglm.serving.page import Page  # after the model: importing gradio takes seconds, and errors come first
 
-        is_demo = DEMO.parent in Path(model.name_or_path).resolve().parents
         with Engine(model, tokenizer, max_batch=args.max_batch) as engine:
             page = Page(
                 lambda question, history, settings, cancel: engine.chat(question, history, cancel=cancel, **settings),
@@ -54,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
                 tools=tools,
                 adapters=model.adapter_names if args.adapter else (),
                 at_once=args.max_batch,
-                demo_millions=round(model.num_parameters() / 1e6) if is_demo else None,
+                demo_millions=round(model.num_parameters() / 1e6) if is_demo(model.name_or_path) else None,
             )
             page.launch(
                 server_name=args.host, server_port=args.port, share=args.share, inbrowser=args.open, auth=users or None

@@ -22,7 +22,7 @@ from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.generation import ChatCache, piece_end
 from chatglm.kernels import cpu, huge_pages
 from chatglm.kernels.cpu import probes
-from chatglm.loading import MODELS
+from chatglm.loading import model_class
 from chatglm.network.rotary import RotaryTable
 
 
@@ -30,7 +30,7 @@ def make(generation: int, bits: int, head: int | None, dtype: torch.dtype, preci
     """The published shapes (or `sizes`), random weights of the size real ones have; on the CPU, for inference."""
     config = ChatGLMConfig.from_dict({"model_type": "chatglm", "chatglm_version": generation} | sizes)
     with torch.device("meta"):
-        model = MODELS[generation](config)
+        model = model_class(config)(config)
     model = model.to(dtype).quantize(bits, quantize_head=head, precision=precision, empty_init=True).eval()
     for name, parameter in list(model.named_parameters()):  # in memory as what was just quantised, or mapped from files
         owner = model.get_submodule(name.rpartition(".")[0])

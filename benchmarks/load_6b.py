@@ -24,11 +24,12 @@ import torch
 from safetensors.torch import save_file
 
 import chatglm
+from chatglm.checkpoints import file_names
+from chatglm.checkpoints.memory import readable
 from chatglm.configuration_chatglm import ChatGLMConfig
-from chatglm.loading import MODELS
-from chatglm.memory import readable
+from chatglm.demo import with_vocabulary_of
+from chatglm.loading import model_class
 
-DEMOS = Path(chatglm.__file__).parent / "demo"
 SHARD = 2 * 10**9  # bytes, as in the published repositories
 TINY = {
     1: {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "inner_hidden_size": 128},
@@ -39,20 +40,21 @@ TINY[3] = TINY[2]
 
 def make(folder: Path, generation: int, tiny: bool) -> None:
     """A checkpoint folder: the published shapes, random weights in shards, the vocabulary of a demo model."""
-    demo = DEMOS / ("chatglm-demo" if generation == 1 else "chatglm3-demo")
+    demo = with_vocabulary_of(generation)
     for path in demo.iterdir():
         if path.suffix == ".model" or path.name.startswith(("tokenizer", "special_tokens")):
             shutil.copy(path, folder)
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chatglm_version": generation}))
+    tokenizer = json.loads((folder / file_names.TOKENIZER_CONFIG).read_text())
+    (folder / file_names.TOKENIZER_CONFIG).write_text(json.dumps(tokenizer | {"chatglm_version": generation}))
     # The sizes are the defaults of the config classes; the ids have to be those of the vocabulary.
-    ids = {name: value for name, value in json.loads((demo / "config.json").read_text()).items() if "token_id" in name}
+    known = json.loads((demo / file_names.CONFIG).read_text())
+    ids = {name: value for name, value in known.items() if "token_id" in name}
     values = {"chatglm_version": generation, "dtype": "bfloat16"} | ids | (TINY[generation] if tiny else {})
     config = ChatGLMConfig.from_dict({"model_type": "chatglm"} | values)
     config.save_pretrained(folder)
 
     with torch.device("meta"):
-        model = MODELS[generation](config)
+        model = model_class(config)(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if not tiny:
         size = 2 * sum(shape.numel() for shape in shapes.values())
@@ -81,7 +83,8 @@ def make(folder: Path, generation: int, tiny: bool) -> None:
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    index = folder / f"{file_names.SAFETENSORS}{file_names.INDEX}"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def measure(folder: Path, tokens: int, device: str, dtype: str) -> dict[str, Any]:
@@ -179,7 +182,7 @@ def report(result: dict[str, Any], tokens: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a new folder, on a disk with 13 GB free")
-    parser.add_argument("--generation", type=int, choices=MODELS, default=3)
+    parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=3)
     parser.add_argument("--tokens", type=int, default=8, help="tokens to generate (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="as chatglm.load takes it (default: %(default)s)")
     parser.add_argument("--dtype", default="bfloat16", help="as chatglm.load takes it (default: %(default)s)")

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from chatglm.checkpoints.memory import host_available
 from chatglm.kernels import cpu, huge_pages, reference
 from chatglm.kernels.cpu import probes
-from chatglm.memory import host_available
 
 #: (out, in) of the matrices of a layer, by generation, and of the head.
 LAYER = {

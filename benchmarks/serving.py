@@ -25,7 +25,8 @@ import httpx
 import torch
 
 import chatglm
-from chatglm.loading import DEMO, MODELS
+from chatglm.demo import with_vocabulary_of
+from chatglm.loading import model_class
 from chatglm.serving.app import Server, create_app
 from chatglm.serving.engine import Engine
 
@@ -49,7 +50,7 @@ class Seen:
 
 def make_model(version: int, size: str, dtype: str | None = None) -> tuple[Any, Any]:
     """(model, tokenizer) with random weights, where no dtype is given in float32 on the CPU or float16 on a GPU."""
-    folder = DEMO.parent / ("chatglm-demo" if version == 1 else "chatglm3-demo")
+    folder = with_vocabulary_of(version)
     tokenizer = chatglm.ChatGLMTokenizer.from_pretrained(folder, chatglm_version=version)
     shape = SIZES[size]
     values: dict[str, Any] = {
@@ -64,7 +65,7 @@ def make_model(version: int, size: str, dtype: str | None = None) -> tuple[Any, 
     config = chatglm.ChatGLMConfig.from_dict(chatglm.ChatGLMConfig.from_pretrained(folder).to_dict() | values)
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
-    model = MODELS[version](config).eval().to(getattr(torch, dtype or ("float16" if gpu else "float32")))
+    model = model_class(config)(config).eval().to(getattr(torch, dtype or ("float16" if gpu else "float32")))
     return (model.cuda() if gpu else model), tokenizer
 
 

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from .chat import (
+    CHAT_MODELS,
     ChatGLM1ForConditionalGeneration,
     ChatGLM2ForConditionalGeneration,
     ChatGLM3ForConditionalGeneration,
@@ -50,14 +51,10 @@ __all__ = [
 ]
 
 AutoConfig.register("chatglm", ChatGLMConfig)
-for _config, _chat_model in (
-    (ChatGLM1Config, ChatGLM1ForConditionalGeneration),
-    (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
-    (ChatGLM3Config, ChatGLM3ForConditionalGeneration),
-):
+for _chat_model in CHAT_MODELS.values():
     # The originals' AutoModel is the class with chat(), too.
     for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
-        _auto.register(_config, _chat_model)
+        _auto.register(_chat_model.config_class, _chat_model)
 AutoModelForSequenceClassification.register(ChatGLM2Config, ChatGLM2ForSequenceClassification)
 AutoModelForSequenceClassification.register(ChatGLM3Config, ChatGLM3ForSequenceClassification)
 # Registered for the base class, which no config is an instance of by itself: with the class of a config, transformers

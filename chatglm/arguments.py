@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
-from .adapter_files import NAME, default_name
+from .checkpoints.adapters import NAME, default_name
 from .loading import load
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
-from .configuration_chatglm import ChatGLM3Config
+from .configuration_chatglm import ChatGLM3Config, ChatGLMConfig
 from .conversation.fitting import fit_conversation
 from .conversation.formats import stop_token_ids
 from .conversation.history import has_tools, validate_history
@@ -503,3 +503,16 @@ class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
         kwargs |= {"logits_processor": logits_processor or []}
         return self._stream_chat(tokenizer, query, history, role, past_key_values, return_past_key_values, kwargs)
+
+
+#: The class of each generation, by the `chatglm_version` of its config.
+CHAT_MODELS: dict[int, Any] = {
+    1: ChatGLM1ForConditionalGeneration,
+    2: ChatGLM2ForConditionalGeneration,
+    3: ChatGLM3ForConditionalGeneration,
+}
+
+
+def model_class(config: ChatGLMConfig) -> Any:
+    """The class that chats with a model of this config."""
+    return CHAT_MODELS[config.chatglm_version or 0]

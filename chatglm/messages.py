@@ -130,37 +130,3 @@ PAGE: dict[str, dict[str, str]] = {
     "internal": {"zh": "服务器内部错误，详见其日志", "en": "The server failed; its log says why"},
     "tools_json": {"zh": "工具须为 JSON 列表：{reason}", "en": "The tools must be a JSON list: {reason}"},
 }
-
-#: Texts of fine-tuning (ptuning/main.py): key -> language -> text.
-TUNING: dict[str, dict[str, str]] = {
-    "note": {"zh": "注意：{text}", "en": "note: {text}"},
-    "untuned": {
-        "zh": "未训练模型的损失（{count} 条{kind}样本）：{loss:.4f}",
-        "en": "loss of the untuned model on {count} {kind} examples: {loss:.4f}",
-    },
-    "validation": {"zh": "验证", "en": "validation"},
-    "training": {"zh": "训练", "en": "training"},
-    "stopping": {
-        "zh": "\n本步之后停止，并写检查点（再按一次立即停止）",
-        "en": "\nstopping after this step, with a checkpoint (again: at once)",
-    },
-    "stopped": {
-        "zh": "已在第 {step} 步停止；继续训练请加 --resume_from_checkpoint {folder}",
-        "en": "stopped at step {step}; go on with --resume_from_checkpoint {folder}",
-    },
-    "resuming": {
-        "zh": "从 {folder} 继续（重新开始请加 --overwrite_output_dir，或换一个 --output_dir）",
-        "en": "going on from {folder} (to start anew: --overwrite_output_dir, or another --output_dir)",
-    },
-    "no_optimizer": {
-        "zh": "注意：{folder} 中没有优化器状态，其动量与学习率从头开始",
-        "en": "note: {folder} has no state of the optimizer: its averages and the learning rate begin anew",
-    },
-    "finished": {
-        "zh": "没有剩余的训练：第 {step} 步就是终点（--max_steps）",
-        "en": "nothing is left to train: it ends at step {step} (--max_steps)",
-    },
-    "trained": {"zh": "训练完成：{command}", "en": "trained: {command}"},
-    "predictions": {"zh": "预测结果：{path}", "en": "predictions: {path}"},
-    "interrupted": {"zh": "\n已中断", "en": "\ninterrupted"},
-}

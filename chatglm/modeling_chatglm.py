@@ -27,7 +27,7 @@ from .configuration_chatglm import ChatGLM1Config
 from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
 from .network import compat, glm
 from .network.backbone import Backbone
-from .network.pretrained import ChatGLMPreTrainedModel
+from .network.pretrained import ChatGLMPreTrainedModel, PartNames
 from .network.rotary import RotaryTable
 
 #: (cos, sin) by place in the context, and by place in the answer with 2-D positions.
@@ -196,6 +196,14 @@ def block_layout(config: ChatGLM1Config) -> BlockLayout:
 class ChatGLM1PreTrainedModel(AdapterMethods, ChatGLMPreTrainedModel):
     config: ChatGLM1Config
     config_class = ChatGLM1Config
+    part_names = PartNames(
+        embeddings="transformer.word_embeddings",
+        rotary="transformer.rotary_emb",
+        prefix="transformer.prefix_encoder",
+        final_norm="transformer.final_layernorm",
+        heads=("lm_head",),
+        blocks="transformer.layers",
+    )
     _no_split_modules = ["ChatGLM1Block"]
     _supports_flash_attn = False  # flash attention takes no prefix-LM mask
     _can_record_outputs = {"hidden_states": ChatGLM1Block, "attentions": ChatGLM1Attention}

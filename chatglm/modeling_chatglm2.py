@@ -28,7 +28,7 @@ from .network import compat
 from .network.backbone import Backbone
 from .network.heads import CausalLMHead, ClassifierHead
 from .network.layers import RMSNorm, eager_attention
-from .network.pretrained import ChatGLMPreTrainedModel
+from .network.pretrained import ChatGLMPreTrainedModel, PartNames
 from .network.rotary import RotaryTable
 
 RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]
@@ -242,6 +242,14 @@ class Encoder(nn.Module):
 class ChatGLM2PreTrainedModel(AdapterMethods, ChatGLMPreTrainedModel):
     config: ChatGLM2Config
     config_class = ChatGLM2Config
+    part_names = PartNames(
+        embeddings="transformer.embedding.word_embeddings",
+        rotary="transformer.rotary_pos_emb",
+        prefix="transformer.prefix_encoder",
+        final_norm="transformer.encoder.final_layernorm",
+        heads=("transformer.output_layer", "lm_head"),
+        blocks="transformer.encoder.layers",
+    )
     _no_split_modules = ["ChatGLM2Block"]
     _can_record_outputs = {"hidden_states": ChatGLM2Block, "attentions": ChatGLM2Attention}
 

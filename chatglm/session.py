@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from .checkpoints.atomic import write_file
 from .conversation.chat_messages import TOOLS_SYSTEM_PROMPT
 from .conversation.history import validate_history
 
@@ -65,15 +65,8 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the conversation as JSON; an old file is replaced only once the new one is whole. Raises OSError."""
         target = Path(path).expanduser()
-        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         text = json.dumps({"chatglm_version": self.version, "history": self.history}, ensure_ascii=False, indent=1)
-        try:
-            aside.write_text(text + "\n", encoding="utf-8")
-            os.replace(aside, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
+        write_file(target, text + "\n")
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes on with a saved conversation. Raises OSError or ValueError, and then nothing has changed."""

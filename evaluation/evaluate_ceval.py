@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ if __name__ == "__main__":
 import torch
 
 from chatglm.arguments import add_model_arguments, load_from_arguments
+from chatglm.checkpoints.atomic import write_file
 from chatglm.conversation.formats import encode_conversation, stop_token_ids
 from chatglm.conversation.responses import parse_response
 
@@ -190,14 +190,9 @@ def read_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_result(path: Path, settings: dict[str, Any], subjects: dict[str, Any]) -> None:
-    """Written aside and renamed: the file is whole at any time."""
+    """Writes the results; the file is whole at any time."""
     content = {"settings": settings, "summary": summary(subjects), "subjects": subjects}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_file(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def summary(subjects: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,8 @@ import torch
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.integrations import integration_utils
 
+from chatglm.checkpoints.file_names import LORA_CONFIG
+
 from .metrics import MEASURES
 
 METHODS = ("ptuning", "lora", "full")
@@ -269,7 +271,7 @@ def method_of(model: ModelArguments) -> str:
     if model.method is not None:
         return model.method
     if model.ptuning_checkpoint is not None:
-        return "lora" if (Path(model.ptuning_checkpoint) / "adapter_config.json").is_file() else "ptuning"
+        return "lora" if (Path(model.ptuning_checkpoint) / LORA_CONFIG).is_file() else "ptuning"
     return "ptuning" if model.pre_seq_len is not None else "full"
 
 
@@ -306,7 +308,7 @@ def _check_base(model: ModelArguments) -> None:
     if checkpoint is not None:
         there = Path(checkpoint).exists()
         _refuse(not there, f"--ptuning_checkpoint {checkpoint}: there is no such file or folder")
-        is_lora = (Path(checkpoint) / "adapter_config.json").is_file()
+        is_lora = (Path(checkpoint) / LORA_CONFIG).is_file()
         _refuse(model.method == "full", "--method full takes no --ptuning_checkpoint: give --model_name_or_path only")
         _refuse(
             model.method is not None and (model.method == "lora") != is_lora,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ptuning.encoding import ANSWER, IGNORED, OLD_TURNS, QUESTION, check_lengths, encode_for_prediction, encode_row
+from ptuning.messages import text
 from ptuning.rows import Columns, DataError, Row, Rows, read_rows, rows_from_records
 
 __all__ = [
@@ -149,31 +150,14 @@ class Summary:
 
     def text(self, lang: str = "en") -> str:
         """One or two lines for people, in English or Chinese."""
-        words = _WORDS["zh" if lang.startswith("zh") else "en"]
-        lines = [words["all"].format(**vars(self))]
-        lines += [words["skipped"].format(**vars(self))] if self.skipped else []
+        lines = [text("data", lang, **vars(self))]
+        lines += [text("skipped", lang, **vars(self))] if self.skipped else []
         lines += [self.warning(lang)] if self.truncated else []
         return "\n".join(lines)
 
     def warning(self, lang: str = "en") -> str:
         """What was too long."""
-        return _WORDS["zh" if lang.startswith("zh") else "en"]["truncated"].format(**vars(self))
-
-
-_WORDS = {
-    "en": {
-        "all": "{path}: {rows} rows, {examples} examples, {tokens} tokens ({learned} learned), the longest {longest}",
-        "skipped": "{path}: {skipped} rows without a question or an answer are left out (lines {lines})",
-        "truncated": "{path}: {truncated} examples are too long: {old_turns} lose old turns, {questions} the middle of "
-        "a question, {answers} the end of an answer (--max_source_length, --max_target_length)",
-    },
-    "zh": {
-        "all": "{path}：{rows} 行，{examples} 个样本，{tokens} 个 token（其中学习 {learned} 个），最长 {longest}",
-        "skipped": "{path}：{skipped} 行没有问题或回答，已跳过（行号 {lines}）",
-        "truncated": "{path}：{truncated} 个样本过长：{old_turns} 个丢弃较早的轮次，{questions} 个截去问题中间部分，"
-        "{answers} 个截去回答末尾（--max_source_length、--max_target_length）",
-    },
-}
+        return text("truncated", lang, **vars(self))
 
 
 def describe(rows: Sequence[Row], dataset: Any) -> Summary:
@@ -250,12 +234,8 @@ def show_example(tokenizer: Any, example: Mapping[str, Any], lang: str = "en") -
     """The tokens of an example, one per line: position, id, label (blank where nothing is learned), text."""
     ids, labels = [[int(index) for index in example[name]] for name in ("input_ids", "labels")]
     learned = sum(label != IGNORED for label in labels)
-    title, head = (
-        (f"一个样本：{len(ids)} 个 token，其中学习 {learned} 个", ("位置", "编号", "标签", "文本"))
-        if lang.startswith("zh")
-        else (f"An example: {len(ids)} tokens, {learned} of them learned", ("position", "id", "label", "text"))
-    )
-    table = [head]
+    title = text("example", lang, tokens=len(ids), learned=learned)
+    table = [tuple(text(key, lang) for key in ("position", "id", "label", "text"))]
     for position, (index, label) in enumerate(zip(ids, labels, strict=True)):
         table.append((str(position), str(index), "" if label == IGNORED else str(label), _visible(tokenizer, index)))
     widths = [max(_width(row[column]) for row in table) for column in range(3)]

@@ -7,14 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from chatglm import memory
-from chatglm.adapter_files import Prefix, read_adapter
-from chatglm.checkpoint_files import find_weights
+from chatglm.checkpoints import memory
+from chatglm.checkpoints.adapters import Prefix, read_adapter
+from chatglm.checkpoints.file_names import LORA_CONFIG
+from chatglm.checkpoints.files import find_weights, read_json
 from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.loading import choose_dtype, find_folder
 
 from .arguments import Arguments, method_of
 from .estimate import Estimate, Evaluation, advice, estimate
+from .messages import text
 from .methods import compute_dtype
 
 #: transformers' names of optimizers that take the same memory as one that `estimate` knows.
@@ -47,7 +49,7 @@ def rehearse(arguments: Arguments, longest: int, evaluation: Evaluation | None =
     if method == "lora":
         rank, targets = model_args.lora_rank, model_args.lora_target_modules
         if checkpoint is not None:
-            config = json.loads((Path(checkpoint) / "adapter_config.json").read_text(encoding="utf-8"))
+            config = read_json(Path(checkpoint) / LORA_CONFIG)
             rank, targets = config["r"], config["target_modules"]
         settings |= {"lora_rank": rank, "lora_targets": tuple(targets)}
     elif method == "ptuning":
@@ -99,22 +101,16 @@ def report(arguments: Arguments, train: Any, held_out: Any, test: Any, language:
     each = (
         training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
     )
-    chinese = language == "zh"
     lines = [
         found.text(language),
-        f"{steps} 步，每步 {each} 个样本，最长 {longest} 个 token（一步要多久，开始训练后看进度条）"
-        if chinese
-        else f"{steps} steps of {each} examples, the longest of {longest} tokens "
-        "(how long a step takes is seen in training: the progress bar shows the time left)",
+        text("steps", language, steps=steps, each=each, longest=longest),
     ]
     room = memory.available(training_args.device)
     if room is None or found.total <= room:
         if room is not None:
-            size = memory.readable(room)
-            lines.append(f"可用 {size}：可以放下" if chinese else f"{size} are available: it fits")
+            lines.append(text("fits", language, size=memory.readable(room)))
         return "\n".join(lines), True
-    size = memory.readable(room)
-    lines.append(f"可用 {size}：放不下。可以：" if chinese else f"{size} are available: it does not fit. You can:")
+    lines.append(text("too_large", language, size=memory.readable(room)))
     lines += [f"  * {change.text(language)}" for change in advice(found, room)]
     return "\n".join(lines), False
 

@@ -10,8 +10,9 @@ import json
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED = 130  # the exit status that a shell has for Ctrl-C
@@ -20,9 +21,14 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # the imports take seconds
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
+from chatglm.checkpoints.atomic import write_file  # noqa: E402
 from chatglm.conversation.formats import stop_token_ids  # noqa: E402
-from chatglm.messages import TUNING, choose_language  # noqa: E402
+from chatglm.messages import choose_language  # noqa: E402
 from ptuning.arguments import Arguments, ArgumentsError, TrainingArguments, method_of, parse  # noqa: E402
+from ptuning.messages import text  # noqa: E402
+
+if TYPE_CHECKING:
+    from ptuning.trainer import Tuner  # imported when it is needed: wrong arguments are told before that
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2 if isinstance(error, ArgumentsError) else 1  # others of several see a lost connection
     except KeyboardInterrupt:
         if first_to_fail():
-            print(TUNING["interrupted"][choose_language()], file=sys.stderr)
+            print(text("interrupted", choose_language()), file=sys.stderr)
         return INTERRUPTED
 
 
@@ -46,75 +52,117 @@ def explain(error: Exception) -> str | None:
     """What went wrong, for users; None where it can only be a mistake in the program."""
     from ptuning.trainer import TrainingError
 
-    text = str(error)
-    short = " ".join(text.split())
+    reason = str(error)
+    short = " ".join(reason.split())
     if isinstance(error, MemoryError) or any(sign in short for sign in ("out of memory", "can't allocate memory")):
-        reason = ". ".join(short.split(". ")[:2]).rstrip(".")
-        return f"there is not enough memory ({reason}): --dry_run shows what takes it, and what to change"
+        cause = ". ".join(short.split(". ")[:2]).rstrip(".")
+        return f"there is not enough memory ({cause}): --dry_run shows what takes it, and what to change"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{text}: the disk is full: make room, or take another --output_dir"
-    return None if isinstance(error, RuntimeError) and not isinstance(error, TrainingError) else text
+        return f"{reason}: the disk is full: make room, or take another --output_dir"
+    return None if isinstance(error, RuntimeError) and not isinstance(error, TrainingError) else reason
 
 
 def run(arguments: Arguments) -> int:
     """What the arguments ask for. Raises TrainingError, OSError, ValueError or ImportError with a message for users."""
-    model_args, data_args, training_args, notes = arguments
-    first = training_args.process_index == 0
-    say = _Say(first)
+    _, data_args, training_args, notes = arguments
+    say = _Say(training_args.process_index == 0)
     for note in notes:
         say.message("note", text=note)
+    tokenizer, sets = read_data(arguments, say)  # all that can be wrong with it is found before the weights are loaded
+    if data_args.dry_run:
+        from ptuning.dry_run import report
+
+        told, fits = report(arguments, sets.train, sets.held_out, sets.test, say.language)
+        say(told)
+        return 0 if fits else 1
+    show_examples(arguments, tokenizer, sets, say)
+    resume = resume_from(training_args, say) if sets.train is not None else None
+    trainer = make_trainer(arguments, sets, resume)
+    if sets.train is not None:
+        train(arguments, trainer, sets, resume, say)
+        if trainer.interrupted:
+            return INTERRUPTED
+    if training_args.do_eval:
+        evaluate(trainer, sets)
+    if sets.test is not None:
+        predict(trainer, sets, say)
+    return 0
+
+
+# ---- the steps of a run ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """The data sets of a run; None for those that it does not use."""
+
+    train: Any
+    held_out: Any
+    test: Any
+
+
+def read_data(arguments: Arguments, say: _Say) -> tuple[Any, DataSets]:
+    """The tokenizer and the data sets, in tokens."""
     import logging
 
     from ptuning import data, methods, metrics
-    from ptuning.trainer import Tuner
 
-    # All that can be wrong with the data is found before the weights are loaded.
+    model_args, data_args, training_args, _ = arguments
     if training_args.predict_with_generate and (training_args.do_eval or training_args.do_predict):
         metrics.load()
     logging.getLogger(data.__name__).setLevel(logging.ERROR)  # what it warns of is in what is printed about the data
     tokenizer = methods.load_tokenizer(model_args)
     columns = data.Columns(data_args.prompt_column, data_args.response_column, data_args.history_column)
-    lengths = (data_args.max_source_length, data_args.max_target_length, data_args.source_prefix)
 
     def dataset(path: str | None, limit: int | None, prediction: bool) -> Any:
         if path is None:
             return None
         rows = data.read_rows(path, columns, tokenizer.chatglm_version, limit)
-        source, target, prefix = lengths
         with training_args.main_process_first(desc="tokens"):
             made = data.make_dataset(
-                tokenizer, rows, source, data_args.target_length if prediction else target, prefix,
-                prediction=prediction, num_proc=data_args.preprocessing_num_workers,
+                tokenizer,
+                rows,
+                data_args.max_source_length,
+                data_args.target_length if prediction else data_args.max_target_length,
+                data_args.source_prefix,
+                prediction=prediction,
+                num_proc=data_args.preprocessing_num_workers,
                 overwrite_cache=data_args.overwrite_cache and training_args.local_process_index == 0,
-            )  # fmt: skip
+            )
         say(data.describe(rows, made).text(say.language))
         return made
 
-    train: Any = dataset(data_args.train_file, data_args.max_train_samples, False) if training_args.do_train else None
-    held_out = dataset(data_args.validation_file, data_args.max_eval_samples, True)
-    test = dataset(data_args.test_file, data_args.max_predict_samples, True) if training_args.do_predict else None
-    if data_args.dry_run:
-        from ptuning.dry_run import report
+    return tokenizer, DataSets(
+        dataset(data_args.train_file, data_args.max_train_samples, False) if training_args.do_train else None,
+        dataset(data_args.validation_file, data_args.max_eval_samples, True),
+        dataset(data_args.test_file, data_args.max_predict_samples, True) if training_args.do_predict else None,
+    )
 
-        text, fits = report(arguments, train, held_out, test, say.language)
-        say(text)
-        return 0 if fits else 1
-    for number in range(min(data_args.show_example, len(train) if train is not None else 0)):
-        say(data.show_example(tokenizer, train[number], say.language))
 
-    resume = resume_from(training_args, say) if train is not None else None
+def show_examples(arguments: Arguments, tokenizer: Any, sets: DataSets, say: _Say) -> None:
+    """The first training examples, as many as --show_example asks for."""
+    from ptuning import data
+
+    count = len(sets.train) if sets.train is not None else 0
+    for number in range(min(arguments.data.show_example, count)):
+        say(data.show_example(tokenizer, sets.train[number], say.language))
+
+
+def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None) -> Tuner:
+    """The model with what is to be trained in it, and its trainer. `resume`: the checkpoint to go on from."""
+    from ptuning import data, methods, metrics
+    from ptuning.trainer import Tuner
+
+    model_args, data_args, training_args, _ = arguments
     if resume is not None:
         methods.check_resumable(Path(resume), model_args)
     model, tokenizer = methods.prepare(model_args, training_args)
     sampling = {"do_sample": True, "top_p": 0.7, "temperature": 0.95} if data_args.do_sample else {}
 
-    def texts(ids: Any) -> list[str]:
-        return [tokenizer.decode([i for i in row if i >= 0], skip_special_tokens=True).strip() for row in ids.tolist()]
-
     def scores(found: Any) -> dict[str, float]:
-        return metrics.score(texts(found.predictions), texts(found.label_ids))
+        return metrics.score(texts_of(found.predictions, tokenizer), texts_of(found.label_ids, tokenizer))
 
-    trainer = Tuner(
+    return Tuner(
         method=method_of(model_args),
         base=str(model_args.model_name_or_path),
         stop_ids=stop_token_ids(tokenizer),
@@ -122,8 +170,8 @@ def run(arguments: Arguments) -> int:
         generation={"num_beams": data_args.num_beams or 1, **sampling},
         model=model,
         args=training_args,
-        train_dataset=train,
-        eval_dataset=held_out,
+        train_dataset=sets.train,
+        eval_dataset=sets.held_out,
         processing_class=tokenizer,
         data_collator=data.Collator(
             tokenizer.pad_token_id,
@@ -132,52 +180,81 @@ def run(arguments: Arguments) -> int:
         ),
         compute_metrics=scores if training_args.predict_with_generate else None,
     )
-    if train is not None:
-        baseline = None
-        if data_args.baseline_samples > 0 and resume is None:
-            rows = train if held_out is None else held_out
-            count = min(len(rows), data_args.baseline_samples)
-            baseline = trainer.baseline(rows.select(range(count)))
-            if baseline is not None:
-                kind = TUNING["training" if held_out is None else "validation"][say.language]
-                say.message("untuned", count=count, kind=kind, loss=baseline)
-        begin = None if resume is None else step_of(resume)
-        result = trainer.train(resume_from_checkpoint=resume)
-        folder = Path(training_args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-        if trainer.interrupted:
-            say.message("stopped", step=trainer.state.global_step, folder=folder)
-            return INTERRUPTED
-        found = result.metrics | {"train_samples": len(train)}
-        if baseline is not None:
-            found["baseline_loss"] = baseline
-        if trainer.state.global_step == begin:
-            say.message("finished", step=trainer.state.global_step)
-        else:
-            trainer.log_metrics("train", found)
-            trainer.save_metrics("train", found)
-            trainer.save_state()
-        if folder.is_dir():
-            option = f"--model {folder}"
-            if trainer.method != "full":
-                option = f"--model {model_args.model_name_or_path} --adapter {folder}"
-            say.message("trained", command=f"python {os.path.relpath(ROOT / 'cli_demo.py')} {option}")
-    if training_args.do_eval:
-        found = trainer.evaluate(metric_key_prefix="eval") | {"eval_samples": len(held_out)}
-        trainer.log_metrics("eval", found)
-        trainer.save_metrics("eval", found)
-    if test is not None:
-        output = trainer.predict(test, metric_key_prefix="predict")
-        found = output.metrics | {"predict_samples": len(test)}
-        trainer.log_metrics("predict", found)
-        trainer.save_metrics("predict", found)
-        if first:
-            path = Path(training_args.output_dir) / "generated_predictions.txt"
-            aside = path.with_suffix(".unfinished")
-            with aside.open("w", encoding="utf-8") as file:
-                write_predictions(file, texts(output.label_ids), texts(output.predictions))
-            aside.replace(path)
-            say.message("predictions", path=path)
-    return 0
+
+
+def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | None, say: _Say) -> None:
+    """Trains to the end, or until it is interrupted; either way it says how to go on."""
+    baseline = untuned_loss(arguments, trainer, sets, say) if resume is None else None
+    begin = None if resume is None else step_of(resume)
+    result = trainer.train(resume_from_checkpoint=resume)
+    step = trainer.state.global_step
+    folder = Path(arguments.training.output_dir) / f"checkpoint-{step}"
+    if trainer.interrupted:
+        say.message("stopped", step=step, folder=folder)
+        return
+    found = result.metrics | {"train_samples": len(sets.train)}
+    if baseline is not None:
+        found["baseline_loss"] = baseline
+    if step == begin:
+        say.message("finished", step=step)
+    else:
+        keep_metrics(trainer, "train", found)
+        trainer.save_state()
+    if folder.is_dir():
+        option = f"--model {folder}"
+        if trainer.method != "full":
+            option = f"--model {arguments.model.model_name_or_path} --adapter {folder}"
+        say.message("trained", command=f"python {os.path.relpath(ROOT / 'cli_demo.py')} {option}")
+
+
+def untuned_loss(arguments: Arguments, trainer: Tuner, sets: DataSets, say: _Say) -> float | None:
+    """The loss before training, to compare with; None where it is not wanted or cannot be had."""
+    if arguments.data.baseline_samples <= 0:
+        return None
+    rows = sets.train if sets.held_out is None else sets.held_out
+    count = min(len(rows), arguments.data.baseline_samples)
+    loss = trainer.baseline(rows.select(range(count)))
+    if loss is not None:
+        kind = text("training" if sets.held_out is None else "validation", say.language)
+        say.message("untuned", count=count, kind=kind, loss=loss)
+    return loss
+
+
+def evaluate(trainer: Tuner, sets: DataSets) -> None:
+    """The loss on the validation data, and the scores of the answers where they are generated."""
+    found = trainer.evaluate(metric_key_prefix="eval")
+    keep_metrics(trainer, "eval", found | {"eval_samples": len(sets.held_out)})
+
+
+def predict(trainer: Tuner, sets: DataSets, say: _Say) -> None:
+    """Answers the test data, into generated_predictions.txt."""
+    output = trainer.predict(sets.test, metric_key_prefix="predict")
+    keep_metrics(trainer, "predict", output.metrics | {"predict_samples": len(sets.test)})
+    if trainer.is_world_process_zero():
+        path = Path(trainer.args.output_dir) / "generated_predictions.txt"
+        tokenizer = trainer.processing_class
+        write_file(path, predictions(texts_of(output.label_ids, tokenizer), texts_of(output.predictions, tokenizer)))
+        say.message("predictions", path=path)
+
+
+def keep_metrics(trainer: Tuner, split: str, found: dict[str, float]) -> None:
+    """Prints the figures, and writes them into the output folder."""
+    trainer.log_metrics(split, found)
+    trainer.save_metrics(split, found)
+
+
+def texts_of(ids: Any, tokenizer: Any) -> list[str]:
+    """The texts of rows of ids (rows, tokens) that are filled up with -100."""
+    return [tokenizer.decode([i for i in row if i >= 0], skip_special_tokens=True).strip() for row in ids.tolist()]
+
+
+def predictions(labels: list[str], answers: list[str]) -> str:
+    """One JSON object a line, as the originals' generated_predictions.txt."""
+    pairs = zip(labels, answers, strict=True)
+    return "".join(json.dumps({"labels": one, "predict": other}, ensure_ascii=False) + "\n" for one, other in pairs)
+
+
+# ---- what the user is told -------------------------------------------------------------------------------------------
 
 
 def first_to_fail() -> bool:
@@ -198,18 +275,15 @@ class _Say:
     def __init__(self, active: bool) -> None:
         self.active, self.language = active, choose_language()
 
-    def __call__(self, text: str) -> None:
+    def __call__(self, line: str) -> None:
         if self.active:
-            print(text, flush=True)
+            print(line, flush=True)
 
     def message(self, key: str, **values: Any) -> None:
-        self(TUNING[key][self.language].format(**values))
+        self(text(key, self.language, **values))
 
 
-def write_predictions(file: TextIO, labels: list[str], predictions: list[str]) -> None:
-    """One JSON object a line, as the originals' generated_predictions.txt."""
-    for label, prediction in zip(labels, predictions, strict=True):
-        file.write(json.dumps({"labels": label, "predict": prediction}, ensure_ascii=False) + "\n")
+# ---- going on from a checkpoint --------------------------------------------------------------------------------------
 
 
 def resume_from(training_args: TrainingArguments, say: _Say) -> str | None:

@@ -10,12 +10,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizer, set_seed
 
 import chatglm
-from chatglm.adapter_files import LORA_CONFIG, PREFIX, Prefix, describe, import_peft, read_adapter
 from chatglm.adapters.attaching import load_adapter
 from chatglm.adapters.lora import add_lora
 from chatglm.adapters.prefixes import add_prefix
 from chatglm.adapters.saving import save_adapter
-from chatglm.checkpoint_files import VOCABULARIES, ModelLoadError, read_contents, read_json, weight_files
+from chatglm.checkpoints.adapters import PREFIX, Prefix, describe, import_peft, read_adapter
+from chatglm.checkpoints.file_names import CONFIG, LORA_CONFIG, VOCABULARIES
+from chatglm.checkpoints.files import ModelLoadError, check_folder, read_contents, read_json, weight_files
 from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.loading import find_folder
 from chatglm.tokenization_chatglm import ChatGLMTokenizer
@@ -69,11 +70,11 @@ def prepare(
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizer:
     """The tokenizer alone: rows are made into tokens before the weights are loaded."""
     folder = find_folder(model_args.model_name_or_path, model_args.revision)
-    chatglm.loading.check_folder(folder)
+    check_folder(folder)
     if not any((folder / name).is_file() for name in VOCABULARIES.values()):
         found = _described(folder)
         if found is not None and found.startswith("a prefix"):
-            base = read_json(folder / "config.json").get("base_model_name_or_path") or "the model it was trained for"
+            base = read_json(folder / CONFIG).get("base_model_name_or_path") or "the model it was trained for"
             raise ArgumentsError(f"{folder} is {found}: use --model_name_or_path {base} --ptuning_checkpoint {folder}")
     return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -120,7 +121,7 @@ def save(
 def check_resumable(folder: Path, model_args: ModelArguments) -> None:
     """Raises ArgumentsError where a training checkpoint holds something else than what the arguments train."""
     found, wanted = _described(folder), _wanted(model_args)
-    if (folder / "config.json").is_file() and found == wanted:
+    if (folder / CONFIG).is_file() and found == wanted:
         base = find_folder(model_args.model_name_or_path, model_args.revision)
         found, wanted = (describe(ChatGLMConfig.from_pretrained(one).to_dict()) for one in (folder, base))
     if None not in (found, wanted) and found != wanted:

@@ -22,7 +22,7 @@ from typing import Any
 from chatglm.conversation.chat_messages import TOOLS_SYSTEM_PROMPT, normalize_messages, pairs_from_messages
 from chatglm.conversation.history import Message, Pair, validate_history
 from chatglm.conversation.tool_calls import tool_call_message
-from ptuning.files import DECODER, DataError, Problems, read_records
+from ptuning.data_files import DECODER, DataError, Problems, read_records
 
 _CONVERSATIONS = ("conversations", "messages")
 #: Question and answer columns that are found without being named.

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +20,15 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from chatglm.messages import TUNING, choose_language
+from chatglm.checkpoints.atomic import put_back, whole_folder
+from chatglm.messages import choose_language
 
 from . import methods
 from .batches import WithFillers, divide_evenly
+from .messages import text
 
 STATE = "trainer_state.json"
+OLD = "old-"  # in front of the name of a checkpoint that is being replaced
 OPTIMIZERS = ("optimizer*", "global_step*", "pytorch_model_fsdp*")  # as Trainer, DeepSpeed and FSDP call its state
 ZEROS = 10  # micro-batches in a row with a loss of exactly 0
 
@@ -252,7 +254,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
                 raise KeyboardInterrupt
             self.interrupted, first = True, time.monotonic()
             if self.is_world_process_zero():
-                print(TUNING["stopping"][choose_language()], flush=True)
+                print(text("stopping", choose_language()), flush=True)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -284,34 +286,15 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Written aside and renamed: a folder `checkpoint-N` is always a whole one."""
+        """A folder `checkpoint-N` is always a whole one."""
         output_dir = Path(self.args.output_dir)
         final = output_dir / f"checkpoint-{self.state.global_step}"
-        aside, old = output_dir / f"tmp-{final.name}", output_dir / f"old-{final.name}"
+        aside, old = output_dir / f"tmp-{final.name}", output_dir / f"{OLD}{final.name}"
         self.store_flos()
         try:
-            if self.args.should_save:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
-            self.save_model(str(aside), _internal_call=True)
-            if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(str(aside))
-                self._save_scaler(str(aside))
-                self._save_rng_state(str(aside))
-            if self.state.best_global_step:
-                self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self.state.save_to_json(str(aside / STATE))
-                _flush(aside)
-                if final.exists():
-                    shutil.rmtree(old, ignore_errors=True)
-                    final.rename(old)
-                aside.rename(final)
-                shutil.rmtree(old, ignore_errors=True)
+            with whole_folder(final, aside=aside, old=old, writes=self.args.should_save):
+                self._fill_checkpoint(aside)
         except (OSError, RuntimeError, SafetensorError) as error:  # how torch and safetensors say that the disk is full
-            shutil.rmtree(aside, ignore_errors=True)
             last = last_checkpoint(output_dir)
             kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
             reason = " ".join(str(error).split())
@@ -324,6 +307,21 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def _fill_checkpoint(self, folder: Path) -> None:
+        """All processes write into the folder, which the first one has made."""
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(folder), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+        if self.state.best_global_step:
+            best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / STATE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.method == "full" or self.is_fsdp_enabled:
@@ -408,18 +406,16 @@ class _Watch(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
 
 def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint that was written last; one whose replacement was broken off is put back."""
+    """The checkpoint that was written last; one whose replacement was interrupted is put back first."""
     folder = Path(output_dir)
-    for old in folder.glob("old-checkpoint-*"):
-        name = folder / old.name.removeprefix("old-")
-        if not name.exists():
-            old.rename(name)
+    for old in folder.glob(f"{OLD}checkpoint-*"):
+        put_back(old, folder / old.name.removeprefix(OLD))
     found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
     return max(found, key=lambda path: ((path / STATE).stat().st_mtime_ns, path.name), default=None)
 
 
 def broken(checkpoint: str | os.PathLike[str], error: Exception) -> str:
-    """What to do about a checkpoint that cannot be gone on from."""
+    """What to do about a checkpoint that training cannot resume from."""
     reason = " ".join(str(error).split())
     return (
         f"cannot go on from {checkpoint} ({reason}): go on with the arguments it was made with; if it is broken, "
@@ -435,15 +431,3 @@ def _reading(checkpoint: str | None) -> Iterator[None]:
         if checkpoint is None or isinstance(error, CheckpointError):
             raise
         raise CheckpointError(broken(checkpoint, error)) from error
-
-
-def _flush(folder: Path) -> None:
-    """To the disk, before the rename says that it is there."""
-    if os.name != "posix":
-        return
-    for path in [*folder.rglob("*"), folder]:
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

@@ -1,8 +1,10 @@
-"""What all tests share: where the golden data is, the marker for tests that need it, and a name that changed."""
+"""What all tests share: the golden data and the marker for tests that need it, checkpoint folders, an old name."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +28,37 @@ def enable_checkpointing(model: Any, options: dict[str, Any]) -> None:
         model.activation_checkpointing_enable(options)
     else:
         model.gradient_checkpointing_enable(options)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test that wants to reach the network; the environment names no model."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError(f"something wants to reach the network: {args[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.delenv("CHATGLM_MODEL", raising=False)
+
+
+@pytest.fixture(scope="session", params=[1, 2, 3], ids=["v1", "v2", "v3"])
+def any_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint folder of each generation; for reading only."""
+    from tiny_folders import make_folder
+
+    return make_folder(tmp_path_factory.mktemp("any") / f"v{request.param}", request.param)
+
+
+@pytest.fixture(scope="session")
+def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint folder of generation 3; for reading only."""
+    from tiny_folders import make_folder
+
+    return make_folder(tmp_path_factory.mktemp("whole") / "chatglm3-tiny", 3)
+
+
+@pytest.fixture
+def folder(whole_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it to break."""
+    return Path(shutil.copytree(whole_folder, tmp_path / "broken"))

@@ -13,9 +13,10 @@ import torch
 import chatglm
 import utils
 from chatglm import adapters
-from chatglm.placement import NAMES
+from chatglm.loading import NotEnoughMemoryError
+from chatglm.loading.placement import sizes_of
 from logical_devices import LogicalTensor, logical_gpus
-from tiny_folders import make_folder
+from tiny_folders import make_folder, names_of
 
 BLOCKS = 5
 GB = 10**9
@@ -44,7 +45,7 @@ def split(folder: Path, *args: Any, **options: Any) -> Any:
 
 
 def blocks_of(model: Any) -> Any:
-    return model.get_submodule(NAMES[model.config.chatglm_version].blocks)
+    return model.get_submodule(model.part_names.blocks)
 
 
 def device_of(tensor: torch.Tensor) -> str:
@@ -89,7 +90,7 @@ def test_a_split_model_is_the_whole_one(folders: dict[int, Path], version: int) 
     expected, tokenizer = whole(folders[version])
     model = split(folders[version], 3)
     assert device_of(model) == "logical:0"
-    placed = [model.hf_device_map[f"{NAMES[version].blocks}.{index}"] for index in range(BLOCKS)]
+    placed = [model.hf_device_map[f"{names_of(version).blocks}.{index}"] for index in range(BLOCKS)]
     assert placed == [0, 1, 1, 1, 2]
     ran: list[str] = []
     for block, gpu in zip(blocks_of(model), placed, strict=True):
@@ -112,7 +113,7 @@ def test_half_precision_unless_told_otherwise(folders: dict[int, Path], version:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_any_map_of_the_users(folders: dict[int, Path], version: int) -> None:
     expected, tokenizer = whole(folders[version])
-    names = NAMES[version]
+    names = names_of(version)
     scattered: dict[str, Any] = {f"{names.blocks}.{index}": (2, 0, 1, "cpu", 0)[index] for index in range(BLOCKS)}
     norm = next(name for name in names.meeting if name.endswith("final_layernorm"))
     scattered |= {names.meeting[0]: 1, norm: 2, "lm_head": 1}
@@ -176,28 +177,28 @@ def test_with_lora(folders: dict[int, Path], version: int, tmp_path: Path) -> No
 @pytest.mark.parametrize("version", [1, 3])
 def test_blocks_in_main_memory_and_on_disk(folders: dict[int, Path], version: int, tmp_path: Path) -> None:
     expected, tokenizer = whole(folders[version])
-    sizes = chatglm.placement.sizes_of(expected, torch.float32)
+    sizes = sizes_of(expected, torch.float32)
     room = {0: sizes.meeting + 2 * sizes.block, 1: sizes.block, "cpu": sizes.block}
     model = split(folders[version], 2, max_memory=room, offload_folder=tmp_path)
-    placed = [model.hf_device_map[f"{NAMES[version].blocks}.{index}"] for index in range(BLOCKS)]
+    placed = [model.hf_device_map[f"{names_of(version).blocks}.{index}"] for index in range(BLOCKS)]
     assert placed == [0, 1, "cpu", "disk", "disk"]
     assert same(model, expected, tokenizer)
     path = make_prefix(folders[version], tmp_path / "pytorch_model.bin")
     expected, _ = whole(folders[version], adapter=path)
-    model = split(folders[version], device_map={"": "disk", NAMES[version].blocks: 1}, adapter=path)
+    model = split(folders[version], device_map={"": "disk", names_of(version).blocks: 1}, adapter=path)
     assert device_of(model) == device_of(model.base_model.prefix_encoder.embedding.weight) == "logical:1"
     assert same(model, expected, tokenizer)
 
 
 def test_free_memory_decides_where_it_has_to(folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _ = whole(folders[3])
-    sizes = chatglm.placement.sizes_of(expected, torch.float32)
+    sizes = sizes_of(expected, torch.float32)
     free = [int(1.2 * (sizes.meeting + sizes.block)), int(1.2 * 3.5 * sizes.block)]
     with logical_gpus(monkeypatch, [*free, 80 * GB]):
         model = split(folders[3], 2)
-        placed = [model.hf_device_map[f"{NAMES[3].blocks}.{index}"] for index in range(BLOCKS)]
+        placed = [model.hf_device_map[f"{names_of(3).blocks}.{index}"] for index in range(BLOCKS)]
         assert placed == [0, 0, 1, 1, 1]
-        with pytest.raises(chatglm.loading.NotEnoughMemoryError, match=r"GPU 0 .* GPU 1 .* quantize=4"):
+        with pytest.raises(NotEnoughMemoryError, match=r"GPU 0 .* GPU 1 .* quantize=4"):
             split(folders[3], 2, max_memory={0: sizes.meeting, 1: sizes.block})
 
 

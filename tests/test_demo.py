@@ -14,13 +14,11 @@ from safetensors.torch import load_file
 import chatglm
 from chatglm.conversation.formats import encode_conversation
 from chatglm.conversation.history import validate_history
-from chatglm.demo import corpus
+from chatglm.demo import FOLDERS, corpus, is_demo, with_vocabulary_of
 from chatglm.demo.batches import Encoder, batches
 from chatglm.demo.evaluate import is_right, items, same
 from chatglm.demo.phrases import expand, parse, read
 
-DEMO = Path(chatglm.__file__).parent / "demo"
-FOLDERS = {1: DEMO / "chatglm-demo", 3: DEMO / "chatglm3-demo"}
 MEGABYTES = 12
 
 
@@ -240,3 +238,14 @@ def test_weather_tool() -> None:
         tokenizer, '{"temperature": 21, "weather": "sunny"}', history=history, role="observation", do_sample=False
     )
     assert answer == "The weather in Paris: sunny, 21 degrees."
+
+
+def test_what_is_the_demo(tmp_path: Path) -> None:
+    assert all(is_demo(folder) for folder in FOLDERS.values())
+    assert is_demo(FOLDERS[3].parent / ".." / "demo" / "chatglm3-demo")
+    link = tmp_path / "link"
+    link.symlink_to(FOLDERS[1], target_is_directory=True)
+    assert is_demo(link)
+    assert not any(map(is_demo, (tmp_path, "THUDM/chatglm3-6b", FOLDERS[3].parent)))
+    for generation, name in ((1, "ice_text.model"), (2, "tokenizer.model"), (3, "tokenizer.model")):
+        assert (with_vocabulary_of(generation) / name).is_file()

@@ -16,13 +16,13 @@ import yaml
 
 import chatglm
 from chatglm.conversation.formats import encode_conversation, stop_token_ids
+from chatglm.demo import FOLDERS as DEMOS
 from evaluation import evaluate_ceval as ceval
 from evaluation import run_lm_eval
 from tiny_chat import pair
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = Path(__file__).parent / "data" / "lm_eval"
-DEMOS = {1: ROOT / "chatglm" / "demo" / "chatglm-demo", 3: ROOT / "chatglm" / "demo" / "chatglm3-demo"}
 
 
 def question(text: str, *choices: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import chatglm
-from chatglm.memory import readable
+from chatglm.checkpoints.memory import readable
 from ptuning.dry_run import training_steps
 from ptuning.estimate import LIBRARIES, PARTS, Estimate, Evaluation, advice, estimate
 from tiny_folders import make_folder
@@ -318,7 +318,7 @@ def test_advice_for_full_tuning() -> None:
     english = "\n".join(one.text() for one in changes)
     for words in ("--optim adamw_bnb_8bit", "--optim adafactor", "ZeRO-2 on 4", "ZeRO-3 on 4", "LoRA"):
         assert words in english
-    lora = next(one for one in changes if "LoRA" in one.english)
+    lora = next(one for one in changes if "LoRA" in one.text())
     assert lora.fits
     assert "which fits" in lora.text()
 

@@ -144,7 +144,7 @@ def test_a_checkpoint_holds_only_what_was_trained(folders: Any, tmp_path: Path) 
         folder = tmp_path / method / "checkpoint-1"
         names = {path.name for path in folder.iterdir()}
         assert weights[method] in names and not any(name.endswith(".bin") for name in names)
-        contents = chatglm.checkpoint_files.read_contents(folder / weights[method])
+        contents = chatglm.checkpoints.files.read_contents(folder / weights[method])
         wanted = {"ptuning": "transformer.prefix_encoder.", "lora": "base_model.model.", "full": "transformer."}
         assert contents and all(name.startswith(wanted[method]) for name in contents)
         assert ("tokenizer_config.json" in names) == (method == "full")

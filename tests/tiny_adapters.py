@@ -16,7 +16,7 @@ import torch
 
 import tiny_chat
 from chatglm import adapters
-from chatglm.checkpoint_files import ModelLoadError
+from chatglm.checkpoints.files import ModelLoadError
 
 VERSIONS = (1, 2, 3)
 LINEARS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]

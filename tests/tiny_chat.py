@@ -9,14 +9,14 @@ import torch
 from transformers import AutoModel
 
 import chatglm
-from chatglm.loading import DEMO
+from chatglm.demo import with_vocabulary_of
 
 TOOLS_SYSTEM = {
     "role": "system",
     "content": "Answer with tools:",
     "tools": [{"name": "get_weather", "description": "weather", "parameters": {"type": "object", "properties": {}}}],
 }
-FOLDERS = {1: DEMO.parent / "chatglm-demo", 2: DEMO.parent / "chatglm3-demo", 3: DEMO.parent / "chatglm3-demo"}
+FOLDERS = {version: with_vocabulary_of(version) for version in (1, 2, 3)}
 CONTEXT = 256
 
 

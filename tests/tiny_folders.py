@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from chatglm.chat import CHAT_MODELS
+from chatglm.checkpoints.files import ModelLoadError
 from chatglm.configuration_chatglm import ChatGLMConfig
-from chatglm.loading import MODELS
+from chatglm.demo import with_vocabulary_of
+from chatglm.loading import model_class
 
-DEMOS = Path(__file__).resolve().parents[1] / "chatglm" / "demo"
 SIZES: dict[int, dict[str, Any]] = {
     1: {"num_layers": 2, "hidden_size": 32, "inner_hidden_size": 64, "num_attention_heads": 2},
     2: {
@@ -25,7 +29,7 @@ SIZES[3] = SIZES[2]
 
 def make_folder(folder: Path, version: int, *, shard: str = "1GB", **changes: Any) -> Path:
     """A folder with config, tokenizer and random float32 weights of this generation. `shard`: size of a weight file."""
-    source = DEMOS / ("chatglm-demo" if version == 1 else "chatglm3-demo")
+    source = with_vocabulary_of(version)
     folder.mkdir(parents=True)
     for path in source.iterdir():
         if path.suffix in (".json", ".model"):
@@ -35,7 +39,7 @@ def make_folder(folder: Path, version: int, *, shard: str = "1GB", **changes: An
     values = json.loads((folder / "config.json").read_text())
     config = ChatGLMConfig.from_dict(values | SIZES[version] | {"chatglm_version": version} | changes)
     torch.manual_seed(0)
-    MODELS[version](config).float().save_pretrained(folder, max_shard_size=shard)
+    model_class(config)(config).float().save_pretrained(folder, max_shard_size=shard)
     return folder
 
 
@@ -57,3 +61,17 @@ def to_bin(folder: Path) -> Path:
 
 def _bin_name(name: str) -> str:
     return f"pytorch_{name.removesuffix('.safetensors')}.bin"
+
+
+def error_of(call: Callable[[], Any], kind: type[Exception] = ModelLoadError) -> str:
+    """The one line that a call fails with."""
+    with pytest.raises(kind) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def names_of(version: int) -> Any:
+    """The names of the parts of this generation's models."""
+    return CHAT_MODELS[version].part_names

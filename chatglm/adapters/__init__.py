@@ -6,7 +6,7 @@ of it, not in its state dict) while it is not. LoRA is PEFT's, which is needed f
 
 from __future__ import annotations
 
-from ..adapter_files import Lora, Prefix, read_adapter
+from ..checkpoints.adapters import Lora, Prefix, read_adapter
 from .attaching import load_adapter
 from .bases import fingerprint
 from .lora import add_lora, merge_lora

@@ -6,7 +6,7 @@ import os
 
 from transformers import PreTrainedModel
 
-from ..adapter_files import Adapter, Prefix, default_name, read_adapter
+from ..checkpoints.adapters import Adapter, Prefix, default_name, read_adapter
 from .bases import check_generation
 from .lora import attach_lora
 from .prefixes import attach_prefix

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..adapter_files import Adapter, Prefix, describe, generation_of
-from ..checkpoint_files import ModelLoadError
+from ..checkpoints.adapters import Adapter, Prefix, describe, generation_of
+from ..checkpoints.files import ModelLoadError
 
 SAMPLES = 64  # numbers in a fingerprint
 

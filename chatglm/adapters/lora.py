@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..adapter_files import LORA_CONFIG, Lora, describe, import_peft
-from ..checkpoint_files import ModelLoadError
+from ..checkpoints.adapters import LORA_CONFIG, Lora, describe, import_peft
+from ..checkpoints.files import ModelLoadError
 from ..network.slots import AdapterSlots
 from .switching import check_name, remove_adapter
 

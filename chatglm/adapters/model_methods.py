@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..adapter_files import import_peft
+from ..checkpoints.adapters import import_peft
 from ..network.slots import AdapterSlots
 from . import attaching, lora, switching
 

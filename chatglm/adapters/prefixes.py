@@ -7,8 +7,8 @@ import warnings
 import torch
 from transformers import PreTrainedModel
 
-from ..adapter_files import Prefix, describe
-from ..checkpoint_files import ModelLoadError
+from ..checkpoints.adapters import Prefix, describe
+from ..checkpoints.files import ModelLoadError
 from ..network.prefix_encoder import PrefixEncoder
 from .bases import fingerprint, same_base
 from .switching import check_name

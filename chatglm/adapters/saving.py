@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from ..adapter_files import LORA_WEIGHTS, PREFIX, import_peft, written_aside
+from ..checkpoints.adapters import LORA_WEIGHTS, PREFIX, import_peft, written_aside
 from ..network.slots import AdapterSlots
 from .bases import fingerprint
 

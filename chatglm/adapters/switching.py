@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..adapter_files import NAME, import_peft
+from ..checkpoints.adapters import NAME, import_peft
 from ..network.slots import AdapterSlots
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.atomic import write_file
 from ..conversation.chat_messages import TOOLS_SYSTEM_PROMPT
 from ..loading import load
 from . import corpus
@@ -165,7 +166,7 @@ def main() -> None:
         report(table)
         tables[folder.name] = {key: value for key, value in table.items() if key != "seconds"}
     if arguments.save:
-        arguments.save.write_text(json.dumps(tables, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_file(arguments.save, json.dumps(tables, ensure_ascii=False, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -20,6 +19,8 @@ from transformers import GenerationConfig
 
 from .. import ChatGLMTokenizer
 from ..chat import ChatGLM1ForConditionalGeneration, ChatGLM3ForConditionalGeneration
+from ..checkpoints.atomic import files_into
+from ..checkpoints.file_names import TOKENIZER_CONFIG, VOCABULARIES
 from ..configuration_chatglm import ChatGLM1Config, ChatGLM3Config
 from ..conversation.formats import stop_token_ids
 from . import vocabulary
@@ -35,14 +36,13 @@ DEFAULT_STEPS = {1: 9200, 3: 7400}
 
 def make_tokenizer(folder: Path, version: int, seed: int) -> Any:
     """A new vocabulary in `folder`, as a tokenizer."""
-    name = "ice_text.model" if version == 1 else "tokenizer.model"
-    vocabulary.build(folder / name, version, seed)
+    vocabulary.build(folder / VOCABULARIES[version], version, seed)
     config: dict[str, Any] = {"tokenizer_class": "ChatGLMTokenizer", "chatglm_version": version}
     config |= {"do_lower_case": False, "remove_space": False}
     if version == 1:
         config |= {"num_image_tokens": 0, "bos_token": "<sop>", "eos_token": "<eop>", "end_token": "</s>"}
         config |= {"gmask_token": "[gMASK]", "mask_token": "[MASK]", "pad_token": "<pad>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return ChatGLMTokenizer.from_pretrained(folder)
 
 
@@ -136,11 +136,8 @@ class Trainer:
 
 
 def save(weights: list[torch.Tensor], tokenizer: Any, folder: Path) -> None:
-    """Write the checkpoint with these parameters in float16 beside `folder`, then put it in its place."""
+    """Writes the checkpoint with these parameters in float16; its files in `folder` are replaced once it is whole."""
     version: int = tokenizer.chatglm_version
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     half = make_model(tokenizer)
     with torch.no_grad():
         for parameter, weight in zip(half.parameters(), weights, strict=True):
@@ -153,15 +150,10 @@ def save(weights: list[torch.Tensor], tokenizer: Any, folder: Path) -> None:
         pad_token_id=half.config.pad_token_id,
         do_sample=False,  # sums and names leave no choice
     )
-    half.save_pretrained(aside)
-    for name in ("tokenizer.model", "ice_text.model", "tokenizer_config.json"):
-        source = Path(tokenizer.vocab_file).parent / name
-        if source.exists():
-            shutil.copyfile(source, aside / name)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-        os.replace(file, folder / file.name)
-    aside.rmdir()
+    with files_into(folder) as aside:
+        half.save_pretrained(aside)
+        for name in (VOCABULARIES[version], TOKENIZER_CONFIG):
+            shutil.copyfile(Path(tokenizer.vocab_file).with_name(name), aside / name)
 
 
 def train(arguments: argparse.Namespace) -> None:

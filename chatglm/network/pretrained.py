@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,10 +20,28 @@ from .rotary import RotaryTable
 from .slots import AdapterSlots
 
 
+@dataclass(frozen=True)
+class PartNames:
+    """The names of the modules that a device map places."""
+
+    embeddings: str
+    rotary: str
+    prefix: str
+    final_norm: str
+    heads: tuple[str, ...]  # the output head, under every name that the originals' maps have for it
+    blocks: str
+
+    @property
+    def meeting(self) -> tuple[str, ...]:
+        """What sits where input ids and logits meet, in the order of the originals' maps."""
+        return (self.embeddings, self.rotary, self.prefix, self.final_norm, *self.heads)
+
+
 class ChatGLMPreTrainedModel(PreTrainedModel):
     """A network or a network with a head."""
 
     config: ChatGLMConfig
+    part_names: ClassVar[PartNames]
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = list(compat.CACHE_NAMES)

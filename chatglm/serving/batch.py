@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
-from .. import memory
+from ..checkpoints import memory
 from .request import Request
 from .rows import BLOCK, RowCache
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from chatglm import quantization
 from chatglm.adapters.lora import add_lora
-from chatglm.loading import MODELS
+from chatglm.loading import model_class
 
 from .settings import Evaluation, Settings, kept_dtype
 
@@ -25,7 +25,7 @@ def build(config: Any, settings: Settings) -> Any:
     config.pre_seq_len = settings.pre_seq_len if settings.method == "ptuning" else None
     config.prefix_projection = settings.prefix_projection
     with _default_dtype(kept_dtype(settings)):
-        model = MODELS[config.chatglm_version](config)
+        model = model_class(config)(config)
         model.tie_weights()  # left out where nothing is initialised
         if settings.quantize and quantization.settings_of(config) is None:
             quantization.apply(model, quantization.ChatGLMQuantizationConfig(settings.quantize), empty=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_files import ModelLoadError
+from .files import ModelLoadError
 
 SOON = 4.0  # seconds without an answer after which the user is told what is being waited for
 PATIENCE = 30.0  # seconds without an answer after which the hub counts as out of reach

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from . import file_names
+
 # Floating-point types as safetensors headers name them; tensors of other types (quantised weights) keep theirs.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-VOCABULARIES = {1: "ice_text.model", 2: "tokenizer.model", 3: "tokenizer.model"}
 #: Tensor name -> (its type if a floating-point one, elements, bytes).
 Contents = dict[str, tuple[torch.dtype | None, int, int]]
 GET_AGAIN = "download it again (or copy it from where you got the folder)"
@@ -48,15 +49,16 @@ def check_folder(folder: Path) -> None:
         raise ModelLoadError(f"{folder} is a file: give the folder that holds config.json and the weights")
     if not folder.is_dir():
         raise ModelLoadError(f"there is no folder {folder}: give a folder with config.json, weights and tokenizer")
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
+    if not (folder / file_names.CONFIG).is_file():
+        if (folder / file_names.LORA_CONFIG).is_file():
             raise ModelLoadError(f"{folder} is a LoRA adapter: load the model it was made for, with this as adapter")
-        below = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        below = sorted(path.parent.name for path in folder.glob(f"*/{file_names.CONFIG}"))
         hint = f"did you mean the folder {folder / below[0]}?" if below else "give the folder of a ChatGLM checkpoint"
         raise ModelLoadError(f"{folder} has no config.json, so it is no checkpoint: {hint}")
-    kind = read_json(folder / "config.json").get("model_type")
+    config = folder / file_names.CONFIG
+    kind = read_json(config).get("model_type")
     if kind != "chatglm":
-        raise ModelLoadError(f"{folder / 'config.json'} is of a model of type {kind!r}: only 'chatglm' can be loaded")
+        raise ModelLoadError(f"{config} is of a model of type {kind!r}: only 'chatglm' can be loaded")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -71,29 +73,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_vocabulary(folder: Path, version: int) -> None:
+def check_vocabulary(folder: Path, generation: int) -> None:
     """Raises ModelLoadError unless the SentencePiece model of this generation is there."""
-    path = folder / VOCABULARIES[version]
+    path = folder / file_names.VOCABULARIES[generation]
     if not path.is_file():
-        raise ModelLoadError(f"{folder} has no {path.name}: copy the tokenizer files of ChatGLM{version} into it")
+        raise ModelLoadError(f"{folder} has no {path.name}: copy the tokenizer files of ChatGLM{generation} into it")
     _check_file(path)
 
 
 def find_weights(folder: Path) -> Weights:
     """Finds and checks the weights that transformers would load from `folder`. Raises ModelLoadError."""
     files = weight_files(folder)
-    names: set[str] = set()
+    tensors: set[str] = set()
     elements: Counter[torch.dtype] = Counter()
     other_bytes = 0
     for path in files:
         for name, (dtype, count, size) in read_contents(path).items():
-            names.add(name)
+            tensors.add(name)
             if dtype is None:
                 other_bytes += size
             else:
                 elements[dtype] += count
     most = elements.most_common(1)
-    return Weights(files, frozenset(names), elements.total(), other_bytes, most[0][0] if most else torch.float32)
+    return Weights(files, frozenset(tensors), elements.total(), other_bytes, most[0][0] if most else torch.float32)
 
 
 def read_contents(path: Path) -> Contents:
@@ -144,10 +146,10 @@ def _torch_contents(path: Path) -> Contents:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The files that transformers would load from `folder`. Raises ModelLoadError."""
     # The order in which transformers looks: one file before an index, safetensors before torch's own format.
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in (file_names.SAFETENSORS, file_names.TORCH_WEIGHTS):
         if (folder / name).is_file():
             return (folder / name,)
-        index = folder / f"{name}.index.json"
+        index = folder / f"{name}{file_names.INDEX}"
         if index.is_file():
             shards = read_json(index).get("weight_map")
             if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
@@ -159,8 +161,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
                 raise ModelLoadError(f"{total}: {', '.join(missing)}; download them into it")
             return files
     raise ModelLoadError(
-        f"{folder} has a config.json but no weights (model.safetensors, pytorch_model.bin or their .index.json): "
-        "download the weights into it"
+        f"{folder} has a {file_names.CONFIG} but no weights ({file_names.SAFETENSORS}, {file_names.TORCH_WEIGHTS} or "
+        f"their {file_names.INDEX}): download the weights into it"
     )
 
 

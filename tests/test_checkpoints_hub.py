@@ -13,14 +13,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from chatglm import hub, load
-from chatglm.checkpoint_files import ModelLoadError
-from tiny_folders import make_folder
-
-
-@pytest.fixture(scope="module")
-def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("models") / "chatglm3-tiny", 3)
+from chatglm import load
+from chatglm.checkpoints import hub
+from chatglm.checkpoints.files import ModelLoadError
 
 
 @pytest.fixture(autouse=True)

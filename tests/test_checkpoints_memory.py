@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatglm import memory
+from chatglm.checkpoints import memory
 
 GIB = 2**30
 

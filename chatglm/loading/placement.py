@@ -1,14 +1,14 @@
-"""Which part of a model goes to which device, when one device is not enough; and loading it that way.
+"""Which part of a model goes to which device, when one device is not enough.
 
-Whole blocks are placed. Input ids and logits meet on one GPU, the first, which holds the embeddings, the final norm and
-the output head (and a P-tuning prefix); accelerate's hooks carry the hidden states from device to device.
+Whole blocks are placed; the model classes say what their parts are called (`part_names`). Input ids and logits meet on
+the first GPU, which holds the embeddings, the final norm, the output head and a P-tuning prefix; accelerate's hooks
+carry the hidden states from device to device.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,45 +18,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import loading, memory, quantization
-from .adapters.attaching import attach
-from .adapters.switching import use_adapter
-from .checkpoint_files import check_folder, find_weights
-from .configuration_chatglm import ChatGLMConfig
+from .. import quantization
+from ..chat import CHAT_MODELS, model_class
+from ..checkpoints import memory
+from ..network.pretrained import PartNames
+from .dtypes import HEADROOM
+from .memory_check import NotEnoughMemoryError
+from .reading import first_few
 
 #: A GPU by its number, or "cpu" or "disk" for weights that are brought to a GPU whenever they are used.
 Device = int | str
 DeviceMap = dict[str, Device]
 OFFLOADED = ("cpu", "disk")
-BLOCKS = 28  # of every published checkpoint
-
-
-@dataclass(frozen=True)
-class Names:
-    """What the parts of a generation are called."""
-
-    meeting: tuple[str, ...]  # where input ids and logits meet
-    blocks: str
-
-
-# As in the originals' maps, the output head of generations 2 and 3 under both names; and what those maps lack.
-NAMES = {
-    1: Names(
-        (
-            "transformer.word_embeddings", "transformer.rotary_emb", "transformer.prefix_encoder",
-            "transformer.final_layernorm", "lm_head",
-        ),
-        "transformer.layers",
-    ),
-    2: Names(
-        (
-            "transformer.embedding.word_embeddings", "transformer.rotary_pos_emb", "transformer.prefix_encoder",
-            "transformer.encoder.final_layernorm", "transformer.output_layer", "lm_head",
-        ),
-        "transformer.encoder.layers",
-    ),
-}  # fmt: skip
-NAMES[3] = NAMES[2]
 
 
 # ---- how many blocks for each device ---------------------------------------------------------------------------------
@@ -96,14 +69,14 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Placement:
     """The GPU of the embeddings and head, and the blocks in their order: (device, how many)."""
 
     meeting: Device
     shares: list[tuple[Device, int]]
 
 
-def plan(sizes: Sizes, room: Mapping[Device, float]) -> Plan:
+def place(sizes: Sizes, room: Mapping[Device, float]) -> Placement:
     """Splits evenly where that fits, else in proportion to the room, else to main memory and disk as far as allowed.
 
     Args:
@@ -118,7 +91,7 @@ def plan(sizes: Sizes, room: Mapping[Device, float]) -> Plan:
     if all(
         count * sizes.block + (sizes.meeting if gpu == gpus[0] else 0) <= room[gpu] for gpu, count in shares
     ):
-        return Plan(gpus[0], shares)
+        return Placement(gpus[0], shares)
     meeting = next((gpu for gpu in gpus if room[gpu] >= sizes.meeting), None)
     if meeting is None:
         raise _too_large(sizes, room, f"no GPU has {memory.readable(sizes.meeting)} for the embeddings and the head")
@@ -130,7 +103,7 @@ def plan(sizes: Sizes, room: Mapping[Device, float]) -> Plan:
             able = [gpu for gpu in gpus if counts[gpu] < held[gpu]]
             fullest = {gpu: (fixed[gpu] + (counts[gpu] + 1) * sizes.block) / room[gpu] for gpu in able}
             counts[min(able, key=fullest.__getitem__)] += 1
-        return Plan(meeting, [(gpu, counts[gpu]) for gpu in gpus])
+        return Placement(meeting, [(gpu, counts[gpu]) for gpu in gpus])
     held[gpus[0]] = max(0, held[gpus[0]] - 1)  # accelerate brings offloaded blocks, one at a time, to the first GPU
     left = sizes.blocks - sum(held.values())
     shares = [(gpu, held[gpu]) for gpu in gpus]
@@ -140,17 +113,17 @@ def plan(sizes: Sizes, room: Mapping[Device, float]) -> Plan:
         left -= count
     if left:
         raise _too_large(sizes, room, f"{left} of {sizes.blocks} blocks find no place")
-    return Plan(meeting, shares)
+    return Placement(meeting, shares)
 
 
-def _too_large(sizes: Sizes, room: Mapping[Device, float], why: str) -> loading.NotEnoughMemoryError:
+def _too_large(sizes: Sizes, room: Mapping[Device, float], why: str) -> NotEnoughMemoryError:
     places = ", ".join(f"{_name(device)} {memory.readable(int(size))}" for device, size in sorted_items(room))
     ways = ["more GPUs", "quantize=4"]
     if "cpu" not in room:
         ways.append('max_memory={"cpu": "30GiB"} to keep blocks in main memory')
     if "disk" not in room:
         ways.append("offload_folder=... to keep blocks on disk")
-    return loading.NotEnoughMemoryError(
+    return NotEnoughMemoryError(
         f"the weights take {memory.readable(sizes.total)} and there is room for weights on {places}: {why}; use "
         f"{', or '.join(ways)}"
     )
@@ -184,7 +157,7 @@ def room_of(gpus: Iterable[int], max_memory: Mapping[Device, int | str] | None, 
     room: dict[Device, float] = {}
     for gpu in gpus:
         free = memory.available(torch.device("cuda", gpu)) if measure and gpu not in limits else None
-        room[gpu] = limits.pop(gpu, math.inf) if free is None else free / loading.HEADROOM
+        room[gpu] = limits.pop(gpu, math.inf) if free is None else free / HEADROOM
     unknown = [device for device in limits if device not in OFFLOADED]
     if unknown:
         raise ValueError(f"max_memory names {', '.join(map(repr, unknown))}: use {_these(room)}, 'cpu' and 'disk'")
@@ -201,7 +174,7 @@ def _these(gpus: Iterable[Device]) -> str:
 def skeleton(config: Any, settings: quantization.ChatGLMQuantizationConfig | None = None) -> PreTrainedModel:
     """The model of `config` without memory for its weights."""
     with torch.device("meta"):
-        model = loading.MODELS[config.chatglm_version](copy.deepcopy(config))
+        model = model_class(config)(copy.deepcopy(config))
     if settings is not None:
         quantization.apply(model, settings, empty=True)
     return model
@@ -209,14 +182,14 @@ def skeleton(config: Any, settings: quantization.ChatGLMQuantizationConfig | Non
 
 def sizes_of(model: PreTrainedModel, dtype: torch.dtype) -> Sizes:
     """Of a skeleton or a loaded model, with its float weights in `dtype` (scales and prefix keep theirs)."""
-    blocks = NAMES[model.config.chatglm_version].blocks
-    first = f"{blocks}.0."
+    names: PartNames = model.part_names
+    first = f"{names.blocks}.0."
     total = block = 0
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in model.all_tied_weights_keys:
             continue
         size = tensor.nbytes
-        if "prefix_encoder." in name:
+        if name.startswith(f"{names.prefix}."):
             size = tensor.numel() * 4
         elif isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and not name.endswith("weight_scale"):
             size = tensor.numel() * dtype.itemsize
@@ -231,21 +204,22 @@ def auto_map(num_gpus: int, model: Any, max_memory: Mapping[Device, int | str] |
     if isinstance(num_gpus, bool) or not isinstance(num_gpus, int) or num_gpus < 1:
         raise ValueError(f"num_gpus is {num_gpus!r}: give 1 or more")
     if isinstance(model, int) and not isinstance(model, bool) and max_memory is None:
-        if model not in NAMES:
+        if model not in CHAT_MODELS:
             raise ValueError(f"there is no generation {model}: use 1, 2 or 3, or a config")
+        published = CHAT_MODELS[model]
         gpus: list[Device] = list(range(num_gpus))
-        return make_map(model, Plan(0, list(zip(gpus, even_split(BLOCKS, num_gpus), strict=True))))
+        shares = even_split(published.config_class().num_layers, num_gpus)
+        return make_map(published.part_names, Placement(0, list(zip(gpus, shares, strict=True))))
     if isinstance(model, int):
         raise ValueError("max_memory needs the sizes of the weights: give the config of the checkpoint as model")
     if not isinstance(model, PreTrainedModel):
         model = skeleton(model)
-    placed = plan(sizes_of(model, dtype), room_of(range(num_gpus), max_memory, measure=False))
-    return make_map(model.config.chatglm_version, placed, [name for name, _ in model.named_modules()])
+    placed = place(sizes_of(model, dtype), room_of(range(num_gpus), max_memory, measure=False))
+    return make_map(model.part_names, placed, [name for name, _ in model.named_modules()])
 
 
-def make_map(generation: int, placed: Plan, present: Iterable[str] | None = None) -> DeviceMap:
-    """The device map of a plan; with `present`, only for parts that are among these module names."""
-    names = NAMES[generation]
+def make_map(names: PartNames, placed: Placement, present: Iterable[str] | None = None) -> DeviceMap:
+    """The device map of a placement; with `present`, only for parts that are among these module names."""
     parts = names.meeting if present is None else [name for name in names.meeting if name in set(present)]
     result: DeviceMap = dict.fromkeys(parts, placed.meeting)
     devices = [device for device, count in placed.shares for _ in range(count)]
@@ -264,29 +238,33 @@ def check_map(device_map: Mapping[str, Any], model: PreTrainedModel, gpus: int) 
     Raises:
         ValueError: unknown or missing modules, a block in parts, tied weights apart, or devices that are not there.
     """
-    names = NAMES[model.config.chatglm_version]
+    names: PartNames = model.part_names
     known = {name for name, _ in model.named_modules()}
     given = {name: _device(name, device, gpus) for name, device in device_map.items()}
     unknown = sorted(name for name in given if name not in known and name not in names.meeting)
     if unknown:
-        other = NAMES[2 if names is NAMES[1] else 1]
-        hint = ": this is a map for another generation" if {*unknown} & {*other.meeting, f"{other.blocks}.0"} else ""
-        raise ValueError(f"device_map names modules that the model does not have ({_some(unknown)}){hint}")
+        others = [one.part_names for one in CHAT_MODELS.values()]
+        elsewhere = {name for other in others for name in (*other.meeting, f"{other.blocks}.0")}
+        hint = ": this is a map for another generation" if elsewhere.intersection(unknown) else ""
+        raise ValueError(f"device_map names modules that the model does not have ({first_few(unknown)}){hint}")
     inside = sorted(name for name in given if re.match(rf"{re.escape(names.blocks)}\.\d+\.", name))
     if inside:
-        raise ValueError(f"device_map splits a block ({_some(inside)}): name whole blocks, {names.blocks}.0 and so on")
+        raise ValueError(
+            f"device_map splits a block ({first_few(inside)}): name whole blocks, {names.blocks}.0 and so on"
+        )
 
-    meeting, rotary, prefix = [name for name in names.meeting if name in known], names.meeting[1], names.meeting[2]
+    meeting = [name for name in names.meeting if name in known]
     parts = [*meeting, *(f"{names.blocks}.{index}" for index in range(model.config.num_layers))]
-    found = {name: _place(name, given) for name in parts}
-    for name in (rotary, prefix):
+    found = {name: _device_of(name, given) for name in parts}
+    for name in (names.rotary, names.prefix):
         if name in found:
-            found[name] = found[name] if found[name] is not None else found[names.meeting[0]]
+            found[name] = found[name] if found[name] is not None else found[names.embeddings]
     result = {name: device for name, device in found.items() if device is not None}
     missing = [name for name in parts if name not in result]
     if missing:
-        raise ValueError(f"device_map says nothing about {_some(missing)}: name every part, or '' for all the rest")
-    for name in (rotary, prefix):  # the table grows, the prefix is trained and exchanged in place: not offloaded
+        raise ValueError(f"device_map says nothing about {first_few(missing)}: name every part, or '' for all the rest")
+    # The rotary table grows, and a prefix is trained and exchanged in place: they cannot be offloaded.
+    for name in (names.rotary, names.prefix):
         if result.get(name) in OFFLOADED:
             result[name] = main_device(result)
     if model.all_tied_weights_keys and result[meeting[0]] != result[meeting[-1]]:
@@ -299,7 +277,7 @@ def main_device(device_map: Mapping[str, Device]) -> Device:
     return min((device for device in device_map.values() if isinstance(device, int)), default="cpu")
 
 
-def _place(name: str, device_map: Mapping[str, Device]) -> Device | None:
+def _device_of(name: str, device_map: Mapping[str, Device]) -> Device | None:
     """The device of a module: that of the longest name in the map that it belongs to."""
     while name and name not in device_map:
         name = name.rpartition(".")[0]
@@ -322,102 +300,3 @@ def _device(name: str, device: Any, gpus: int) -> Device:
     if not 0 <= device < gpus:
         raise ValueError(f"device_map[{name!r}] is GPU {device}, and this machine has {gpus} CUDA GPUs")
     return device
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-# ---- loading ---------------------------------------------------------------------------------------------------------
-
-
-def load_split(
-    checkpoint_path: str | os.PathLike[str],
-    num_gpus: int = 2,
-    device_map: Mapping[str, Any] | str | int | torch.device | None = None,
-    *,
-    quantize: int | None = None,
-    adapter: loading.AdapterPaths | None = None,
-    max_memory: Mapping[Device, int | str] | None = None,
-    offload_folder: str | os.PathLike[str] | None = None,
-    dtype: str | torch.dtype = "auto",
-    config: Any = None,
-    revision: str | None = None,
-    **options: Any,
-) -> PreTrainedModel:
-    """See `load_model_on_gpus` in utils.py."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):  # transformers' words for: you decide
-        num_gpus, device_map = max(1, gpus), None if gpus else "cpu"
-    if device_map is None:
-        _check_count(num_gpus, gpus)
-    folder = loading.find_folder(checkpoint_path, revision)
-    check_folder(folder)
-    weights = find_weights(folder)
-    config = ChatGLMConfig.from_pretrained(folder, local_files_only=True) if config is None else copy.deepcopy(config)
-    fresh_prefix = config.pre_seq_len is not None or options.get("pre_seq_len") is not None
-    for name in [name for name in options if name in config.to_dict()]:
-        setattr(config, name, options.pop(name))  # pre_seq_len=128 and the like, as from_pretrained takes them
-    for name in ("trust_remote_code", "empty_init"):
-        options.pop(name, None)  # of the originals' calls, without meaning here
-    settings = loading.wanted_quantization(folder, config, quantize)
-    given = loading.read_adapters(adapter)
-    if given or not fresh_prefix:
-        loading.check_prefix(folder, config, weights, bool(given))
-
-    model = skeleton(config, settings)
-    present = [name for name, _ in model.named_modules()]
-    if device_map is None:
-        kind = loading.choose_dtype(options.pop("torch_dtype", dtype), torch.device("cuda"), weights)
-        sizes, room = sizes_of(model, kind), room_of(range(max(1, num_gpus)), max_memory, measure=True)
-        if offload_folder is not None and settings is None:
-            room.setdefault("disk", math.inf)
-        prefixes = sum(4 * tensor.numel() for _, one in given for tensor in one.tensors.values())
-        placed = plan(Sizes(sizes.meeting + prefixes, sizes.block, sizes.blocks), room)
-        device_map = make_map(config.chatglm_version, placed, present)
-    elif not isinstance(device_map, Mapping):
-        device_map = {"": device_map}
-    final = check_map(device_map, model, gpus)
-    devices = set(final.values())
-    target = torch.device("cuda" if any(isinstance(device, int) for device in devices) else "cpu")
-    kind = loading.choose_dtype(options.pop("torch_dtype", dtype), target, weights)
-    if "disk" in devices and settings is not None:
-        raise ValueError(
-            "what goes to disk cannot be quantised on the way: quantise and save the model once, with "
-            "chatglm.load(path, quantize=4)[0].save_pretrained(folder), and load that folder"
-        )
-    if "disk" in devices and offload_folder is None and weights.files[0].suffix != ".safetensors":
-        raise ValueError(f"{weights.files[0].name} is not in safetensors, so disk needs a folder: give offload_folder")
-
-    offloaded = "disk" in devices or ("cpu" in devices and target.type == "cuda")
-    # As in chatglm.load; what is offloaded cannot be cast afterwards.
-    first = kind if settings is None or offloaded else weights.dtype
-    loaded = loading.build_model(
-        loading.MODELS[config.chatglm_version],
-        folder,
-        config,
-        dtype=first,
-        quantization=settings,
-        device_map=final if len(devices) > 1 or "disk" in devices else {"": devices.pop()},
-        small=weights.elements < loading.SMALL,
-        offload_folder=offload_folder,
-        **options,
-    )
-    if first != kind:
-        loading.cast(loaded, kind)
-    names = [attach(loaded, one, name) for name, one in given]
-    if names:
-        use_adapter(loaded, names[0])
-    return loaded.eval()
-
-
-def _check_count(num_gpus: int, gpus: int) -> None:
-    if isinstance(num_gpus, bool) or not isinstance(num_gpus, int):
-        raise TypeError(f"num_gpus is {num_gpus!r}: give a number")
-    if gpus == 0:
-        raise ValueError(
-            f"num_gpus={num_gpus}, and torch sees 0 CUDA GPUs on this machine: use chatglm.load(path, device='cpu'), "
-            "or a device_map over 'cpu' and 'disk'"
-        )
-    if num_gpus > gpus:
-        raise ValueError(f"num_gpus={num_gpus}, and this machine has {gpus} CUDA GPUs: give num_gpus={gpus} or less")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +14,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .checkpoint_files import ModelLoadError, read_contents, read_json, weight_files
+from . import file_names
+from .atomic import files_into
+from .file_names import LORA_CONFIG, LORA_WEIGHTS
+from .files import ModelLoadError, read_contents, read_json, weight_files
 
 #: Names of a prefix's tensors in a checkpoint; what follows is their name in the `PrefixEncoder`.
 PREFIX = re.compile(r"^(?:module\.)?(?:transformer\.)?prefix_encoder\.")
 NAME = re.compile(r"[\w-]+")
-LORA_CONFIG = "adapter_config.json"
-LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NEEDS_PEFT = "LoRA needs PEFT, which is not installed: pip install peft"
 UNUSABLE_PEFT = "LoRA needs PEFT 0.20 or later, and the installed one cannot be imported ({}): pip install -U peft"
 
@@ -82,11 +81,12 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
 
 def _read_prefix(path: Path) -> Prefix:
     if path.is_dir():
-        if not any(path.glob("model.safetensors*")) and not any(path.glob("pytorch_model.bin*")):
+        if not any(path.glob(f"{file_names.SAFETENSORS}*")) and not any(path.glob(f"{file_names.TORCH_WEIGHTS}*")):
             below = sorted(path.glob("checkpoint-*"), key=lambda one: (len(one.name), one.name))
             hint = f"; did you mean {below[-1]}?" if below else ""
             raise ModelLoadError(
-                f"{path} holds no prefix (model.safetensors or pytorch_model.bin) and no LoRA ({LORA_CONFIG}){hint}"
+                f"{path} holds no prefix ({file_names.SAFETENSORS} or {file_names.TORCH_WEIGHTS}) and no LoRA "
+                f"({LORA_CONFIG}){hint}"
             )
         files, folder = weight_files(path), path
     elif path.is_file():
@@ -98,7 +98,7 @@ def _read_prefix(path: Path) -> Prefix:
         tensors |= {PREFIX.sub("", name): tensor for name, tensor in _tensors(file, PREFIX).items()}
     if "embedding.weight" not in tensors or tensors["embedding.weight"].dim() != 2:
         raise ModelLoadError(f"{path} holds no tensors of transformer.prefix_encoder: it is no P-tuning checkpoint")
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / file_names.CONFIG) if (folder / file_names.CONFIG).is_file() else {}
     return Prefix(path, tensors, config)
 
 
@@ -138,19 +138,19 @@ def default_name(path: str | os.PathLike[str]) -> str:
     return re.sub(r"[^\w-]+", "-", path.resolve().name).strip("-") or "default"
 
 
-def generation_of(values: Mapping[str, Any], *names: Any) -> int | None:
+def generation_of(values: Mapping[str, Any], *sources: Any) -> int | None:
     """The generation that a config (of a model or an adapter) is certain of; None where it does not say."""
     version = values.get("chatglm_version")
     if version in (1, 2, 3):
         return int(version)
     if "inner_hidden_size" in values:
         return 1
-    for name in names:
+    for name in sources:
         if not isinstance(name, str) or not name:
             continue
-        if Path(name, "config.json").is_file():
+        if Path(name, file_names.CONFIG).is_file():
             with contextlib.suppress(ModelLoadError):
-                version = generation_of(read_json(Path(name, "config.json")))
+                version = generation_of(read_json(Path(name, file_names.CONFIG)))
                 if version is not None:
                     return version
         found = re.search(r"chatglm([23]?)-6b", Path(name).name, re.IGNORECASE)
@@ -167,30 +167,12 @@ def describe(config: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder inside `folder`, whose files replace those of `folder` once all are written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+    """`files_into` for an adapter's files. Raises OSError where safetensors cannot write them, too."""
     try:
-        yield aside
-        settle(aside)
-        for path in sorted(aside.iterdir(), reverse=True):  # the weights before what describes them
-            path.replace(folder / path.name)
+        with files_into(folder) as aside:
+            yield aside
     except SafetensorError as error:
         raise OSError(f"cannot write the adapter into {folder}: {error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def settle(folder: Path) -> None:
-    """Files that were just written are on the disk then, readable by whom the umask says: safetensors' are private."""
-    probe = folder / ".mode"
-    probe.touch()
-    mode = probe.stat().st_mode & 0o777
-    probe.unlink()
-    for path in folder.iterdir():
-        path.chmod(mode)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
 
 
 def import_peft() -> Any:

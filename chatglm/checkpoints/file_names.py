@@ -1,0 +1,17 @@
+"""What the files in a checkpoint folder are called."""
+
+from __future__ import annotations
+
+CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+#: The vocabulary of each generation.
+VOCABULARIES = {1: "ice_text.model", 2: "tokenizer.model", 3: "tokenizer.model"}
+
+SAFETENSORS = "model.safetensors"
+TORCH_WEIGHTS = "pytorch_model.bin"
+INDEX = ".index.json"  # follows the name of the weights that are in shards
+
+LORA_CONFIG = "adapter_config.json"
+LORA_SAFETENSORS = "adapter_model.safetensors"
+LORA_WEIGHTS = (LORA_SAFETENSORS, "adapter_model.bin")

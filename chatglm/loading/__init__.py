@@ -1,0 +1,26 @@
+"""From a folder or a hub id to a model: on one device (`load`) or over several (`utils.load_model_on_gpus`).
+
+Both go through `plan.py`: what is asked for is found and checked, then built.
+"""
+
+from __future__ import annotations
+
+from ..chat import model_class
+from ..checkpoints.files import ModelLoadError
+from ..demo import DEFAULT as DEMO
+from .dtypes import DTYPES, choose_dtype
+from .memory_check import NotEnoughMemoryError
+from .one_device import load
+from .plan import AdapterPaths, find_folder
+
+__all__ = [
+    "DEMO",
+    "DTYPES",
+    "AdapterPaths",
+    "ModelLoadError",
+    "NotEnoughMemoryError",
+    "choose_dtype",
+    "find_folder",
+    "load",
+    "model_class",
+]

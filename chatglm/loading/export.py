@@ -1,0 +1,50 @@
+"""A base model and what was trained on it, as one checkpoint; the command is `python -m chatglm.export`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..adapters.lora import merge_lora
+from ..checkpoints import file_names
+from ..checkpoints.adapters import Lora, read_adapter
+from ..checkpoints.atomic import whole_folder
+from ..checkpoints.files import find_weights
+from ..configuration_chatglm import ChatGLMConfig
+from ..quantization import settings_of
+from .one_device import load
+from .plan import find_folder
+
+
+def export(base: str | os.PathLike[str], adapter: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Writes the checkpoint, in the dtype of the base's files, and returns its folder.
+
+    It is written aside, and renamed once it is whole.
+
+    Raises:
+        ValueError: the base is quantised and the adapter is LoRA; see `merge_lora` for others.
+        OSError: OUT exists, or cannot be written; see `chatglm.load` for others.
+    """
+    out = Path(out).expanduser()
+    if out.exists():
+        raise FileExistsError(f"{out} exists already: name a new folder, or remove it first")
+    folder = find_folder(base)
+    is_lora = isinstance(read_adapter(adapter), Lora)
+    quantised = (folder / file_names.CONFIG).is_file() and settings_of(ChatGLMConfig.from_pretrained(folder))
+    if is_lora and quantised:
+        raise ValueError(
+            f"{folder} is quantised, and rounding its weights again would lose most of what LoRA adds: export with the "
+            f"full-precision checkpoint as BASE, then load the result with quantize={quantised.bits}"
+        )
+    model, tokenizer = load(folder, "cpu", find_weights(folder).dtype, adapter=adapter)
+    if is_lora:
+        merge_lora(model)
+    try:
+        with whole_folder(out) as aside:
+            model.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {out}: {error}") from error
+    return out

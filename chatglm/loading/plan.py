@@ -1,0 +1,163 @@
+"""The one sequence of loading: what is asked for is found and checked before minutes are spent on it, then built."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .. import demo
+from ..adapters.attaching import attach
+from ..adapters.switching import use_adapter
+from ..chat import model_class
+from ..checkpoints import file_names
+from ..checkpoints.adapters import PREFIX, Adapter, read_adapter
+from ..checkpoints.files import ModelLoadError, Weights, check_folder, find_weights, read_json
+from ..checkpoints.hub import fetch
+from ..configuration_chatglm import ChatGLMConfig
+from ..quantization import ChatGLMQuantizationConfig, settings_of
+from .dtypes import SMALL
+from .reading import cast, read_model
+
+#: One file or folder, or several by the names to switch by.
+AdapterPaths = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be loaded, checked as far as that can be done without the weights."""
+
+    folder: Path
+    weights: Weights
+    config: Any
+    quantization: ChatGLMQuantizationConfig | None  # what is left to do while loading
+    adapters: list[tuple[str | None, Adapter]]  # with the names that the caller gave them
+    options: Mapping[str, Any]  # of `from_pretrained`
+
+    def build(
+        self, dtype: torch.dtype, device_map: Mapping[str, Any] | None, *, castable: bool = True, **options: Any
+    ) -> PreTrainedModel:
+        """The model with its adapters, the first of which is in use.
+
+        Args:
+            device_map: names of modules to devices; None is the CPU.
+            castable: False where weights are offloaded, which cannot be cast once they are loaded.
+            options: more of `from_pretrained`.
+
+        Raises:
+            ModelLoadError: weights and config do not fit together, or an adapter is for another model.
+        """
+        # Quantised from the numbers in the file: rounding them to another type first would change the result.
+        first = self.weights.dtype if self.quantization is not None and castable else dtype
+        model = read_model(
+            model_class(self.config),
+            self.folder,
+            self.config,
+            dtype=first,
+            quantization=self.quantization,
+            device_map=device_map,
+            progress_bar=self.weights.elements >= SMALL,
+            **self.options,
+            **options,
+        )
+        if first != dtype:
+            cast(model, dtype)
+        attached = [attach(model, adapter, name) for name, adapter in self.adapters]
+        if attached:
+            use_adapter(model, attached[0])
+        return model.eval()
+
+
+def make_plan(
+    path_or_id: str | os.PathLike[str] | None,
+    revision: str | None = None,
+    *,
+    quantize: int | None = None,
+    adapter: AdapterPaths | None = None,
+    config: Any = None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Finds the checkpoint and all that goes with it.
+
+    Args:
+        config: instead of the one in the folder; it is copied. One that asks for a prefix gets a fresh one, to be
+            filled by the caller, where there is none in the weights.
+        options: of `from_pretrained`: fields of the config, and others, which stay in the plan.
+
+    Raises:
+        ModelLoadError: something is missing, broken, or does not fit together.
+        ValueError: arguments that mean nothing for this checkpoint.
+    """
+    if quantize not in (None, 4, 8):
+        raise ValueError(f"quantize is {quantize!r}: use 4, 8, or None for no quantisation")
+    folder = find_folder(path_or_id, revision)
+    check_folder(folder)
+    weights = find_weights(folder)
+    left = dict(options or {})
+    fresh_prefix = left.get("pre_seq_len") is not None or (config is not None and config.pre_seq_len is not None)
+    config = ChatGLMConfig.from_pretrained(folder, local_files_only=True) if config is None else copy.deepcopy(config)
+    for name in [name for name in left if name in config.to_dict()]:
+        setattr(config, name, left.pop(name))
+    quantization = wanted_quantization(folder, config, quantize)
+    adapters = read_adapters(adapter)
+    if adapters or not fresh_prefix:
+        check_prefix(folder, config, weights, bool(adapters))
+    return Plan(folder, weights, config, quantization, adapters, left)
+
+
+def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
+    """The folder that `load` reads: a given one as it is, a hub id's after fetching what is not there yet."""
+    source = os.fspath(path_or_id or os.environ.get("CHATGLM_MODEL") or demo.DEFAULT)
+    path = Path(source).expanduser()
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} is for hub ids, and {source} is a folder: leave it out")
+        return path
+    return fetch(source, revision)
+
+
+def wanted_quantization(folder: Path, config: Any, quantize: int | None) -> ChatGLMQuantizationConfig | None:
+    """What is left to do while loading. Raises ValueError where the checkpoint is quantised to other bits."""
+    present = settings_of(config)
+    if quantize is None or present is None:
+        return ChatGLMQuantizationConfig(bits=quantize) if quantize else None
+    if present.bits != quantize:
+        raise ValueError(
+            f"quantize={quantize}, but {folder} is quantised to {present.bits} bits already: leave quantize out, or "
+            "take the full-precision checkpoint"
+        )
+    return None
+
+
+def read_adapters(adapter: AdapterPaths | None) -> list[tuple[str | None, Adapter]]:
+    """The adapters with their names; None for one that is named after its folder. Raises ModelLoadError."""
+    if adapter is None:
+        return []
+    if isinstance(adapter, Mapping):
+        return [(name, read_adapter(path)) for name, path in adapter.items()]
+    return [(None, read_adapter(adapter))]
+
+
+def check_prefix(folder: Path, config: Any, weights: Weights, has_adapter: bool) -> None:
+    """A checkpoint may hold a prefix of its own; one that asks for a prefix and has none gets it as adapter."""
+    inside = [name for name in weights.names if PREFIX.match(name)]
+    if inside and len(inside) == len(weights.names):
+        base = read_json(folder / file_names.CONFIG).get("base_model_name_or_path")
+        raise ModelLoadError(
+            f"{folder} is a P-tuning prefix: load the model it was trained for{f' ({base})' if base else ''}, with "
+            "this as adapter"
+        )
+    if config.pre_seq_len and not inside:
+        if not has_adapter:
+            raise ModelLoadError(
+                f"{folder / file_names.CONFIG} asks for a P-tuning prefix (pre_seq_len = {config.pre_seq_len}) and the "
+                "weights hold none: name its checkpoint with adapter=..., or take pre_seq_len out"
+            )
+        config.pre_seq_len, config.prefix_projection = None, False

@@ -1,0 +1,108 @@
+"""transformers' `from_pretrained` as loading needs it: quiet, and with one clear line for every broken file."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizer
+from transformers.utils import logging
+
+from ..checkpoints.files import GET_AGAIN, ModelLoadError
+from ..quantization import ChatGLMQuantizationConfig
+from ..tokenization_chatglm import ChatGLMTokenizer
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizer:
+    """The tokenizer of a folder. Raises ModelLoadError."""
+    with _clear_errors(folder, "the tokenizer files"):
+        return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def read_model(
+    model_class: Any,
+    folder: Path,
+    config: Any,
+    *,
+    dtype: torch.dtype,
+    quantization: ChatGLMQuantizationConfig | None,
+    device_map: Mapping[str, Any] | None,
+    progress_bar: bool,
+    **options: Any,
+) -> PreTrainedModel:
+    """The model of a folder, with all its weights. Raises ModelLoadError where config.json and the weights differ."""
+    with _clear_errors(folder, "the weights"), _quiet_transformers(progress_bar):
+        model, info = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map=device_map,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # not to ignore them: so that the error below can name them
+            output_loading_info=True,
+            **options,
+        )
+    wrong = sorted(
+        f"{name}: {tuple(there)} in the file, {tuple(here)} by config.json"
+        for name, there, here in info["mismatched_keys"]
+    )
+    if wrong:
+        raise ModelLoadError(
+            f"weights and config.json in {folder} do not fit together ({first_few(wrong)}): {GET_AGAIN}"
+        )
+    if info["missing_keys"]:
+        names = first_few(sorted(info["missing_keys"]))
+        raise ModelLoadError(f"the weight files of {folder} lack tensors of the model ({names}): {GET_AGAIN}")
+    if info["unexpected_keys"]:
+        names = first_few(sorted(info["unexpected_keys"]))
+        raise ModelLoadError(f"the weight files of {folder} hold tensors that config.json has no place for ({names})")
+    return model
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Casts as loading in `dtype` would have done: the prefix stays in float32."""
+    base = model.base_model
+    prefix, base.prefix_encoder = base.prefix_encoder, None
+    for child in model.children():  # the model itself refuses where it is split over devices
+        child.to(dtype)
+    base.prefix_encoder = prefix
+
+
+def first_few(names: list[str]) -> str:
+    """At most three of the names, for a message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@contextlib.contextmanager
+def _clear_errors(path: Path, what: str) -> Iterator[None]:
+    """Turns what the libraries raise for broken files into one line about the file."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except (
+        OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError, SafetensorError
+    ) as error:  # fmt: skip
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelLoadError(f"{path}: cannot read {what} ({reason}): {GET_AGAIN}") from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers(progress_bar: bool) -> Iterator[None]:
+    """Without the report on tensors that do not fit, for which there is an error here; the bar is for minutes only."""
+    level, hide_bar = logging.get_verbosity(), logging.is_progress_bar_enabled() and not progress_bar
+    logging.set_verbosity_error()
+    if hide_bar:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if hide_bar:
+            logging.enable_progress_bar()
