@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import LogitsProcessor
 
+from chatglm.engine import EngineStoppedError, PromptTooLongError, QueueFullError
 from chatglm.generation import GenerationOptions, NonFiniteLogitsError
-from chatglm.serving import engine as engine_module
-from chatglm.serving.engine import Engine, EngineStoppedError, PromptTooLongError, QueueFullError
+from chatglm.serving.chat_engine import ChatEngine as Engine
 from scripted import SECONDS, Hold, Say
 from tiny_chat import CONTEXT, pair
 
@@ -96,7 +96,6 @@ def test_a_row_that_is_taken_away_is_read_again(version: int) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_long_prompts_are_read_in_pieces(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 7)
     model, tokenizer = pair(version)
     asked = questions(6, seed=2)
     wanted = [said(alone(model, tokenizer, question, **settings)) for question, settings in asked]
