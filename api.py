@@ -38,18 +38,18 @@ def main(arguments: list[str] | None = None) -> int:
         import uvicorn  # noqa: F401
 
         from chatglm.serving.app import Server, create_app
-        from chatglm.serving.engine import Engine
+        from chatglm.serving.chat_engine import ChatEngine
     except ImportError as error:
         print(f"the server needs {error.name}: pip install -r requirements.txt", file=sys.stderr)
         return 1
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     failures: list[BaseException] = []
 
-    def load() -> Engine:
+    def load() -> ChatEngine:
         model, tokenizer = load_from_arguments(args)
         if is_demo(model.name_or_path):
             logging.getLogger("chatglm").warning("this is only the tiny demo model; --model names a real one")
-        return Engine(
+        return ChatEngine(
             model, tokenizer, max_batch=args.max_batch, max_queue=args.max_queue, cache_tokens=args.cache_tokens
         )
 

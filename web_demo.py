@@ -15,7 +15,7 @@ from chatglm.arguments import (
 )
 from chatglm.demo import is_demo
 from chatglm.messages import LANGUAGES, TERMINAL, choose_language
-from chatglm.serving.engine import Engine
+from chatglm.serving.chat_engine import ChatEngine
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; it would call its makers
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         model, tokenizer = load_from_arguments(args)
         from chatglm.serving.page import Page  # after the model: importing gradio takes seconds, and errors come first
 
-        with Engine(model, tokenizer, max_batch=args.max_batch) as engine:
+        with ChatEngine(model, tokenizer, max_batch=args.max_batch) as engine:
             page = Page(
                 lambda question, history, settings, cancel: engine.chat(question, history, cancel=cancel, **settings),
                 tokenizer.chatglm_version,

@@ -28,7 +28,7 @@ import chatglm
 from chatglm.demo import with_vocabulary_of
 from chatglm.loading import model_class
 from chatglm.serving.app import Server, create_app
-from chatglm.serving.engine import Engine
+from chatglm.serving.chat_engine import ChatEngine
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 2, "hidden_size": 64, "heads": 4, "ffn": 128},
@@ -77,7 +77,7 @@ def prompts(count: int) -> list[str]:
 class Running:
     """The server in a thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: ChatEngine) -> None:
         self.server = Server(create_app(lambda: engine, ["model"]), "127.0.0.1", 0)
         self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve()), daemon=True)
         self.thread.start()
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer = make_model(args.generation, args.size, args.dtype)
     millions = model.num_parameters() / 1e6
     print(f"{millions:.0f}M parameters, {model.dtype}, {model.device}, {torch.get_num_threads()} threads")
-    engine = Engine(model, tokenizer, max_batch=args.clients, max_queue=64)
+    engine = ChatEngine(model, tokenizer, max_batch=args.clients, max_queue=64)
     running = Running(engine)
     questions = prompts(args.clients)
     try:

@@ -92,5 +92,5 @@ if __name__ == "__main__":
     model = SimpleNamespace(name_or_path="/nowhere", adapter_names=["law", "poems"])
     fakes = model, SimpleNamespace(chatglm_version=int(sys.argv.pop(1)))
     web_demo.load_from_arguments = lambda args: fakes
-    web_demo.Engine = FakeEngine  # type: ignore[assignment,misc]
+    web_demo.ChatEngine = FakeEngine  # type: ignore[assignment,misc]
     sys.exit(web_demo.main())

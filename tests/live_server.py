@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
+from chatglm.engine import AS_LOADED, AdapterName, Stream
 from chatglm.serving.app import Server, create_app
-from chatglm.serving.engine import AS_LOADED, AdapterName, Engine
-from chatglm.serving.stream import Stream
+from chatglm.serving.chat_engine import ChatEngine
 from scripted import SECONDS, Hold, Say
 from tiny_chat import pair
 
@@ -24,18 +24,29 @@ NAME = "tiny-chatglm"
 CONTEXT = 1024
 
 
-class Parrot(Engine):
+class Finished(dict[str, int]):
+    """The statistics' counts of finished requests, with an event for each reason."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events = {reason: threading.Event() for reason in ("stop", "length", "cancelled", "error")}
+
+    def __setitem__(self, reason: str, count: int) -> None:
+        super().__setitem__(reason, count)
+        self.events[reason].set()
+
+
+class Parrot(ChatEngine):
     """An engine that answers "say N please" with what `say` was given; "wait N please" waits for a test's event."""
 
     def __init__(self, version: int, **sizes: int) -> None:
         self.answers: list[str] = []
         self.holds: list[Hold] = []
-        self.ended: dict[str, threading.Event] = {
-            reason: threading.Event() for reason in ("stop", "length", "cancelled", "error")
-        }
         model, tokenizer = copy.deepcopy(pair(version))
         model.config.max_position_embeddings = CONTEXT  # room for tools, whose description is long
         super().__init__(model, tokenizer, **sizes)
+        self.statistics.finished = finished = Finished()
+        self.ended = finished.events
 
     def say(self, text: str) -> str:
         """The question to ask for this answer."""
@@ -56,10 +67,6 @@ class Parrot(Engine):
             elif orders:
                 options.logits_processor.append(self.holds[int(orders[-1][1])])
         return super().submit_all(requests, top_logprobs, adapter)
-
-    def _count(self, request: Any, reason: str | None) -> None:
-        super()._count(request, reason)
-        self.ended[str(reason)].set()
 
 
 class _Server(Server):

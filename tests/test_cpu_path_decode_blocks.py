@@ -16,11 +16,10 @@ from transformers import DynamicCache
 from benchmarks.decode_6b import make
 from chatglm import kernels
 from chatglm.adapters import add_prefix
-from chatglm.cache import GrowingLayer
+from chatglm.cache import GrowingLayer, RowCache
 from chatglm.generation import ChatCache
 from chatglm.kernels import KernelUnavailable, cpu
-from chatglm.serving.engine import Engine
-from chatglm.serving.rows import RowCache
+from chatglm.serving.chat_engine import ChatEngine as Engine
 from tiny_chat import pair
 
 SIZES: dict[str, Any] = {"num_layers": 3, "hidden_size": 192, "num_attention_heads": 6}

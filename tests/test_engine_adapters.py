@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from chatglm.adapters import add_lora, add_prefix, use_adapter
-from chatglm.serving.engine import Engine
+from chatglm.serving.chat_engine import ChatEngine
 from live_server import NAME, serve
 from scripted import SECONDS
 from tiny_chat import pair
@@ -63,7 +63,7 @@ def test_answers_in_company_are_those_given_alone(version: int, sizes: dict[str,
     asked = [("你好" * (1 + number // 4), ADAPTERS[number % 4]) for number in range(12)]
     wanted = [alone(model, tokenizer, *one) for one in asked]
     assert len({str(tokens) for tokens, _, _ in wanted[:4]}) == 4
-    with Engine(model, tokenizer, **sizes) as engine:
+    with ChatEngine(model, tokenizer, **sizes) as engine:
 
         def ask(asked: list[Any], histories: list[Any]) -> list[Any]:
             answers = [
@@ -86,7 +86,7 @@ def test_answers_in_company_are_those_given_alone(version: int, sizes: dict[str,
 def test_a_later_turn_reuses_only_what_its_own_adapter_computed() -> None:
     model, tokenizer = adapted(3)
     settings = {"do_sample": False, "max_new_tokens": 5}
-    with Engine(model, tokenizer) as engine:
+    with ChatEngine(model, tokenizer) as engine:
         first = list(engine.chat("你好", adapter="prefix", **settings))[-1]
         assert list(engine.chat("你好", adapter=None, **settings))[-1].cached_tokens == 0
         assert list(engine.chat("你好", **settings))[-1].cached_tokens == 0  # the LoRA, which was in use
@@ -101,7 +101,7 @@ def test_a_later_turn_reuses_only_what_its_own_adapter_computed() -> None:
 def test_the_model_of_a_request_chooses_the_adapter() -> None:
     model, tokenizer = adapted(2)
     wanted = {name: alone(model, tokenizer, "你好", name)[1] for name in ADAPTERS}
-    engine = Engine(model, tokenizer)
+    engine = ChatEngine(model, tokenizer)
     with serve(engine, adapters=["lora", "prefix", "other"]) as live:
         listed = [one.id for one in live.client.models.list()]
         assert listed == ["lora", "prefix", "other", NAME]

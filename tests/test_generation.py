@@ -1,4 +1,4 @@
-"""The pieces of the decode loop that need no network: incremental decoding, stop strings, options."""
+"""The parts of the decode loop that need no network: incremental decoding, stop strings, options."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import random
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
-from chatglm.generation import ChatCache, GenerationOptions, IncrementalDecoder, _without_started_stop
+from chatglm.generation import AnswerText, GenerationOptions, IncrementalDecoder
 
 TEXTS = [
     "plain text with several words, nothing more",
@@ -55,13 +55,30 @@ def test_random_bytes_decode_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         assert decoder.flush() == byte_decode(ids)
 
 
-def test_a_started_stop_string_is_held_back() -> None:
-    stops = ["</end>", "##"]
-    assert _without_started_stop("text </en", stops) == "text "
-    assert _without_started_stop("text #", stops) == "text "
-    assert _without_started_stop("text", stops) == "text"
-    assert _without_started_stop("a < b", stops) == "a < b"
-    assert _without_started_stop("", stops) == ""
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [("text </en", "text "), ("text #", "text "), ("text", "text"), ("a < b", "a < b"), ("<", "")],
+)
+def test_a_started_stop_string_is_held_back(said: str, shown: str) -> None:
+    answer = AnswerText(GenerationOptions(stop_strings=["</end>", "##"]), byte_decode)
+    texts = [answer.push(token, None) for token in said.encode()]
+    assert texts[-1] == (shown, None)
+    assert answer.push(None, "length") == (said, "length")  # nothing came that would complete it
+
+
+@pytest.mark.parametrize("stops", [["STOP", "##"], "STOP"])
+def test_a_stop_string_ends_the_answer_before_it(stops: str | list[str]) -> None:
+    answer = AnswerText(GenerationOptions(stop_strings=stops), byte_decode)
+    steps = [answer.push(token, None) for token in b"one STtwo STOP"]
+    assert steps[-1] == ("one STtwo ", "stop")
+    assert all("one STtwo ".startswith(text) and reason is None for text, reason in steps[:-1])
+
+
+def test_a_stop_token_is_counted_and_not_shown() -> None:
+    answer = AnswerText(GenerationOptions(eos_token_id=[256]), byte_decode)
+    assert answer.push(ord("a"), None) == ("a", None)
+    assert answer.push(256, "stop") == ("a", "stop")
+    assert answer.tokens == 2
 
 
 def test_the_chain_is_that_of_transformers() -> None:
@@ -85,8 +102,3 @@ def test_options_take_what_the_model_says_and_refuse_what_they_do_not_know() -> 
     assert (options.top_k, options.top_p, options.stop_ids()) == (7, 0.5, [3, 4])
     with pytest.raises(TypeError, match="unknown generation option num_beams"):
         GenerationOptions.from_config(config, num_beams=4)
-
-
-def test_a_cache_is_a_cache_of_transformers() -> None:
-    cache = ChatCache()
-    assert isinstance(cache, DynamicCache) and cache.get_seq_length() == 0

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from chatglm.conversation.formats import stop_token_ids
-from chatglm.serving.engine import Engine
+from chatglm.serving.chat_engine import ChatEngine
 from chatglm.serving.errors import ApiError
 from chatglm.serving.grammar import MOST_CHARACTERS, Grammars, token_pieces
 from live_server import CONTEXT, NAME, Live, serve
@@ -91,7 +91,7 @@ def servers() -> Iterator[dict[int, Live]]:
         def __missing__(self, version: int) -> Live:
             model, tokenizer = copy.deepcopy(pair(version))
             model.config.max_position_embeddings = CONTEXT
-            running[version] = serve(Engine(model, tokenizer, max_batch=8, max_queue=64))
+            running[version] = serve(ChatEngine(model, tokenizer, max_batch=8, max_queue=64))
             self[version] = running[version].__enter__()
             return self[version]
 
@@ -126,7 +126,7 @@ def test_answers_that_make_room_for_others_go_on_where_they_were(servers: dict[i
     model, tokenizer = copy.deepcopy(pair(3))
     options: dict[str, Any] = {"response_format": wanted(SCHEMA), "temperature": 0, "max_tokens": 100}
     alone = [servers[3].chat(text, **options).choices[0].message.content for text in "abcd"]
-    with serve(Engine(model, tokenizer, max_batch=4, cache_tokens=256)) as live, ThreadPoolExecutor(4) as pool:
+    with serve(ChatEngine(model, tokenizer, max_batch=4, cache_tokens=256)) as live, ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(live.chat, text, **options) for text in "abcd"]
         assert [answer.result().choices[0].message.content for answer in answers] == alone
         assert live.engine.statistics.preempted

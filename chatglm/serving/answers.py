@@ -14,8 +14,8 @@ from transformers import LogitsProcessor
 from ..chat import clean_up
 from ..conversation.responses import clean_response, parse_response, split_message, stable_response
 from ..conversation.tool_calls import arguments_so_far
+from ..engine import EngineStep
 from .service import dumps
-from .stream import EngineStep
 
 MESSAGE_END = "<|assistant|>"
 

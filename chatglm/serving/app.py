@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 from . import legacy, openai
-from .engine import Engine
+from .chat_engine import ChatEngine
 from .errors import ApiError, validation_message
 from .gate import Gate
 from .grammar import Grammars
@@ -28,7 +28,7 @@ MAX_BODY = 4 * 2**20
 
 
 def create_app(
-    load: Callable[[], Engine],
+    load: Callable[[], ChatEngine],
     names: Sequence[str],
     *,
     api_key: str | None = None,

@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from ..engine import EngineStoppedError, PromptTooLongError, QueueFullError
 from ..generation import NonFiniteLogitsError
-from .engine import EngineStoppedError, PromptTooLongError, QueueFullError
 
 log = logging.getLogger("chatglm.serving")
 

@@ -20,10 +20,10 @@ import torch
 from transformers import LogitsProcessor
 
 from ..conversation.formats import stop_token_ids
+from ..engine import EngineStep
 from ..generation import AnswerText, GenerationOptions
 from .answers import Answer, Change
 from .errors import ApiError
-from .stream import EngineStep
 
 #: Tried; with 1.6 our grammars never come to an end.
 OLDEST = (1, 9)

@@ -12,11 +12,10 @@ from starlette.responses import Response
 
 from ..chat import ChatStep, ShownAnswer
 from ..conversation.history import validate_history
-from ..generation import GenerationStep
-from .engine import Engine
+from ..engine import Stream
+from .chat_engine import ChatEngine
 from .openai.bodies import check_text
 from .service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
-from .stream import Stream
 
 router = APIRouter(tags=["original"])
 
@@ -44,7 +43,7 @@ DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
 class Turn:
     """One question on its way."""
 
-    def __init__(self, engine: Engine, question: Question) -> None:
+    def __init__(self, engine: ChatEngine, question: Question) -> None:
         self._engine = engine
         given = list(question.history or [])
         version = engine.tokenizer.chatglm_version
@@ -65,11 +64,8 @@ class Turn:
         self._shown = ShownAnswer(engine.tokenizer, question.prompt, history)
 
     async def steps(self, service: Service, stream: Stream) -> AsyncIterator[ChatStep]:
-        text = ""
         async for step in service.steps(stream):
-            text += step.delta
-            counts = (step.prompt_tokens, step.cached_tokens, step.completion_tokens, step.seconds)
-            yield self._shown.step(GenerationStep(step.token_id, text, step.finish_reason, *counts))
+            yield self._shown.step(step)
 
     def body(self, last: ChatStep) -> dict[str, Any]:
         history: Sequence[Any] = last.history

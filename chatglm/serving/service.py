@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from .engine import Engine
+from ..engine import EngineStep, Stream
+from .chat_engine import ChatEngine
 from .errors import ApiError
 from .metrics import Metrics
-from .stream import EngineStep, Stream
 
 Result = TypeVar("Result")
 
@@ -39,11 +39,11 @@ class Service:
         self.names, self.adapters, self.timeout = [*adapters, *names], list(adapters), timeout
         self.created = int(time.time())
         self.metrics = Metrics()
-        self.loaded: Engine | None = None
+        self.loaded: ChatEngine | None = None
         self.failure: BaseException | None = None
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> ChatEngine:
         """Raises ApiError (503) while there is none."""
         if self.loaded is None:
             reason = "the model is still loading" if self.failure is None else "the model could not be loaded"
@@ -111,7 +111,7 @@ async def in_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) 
 
 
 def submit(
-    engine: Engine, requests: Sequence[Any], adapter: str | None, top_logprobs: int | None = None
+    engine: ChatEngine, requests: Sequence[Any], adapter: str | None, top_logprobs: int | None = None
 ) -> list[Stream]:
     """`engine.submit_all` with its errors as ApiError."""
     try:

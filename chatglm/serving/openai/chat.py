@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ...conversation.chat_messages import encode_chat
+from ...engine import Stream, TokenLogprob
 from ...generation import GenerationOptions
 from ..answers import Answer, Call, Change, StartWith
-from ..engine import Engine
+from ..chat_engine import ChatEngine
 from ..errors import ApiError
 from ..grammar import Grammar
 from ..service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
-from ..stream import Stream, TokenLogprob
 from .chat_body import ChatBody
 from .logprobs import chat_logprobs, told
 from .streams import Usage, head_of, merged
@@ -48,7 +48,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
 
 
 def _chat_requests(
-    engine: Engine, body: ChatBody, grammar: Grammar | None
+    engine: ChatEngine, body: ChatBody, grammar: Grammar | None
 ) -> list[tuple[list[int], GenerationOptions]]:
     tokenizer = engine.tokenizer
     messages = [message.model_dump(exclude_none=True) for message in body.messages]

@@ -10,11 +10,11 @@ from pydantic import Field
 from starlette.responses import Response
 
 from ...conversation.formats import stop_token_ids
+from ...engine import Stream
 from ...generation import GenerationOptions
-from ..engine import Engine
+from ..chat_engine import ChatEngine
 from ..errors import ApiError
 from ..service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
-from ..stream import Stream
 from .bodies import Sampling, TokenIds
 from .logprobs import completion_logprobs, told
 from .streams import Usage, head_of, merged
@@ -62,7 +62,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
 
 
 def _completion_requests(
-    engine: Engine, body: CompletionBody
+    engine: ChatEngine, body: CompletionBody
 ) -> tuple[list[tuple[list[int], GenerationOptions]], list[str]]:
     tokenizer, model = engine.tokenizer, engine.model
     defaults = dict(model.sampling_defaults) | {"eos_token_id": stop_token_ids(tokenizer)}

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from ..engine import Engine
+from ..chat_engine import ChatEngine
 from ..errors import ApiError
 from ..service import Json, Service, in_thread, service_of, unless_gone
 from .bodies import Body, TokenIds
@@ -56,7 +56,7 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
     return Json({"object": "list", "data": data, "model": body.model or service.names[0], "usage": usage})
 
 
-def _embedding_ids(engine: Engine, inputs: list[Any]) -> list[list[int]]:
+def _embedding_ids(engine: ChatEngine, inputs: list[Any]) -> list[list[int]]:
     result = []
     for index, text in enumerate(inputs):
         ids = list(engine.tokenizer(text)["input_ids"]) if isinstance(text, str) else list(text)
@@ -71,7 +71,7 @@ def _embedding_ids(engine: Engine, inputs: list[Any]) -> list[list[int]]:
 
 
 async def _embed_all(
-    service: Service, engine: Engine, prompts: list[list[int]], adapter: str | None
+    service: Service, engine: ChatEngine, prompts: list[list[int]], adapter: str | None
 ) -> list[list[float]]:
     """One text after the other, so that answers go on in between."""
     vectors = []
@@ -86,7 +86,7 @@ async def _embed_all(
     return vectors
 
 
-def _embed(engine: Engine, ids: list[int]) -> list[float]:
+def _embed(engine: ChatEngine, ids: list[int]) -> list[float]:
     inputs = torch.tensor([ids], device=engine.model.device)
     hidden = engine.model.transformer(input_ids=inputs, use_cache=False).last_hidden_state[0].float().mean(0)
     vector = hidden / hidden.norm().clamp(min=1e-12)

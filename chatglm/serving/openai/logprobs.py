@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...conversation.formats import stop_token_ids
-from ..engine import Engine
-from ..stream import EngineStep, TokenLogprob
+from ...engine import EngineStep, TokenLogprob
+from ..chat_engine import ChatEngine
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def told(engine: Engine, step: EngineStep) -> list[TokenLogprob]:
+def told(engine: ChatEngine, step: EngineStep) -> list[TokenLogprob]:
     """The token's probabilities, unless it is one that ends the answer: those are no part of it."""
     if step.logprob is None or step.logprob.token_id in stop_token_ids(engine.tokenizer):
         return []
@@ -31,12 +31,12 @@ def token_bytes(tokenizer: Any, token_id: int) -> bytes:
     return tokenizer.decode([token_id], clean_up_tokenization_spaces=False).encode()
 
 
-def _token(engine: Engine, token_id: int, logprob: float) -> dict[str, Any]:
+def _token(engine: ChatEngine, token_id: int, logprob: float) -> dict[str, Any]:
     part = token_bytes(engine.tokenizer, token_id)
     return {"token": part.decode(errors="replace"), "logprob": logprob, "bytes": list(part)}
 
 
-def chat_logprobs(engine: Engine, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+def chat_logprobs(engine: ChatEngine, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     content = [
         _token(engine, token.token_id, token.logprob)
         | {"top_logprobs": [_token(engine, other, value) for other, value in token.top]}
@@ -45,7 +45,7 @@ def chat_logprobs(engine: Engine, tokens: Sequence[TokenLogprob]) -> dict[str, A
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(engine: Engine, tokens: Sequence[TokenLogprob], offset: int) -> tuple[dict[str, Any], int]:
+def completion_logprobs(engine: ChatEngine, tokens: Sequence[TokenLogprob], offset: int) -> tuple[dict[str, Any], int]:
     """The format of completions, and the offset behind these tokens."""
     texts = [_token(engine, token.token_id, 0.0)["token"] for token in tokens]
     offsets = []

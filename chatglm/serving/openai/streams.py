@@ -8,8 +8,8 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from ...engine import EngineStep, Stream
 from ..service import Service
-from ..stream import EngineStep, Stream
 from .bodies import Sampling
 
 

@@ -1,4 +1,4 @@
-"""The layers of a KV cache that grows in place."""
+"""A layer of a KV cache that grows in place."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from transformers.cache_utils import DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values with room behind them: a new token is written there, and what is held is seldom copied."""
+    """Keys and values with room behind them for new tokens, so that what the layer holds is rarely copied."""
 
-    #: Tokens of room that are added at a time.
+    #: The room grows by this many tokens.
     STEP = 256
 
     keys: torch.Tensor
@@ -31,7 +31,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def extend(self, tokens: int) -> None:
-        """Makes `keys` and `values` longer by `tokens`, whose numbers are still to be written."""
+        """Makes `keys` and `values` longer by `tokens`; the caller has to write them."""
         past = self.keys.shape[-2]
         end = past + tokens
         if self._room is None or not self._fits(end):
@@ -45,7 +45,7 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._room[0][:, :, :end], self._room[1][:, :, :end]
 
     def _fits(self, end: int) -> bool:
-        """Whether `keys` still are the beginning of the room (others may have replaced them), and it is long enough."""
+        """Whether `keys` and `values` are still the beginning of the room, which others may have replaced, and fit."""
         assert self._room is not None
         usable = torch.is_inference_mode_enabled() or not self._room[0].is_inference()
         return usable and all(

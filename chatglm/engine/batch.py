@@ -1,4 +1,4 @@
-"""Which row of the KV cache is whose: those that answer, those whose prompt is read, and idle conversations."""
+"""Who has which row of the KV cache: requests that answer, one whose prompt is read, and idle conversations."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
+from ..cache import RowCache
+from ..cache.rows import ROW_STEP
 from ..checkpoints import memory
 from .request import Request
-from .rows import BLOCK, RowCache
 
-#: Share of the free memory that the KV caches may take.
+#: The share of the free memory that the KV caches may take.
 MEMORY_SHARE = 0.5
 
 
 @dataclass
 class Row:
-    """A row of the cache: which tokens it holds, computed with which adapter, and for whom.
+    """A row of the cache: the tokens that it holds, the adapter that computed them, and the request that uses it.
 
-    request: None: for whoever goes on from there.
+    An idle row has no request: what it holds is for a request that continues its conversation. `used` says when it
+    became idle.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -28,11 +30,11 @@ class Row:
 
 
 class Batch:
-    """The rows of a cache: `answering` ones first, then at most one whose prompt is being read, then idle ones.
+    """The rows of a cache: first the `answering` ones, then at most one whose prompt is being read, then idle ones.
 
     Args:
-        max_batch: busy rows.
-        cache_tokens: tokens that all rows may hold together.
+        max_batch: how many rows may be busy.
+        cache_tokens: how many tokens all rows may hold together.
     """
 
     def __init__(self, model: PreTrainedModel, max_batch: int, cache_tokens: int) -> None:
@@ -56,7 +58,7 @@ class Batch:
             self.rows[first], self.rows[second] = self.rows[second], self.rows[first]
 
     def release(self, index: int, damaged: bool = False) -> Request:
-        """Takes a row out of the busy ones; what it holds is kept for a later turn unless it is damaged."""
+        """Makes a busy row idle and returns its request; a later turn may use what it holds, unless it is damaged."""
         request = self.request(index)
         if damaged:
             self.cache.clear(index)
@@ -75,7 +77,7 @@ class Batch:
         return min(range(self.busy, len(self.rows)), key=lambda index: self.rows[index].used)
 
     def _free_row(self) -> int:
-        """An idle row, and of those the one whose conversation is the least loss: none at all if it can be."""
+        """An idle row: an empty one if there is one or room for one more, else the one that was idle longest."""
         for index in range(self.busy, len(self.rows)):
             if not self.rows[index].ids:
                 return index
@@ -87,13 +89,14 @@ class Batch:
         return count - 1
 
     def make_room(self, rows: int, tokens: int) -> bool:
-        """Sees to it that there are `rows` rows of `tokens` tokens, at the cost of idle ones where it has to be."""
+        """Makes room for `rows` rows of `tokens` tokens, at the cost of idle rows if need be; False if it cannot."""
         cache = self.cache
         if rows <= cache.rows and tokens <= cache.capacity:
             return True
         if rows * tokens > self._cache_tokens:
             return False
-        capacity = max(cache.capacity, min(-(-tokens * 5 // (4 * BLOCK)) * BLOCK, self._context))  # a quarter to spare
+        a_quarter_more = -(-tokens * 5 // (4 * ROW_STEP)) * ROW_STEP
+        capacity = max(cache.capacity, min(a_quarter_more, self._context))
         capacity = min(capacity, self._cache_tokens // rows)
         wanted = cache.rows if rows <= cache.rows else min(2 * rows, self._max_batch)  # to keep idle conversations
         wanted = max(rows, min(wanted, self._cache_tokens // capacity))
@@ -110,7 +113,7 @@ class Batch:
         return max((len(row.ids) for row in self.rows[: self.busy]), default=0)
 
     def place(self, request: Request) -> int:
-        """A row for this request, behind the busy ones; gives how many of its tokens the row holds already."""
+        """Gives the request a row behind the busy ones; returns how many of its tokens the row already holds."""
         source, common = self._best_prefix(request.ids, request.adapter)
         if source >= self.busy and 4 * common >= 3 * len(self.rows[source].ids):
             target = source  # its conversation goes on
@@ -125,7 +128,7 @@ class Batch:
         return common
 
     def _best_prefix(self, ids: list[int], adapter: str | None) -> tuple[int, int]:
-        """The row that has most in common with `ids`, and how many tokens that are (not the last: it has to be run)."""
+        """The row with the longest common beginning with `ids`, and its length, at most all ids but the last."""
         best, most = -1, 0
         for index, row in enumerate(self.rows):
             if row.adapter != adapter:
@@ -139,7 +142,7 @@ class Batch:
         return best, most
 
     def group(self) -> None:
-        """Brings the answering rows of each adapter together."""
+        """Moves the answering rows of each adapter next to each other."""
         place = 0
         while place < self.answering:
             adapter = self.rows[place].adapter
@@ -151,8 +154,8 @@ class Batch:
 
 
 def affordable_tokens(model: PreTrainedModel) -> int:
-    """How many tokens of KV cache fit into the memory that is left beside the model."""
+    """How many tokens of KV cache fit into half of the memory that the model leaves free."""
     config = model.config
     size = 2 * config.num_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
     room = memory.available(model.device)
-    return 2**40 // size if room is None else max(2 * BLOCK, int(room * MEMORY_SHARE) // size)
+    return 2**40 // size if room is None else max(2 * ROW_STEP, int(room * MEMORY_SHARE) // size)

@@ -1,21 +1,22 @@
-"""The KV cache of many sequences at once: one row for each, all of one capacity, in one pair of tensors per layer."""
+"""The KV cache of many sequences: a row for each, all with the same capacity, in two tensors per layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from transformers import Cache
 
-#: Rows grow by this many tokens at least, so that growing is rare.
-BLOCK = 128
+from .base import ChatGLMCache, TokenRoom
+
+#: Rows grow in steps of this many tokens, so that they rarely grow.
+ROW_STEP = 128
 
 
-class RowCache(Cache):
+class RowCache(ChatGLMCache):
     """Keys and values of `rows` sequences, each (rows, heads, capacity, head_dim); row i holds its tokens from 0 on.
 
-    A forward runs on one row (`select_row`; any number of tokens) or on neighbouring rows together (`select_rows`; one
-    token each, at places that may differ). What lies behind the tokens of a row is masked by the caller; it is finite.
+    A forward runs on one row (`select_row`, any number of tokens) or on neighbouring rows (`select_rows`, one token
+    each, at places that may differ). Whatever lies behind the tokens of a row is finite, and `mask` hides it.
     """
 
     is_compileable = False
@@ -31,12 +32,11 @@ class RowCache(Cache):
         self._past = 0
         self._lengths: Sequence[int] = ()
         self._lines = self._places = torch.zeros(0, dtype=torch.long)
-        #: What the selected rows see, to be given as `attention_mask`: None (everything) or (rows, longest + 1).
-        self.mask: torch.Tensor | None = None
+        self.mask = None
 
     @property
     def size(self) -> int:
-        """Bytes held."""
+        """Bytes of all keys and values."""
         return sum(part.nbytes for part in (*self._keys, *self._values))
 
     def select_row(self, row: int, start: int) -> None:
@@ -44,7 +44,7 @@ class RowCache(Cache):
         self._row, self._first, self._past, self._lengths, self.mask = row, row, start, (start,), None
 
     def select_rows(self, first: int, lengths: Sequence[int], device: torch.device) -> None:
-        """The next forward writes one token to each of the rows from `first` on, behind the `lengths` they have."""
+        """The next forward writes one token to each row from `first` on, behind the `lengths` tokens that it has."""
         self._row, self._first, self._past, self._lengths = None, first, max(lengths), lengths
         self._places = torch.tensor(lengths, device=device)
         self._lines = torch.arange(first, first + len(lengths), device=device)
@@ -71,8 +71,8 @@ class RowCache(Cache):
                 seen.append(held[self._first : self._first + len(states), :, :end])
         return seen[0], seen[1]
 
-    def room_for_tokens(self) -> tuple[Sequence[int], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """For `BlockRunner`: lengths of the selected rows, and each layer's keys and values of these."""
+    def room_for_tokens(self) -> TokenRoom:
+        """The lengths of the selected rows, and their keys and values in each layer."""
         place = slice(self._first, self._first + len(self._lengths))
         held = [(keys[place], values[place]) for keys, values in zip(self._keys, self._values, strict=True)]
         return self._lengths, held
@@ -87,7 +87,7 @@ class RowCache(Cache):
         return self._past + query_length, 0
 
     def resize(self, rows: int, capacity: int) -> None:
-        """Keeps the first rows and tokens, as many as fit."""
+        """Changes the size and keeps the first rows and tokens, as many as fit."""
         kept, length = min(rows, self.rows), min(capacity, self.capacity)
         for parts in (self._keys, self._values):
             for layer, old in enumerate(parts):  # one layer after the other: never twice the memory
@@ -97,17 +97,18 @@ class RowCache(Cache):
         self.rows, self.capacity = rows, capacity
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """The first tokens of one row to another."""
+        """Copies the first tokens of one row to another."""
         for held in (*self._keys, *self._values):
             held[target, :, :length] = held[source, :, :length]
 
     def swap(self, first: int, second: int, length: int) -> None:
+        """Exchanges the first tokens of two rows."""
         for held in (*self._keys, *self._values):
             kept = held[first, :, :length].clone()
             held[first, :, :length] = held[second, :, :length]
             held[second, :, :length] = kept
 
     def clear(self, row: int) -> None:
-        """Zeros, where a row may hold NaN."""
+        """Fills a row that may hold NaN with zeros."""
         for held in (*self._keys, *self._values):
             held[row].zero_()

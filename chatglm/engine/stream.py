@@ -1,4 +1,4 @@
-"""What the reader of an answer gets: its tokens, one step after the other, from any thread or task."""
+"""The steps of one answer on their way from the engine to its reader, who may be any thread or task."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
-from ..generation import FinishReason
+from ..decoding.steps import GenerationStep
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural logarithms of the probabilities that the model gave, before temperature and penalties."""
+    """Natural logarithms of the model's probabilities, before temperature and penalties: `top` are the likeliest."""
 
     token_id: int
     logprob: float
@@ -22,40 +22,38 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class EngineStep:
-    """One token of an answer: like `GenerationStep`, but with what is new of the text only.
+class EngineStep(GenerationStep):
+    """A `GenerationStep` of the engine: `delta` is the new part of `text`, `logprob` is for those who asked for it."""
 
-    All deltas together are the text: a long answer that nobody reads costs memory once.
-    """
-
-    token_id: int | None
     delta: str
-    finish_reason: FinishReason | None
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    seconds: float
     logprob: TokenLogprob | None = None
 
 
 class Stream:
-    """The steps of one answer, for `for` and `async for`, by one reader.
+    """The steps of one answer, to be read once, with `for` or `async for`.
 
-    Raises what ended the request, if not its answer: NonFiniteLogitsError, EngineStoppedError.
+    Reading raises what ended the request early: NonFiniteLogitsError, EngineStoppedError, or whatever a processor of
+    the caller raised.
     """
 
     def __init__(self) -> None:
         self._items: deque[EngineStep | BaseException] = deque()
         self._ready = threading.Condition()
         self._wake: Callable[[], object] | None = None
+        self._text = ""
         self._ended = False
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Ends the answer with the reason "cancelled" at the next step; may be called from anywhere, and twice."""
+        """Ends the answer with the reason "cancelled" at the next step. Any thread may call it, and more than once."""
         self.cancelled = True
 
     def put(self, item: EngineStep | BaseException) -> None:
+        """Adds a step, or what ended the request early.
+
+        Steps come without their text, which the reader gets from their deltas: a long answer that nobody reads costs
+        memory once.
+        """
         with self._ready:
             self._items.append(item)
             self._ready.notify_all()
@@ -69,7 +67,18 @@ class Stream:
             self._ended = True
             raise item
         self._ended = item.finish_reason is not None
-        return item
+        self._text += item.delta
+        return EngineStep(
+            item.token_id,
+            self._text,
+            item.finish_reason,
+            item.prompt_tokens,
+            item.cached_tokens,
+            item.completion_tokens,
+            item.seconds,
+            item.delta,
+            item.logprob,
+        )
 
     def __iter__(self) -> Iterator[EngineStep]:
         return self

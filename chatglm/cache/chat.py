@@ -1,0 +1,50 @@
+"""The KV cache that a chat keeps from one turn to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import DynamicCache, PreTrainedModel
+
+from .base import ChatGLMCache
+from .growing import GrowingLayer
+
+
+class ChatCache(ChatGLMCache, DynamicCache):
+    """A KV cache that knows which tokens it holds, so that a later turn reuses the common beginning.
+
+    Args:
+        stamp: stands for the weights that computed what the cache holds, see `chatglm.generation.weights_stamp`.
+    """
+
+    def __init__(self, stamp: object = None) -> None:
+        super().__init__()
+        self.layer_class_to_replicate = GrowingLayer
+        self.token_ids: list[int] = []
+        self.stamp = stamp
+
+    def keep_prefix_of(self, ids: Sequence[int], model: PreTrainedModel, stamp: object) -> int:
+        """Drops all but the common beginning with `ids`; returns how many tokens are left.
+
+        At least the last id is left out, because its logits are wanted.
+
+        Args:
+            stamp: of the weights that `model` has now; a cache with another stamp is emptied.
+        """
+        # An interrupted forward leaves some layers longer than others.
+        whole = all(layer.get_seq_length() == len(self.token_ids) for layer in self.layers)
+        if not whole or self.stamp != stamp:
+            self._empty(stamp)
+            return 0
+        common = min(len(self.token_ids), len(ids) - 1)
+        common = next((i for i in range(common) if self.token_ids[i] != ids[i]), common)
+        common = model.reusable_prefix(list(ids), common)
+        if common == 0:
+            self._empty(stamp)
+        elif common < len(self.token_ids):
+            self.crop(common - len(self.token_ids))
+            del self.token_ids[common:]
+        return common
+
+    def _empty(self, stamp: object) -> None:
+        self.__init__(stamp)  # type: ignore[misc]  # new layers, because device or dtype may have changed

@@ -1,0 +1,26 @@
+"""Runs many requests at once on one model and gives each its answer token by token; knows token ids, not chats.
+
+`Engine` takes requests from any thread or task and runs a `Scheduler` in a thread of its own; `Scheduler.step` computes
+the next token of every request. Each request has a `Stream` of steps.
+"""
+
+from .errors import EngineStoppedError, PromptTooLongError, QueueFullError
+from .request import AS_LOADED, AdapterName, Request
+from .scheduler import Scheduler, Statistics
+from .stream import EngineStep, Stream, TokenLogprob
+from .worker import Engine
+
+__all__ = [
+    "AS_LOADED",
+    "AdapterName",
+    "Engine",
+    "EngineStep",
+    "EngineStoppedError",
+    "PromptTooLongError",
+    "QueueFullError",
+    "Request",
+    "Scheduler",
+    "Statistics",
+    "Stream",
+    "TokenLogprob",
+]

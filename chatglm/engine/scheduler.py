@@ -1,0 +1,342 @@
+"""The scheduler: which requests run together, and the next token of each, step by step in the caller's thread.
+
+Between two steps requests join and leave. A step reads the prompts of those that join, row by row as `chat` does, then
+computes one token of every row together. All generations go the same way: positions come from the model's
+`positions_from`, and a mask hides what a row does not hold.
+
+A request may be for one of the model's adapters. A model has one of them in use at a time, so a step runs the rows of
+each adapter together, one adapter after the other: nobody waits for another adapter's answers to end, and a step takes
+as many forwards as there are adapters among the running answers.
+
+We do not use transformers' continuous batching: it has one seed for all requests, takes no logits processors of a
+single request, changes the model's attention implementation while others use the model, and has no place for
+generation 1's mask. It is also slower on a CPU: with a model of 36M parameters on two busy cores, 16 answers of 32
+tokens at once came at 218 tokens/s here and at 53 (first run) and 82 (second run) there, see `benchmarks/serving.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from ..adapters import use_adapter
+from ..cache.rows import ROW_STEP
+from ..generation import GenerationOptions, piece_end
+from .batch import Batch, affordable_tokens
+from .errors import PromptTooLongError
+from .request import AS_LOADED, AdapterName, AsLoaded, Request
+
+#: Tokens of prompts that a step reads at most, so that a long prompt does not stop the running answers.
+PREFILL_TOKENS = 512
+
+
+@dataclass
+class Statistics:
+    """Counts since the start."""
+
+    requests: int = 0
+    refused: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    preempted: int = 0
+    steps: int = 0
+
+
+class Scheduler:
+    """Runs requests together on `model`, whose adapters nobody else may change meanwhile.
+
+    Any thread may call `make_request`, `add` and the properties. Everything else is for one thread.
+
+    Args:
+        decode_ids: ids of an answer -> text, see `AnswerText`.
+        max_batch: how many requests run at once.
+        cache_tokens: tokens that the KV caches of all rows may hold together; None takes half of the free memory.
+            A request that would need more on its own ends with the reason "length".
+        prefill_tokens: how many tokens of prompts a step reads at most.
+        on_end: called with each request that has ended, for whatever reason.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        decode_ids: Callable[[list[int]], str],
+        *,
+        max_batch: int = 16,
+        cache_tokens: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        on_end: Callable[[Request], None] | None = None,
+    ) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch must be 1 or more, not {max_batch}")
+        if cache_tokens is not None and cache_tokens < 2:
+            raise ValueError(f"cache_tokens must be 2 or more, not {cache_tokens}")
+        self._model, self._decode_ids = model, decode_ids
+        self._max_batch, self._prefill_tokens, self._on_end = max_batch, prefill_tokens, on_end
+        self._context: int = model.config.max_position_embeddings
+        self.cache_tokens = min(cache_tokens or affordable_tokens(model), max_batch * self._context)
+        self.statistics = Statistics()
+        self._as_loaded = self._adapter = model.current_adapter
+        self._adapters = [None, *model.adapter_names]
+        self._batch = Batch(model, max_batch, self.cache_tokens)
+        self._arrived: deque[Request] = deque()  # added by any thread, not yet seen by a step
+        self._waiting: deque[Request] = deque()
+        self._numbers = itertools.count(1)
+        self._faults = 0
+
+    # ------------------------------------------------------------------------------------------- for any thread
+
+    @property
+    def running(self) -> int:
+        return self._batch.busy
+
+    @property
+    def waiting(self) -> int:
+        return len(self._arrived) + len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._arrived or self._waiting or self._batch.busy)
+
+    @property
+    def cached(self) -> tuple[int, int]:
+        """Tokens that the rows hold, and bytes that they take."""
+        return sum(len(row.ids) for row in list(self._batch.rows)), self._batch.cache.size
+
+    def adapter_named(self, name: AdapterName) -> str | None:
+        """The adapter that `name` stands for. Raises ValueError if there is none."""
+        if isinstance(name, AsLoaded):
+            return self._as_loaded
+        if name not in self._adapters:
+            raise ValueError(f"there is no adapter {name!r}, only {', '.join(filter(None, self._adapters)) or 'none'}")
+        return name
+
+    def make_request(
+        self,
+        ids: Sequence[int],
+        options: GenerationOptions,
+        top_logprobs: int | None = None,
+        adapter: AdapterName = AS_LOADED,
+    ) -> Request:
+        """A request for an answer to the prompt `ids`, to be given to `add`.
+
+        Raises:
+            PromptTooLongError: the prompt leaves no room for an answer, in the context or the cache.
+            ValueError: `ids` are not a prompt for this model, or there is no such adapter.
+        """
+        adapter = self.adapter_named(adapter)
+        if not ids:
+            raise ValueError("the prompt is empty")
+        vocabulary = self._model.config.vocab_size
+        if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU one wrong id would be the end of the process
+            raise ValueError(f"token ids must be from 0 to {vocabulary - 1}")
+        try:
+            limit = options.room_for(len(ids), min(self._context, self.cache_tokens))
+        except ValueError as error:
+            raise PromptTooLongError(str(error)) from error
+        self._model.positions_from(torch.tensor([list(ids)]), 0)  # for its errors
+        return Request(ids, options, limit, top_logprobs, self._decode_ids, adapter)
+
+    def add(self, request: Request) -> None:
+        """Puts a request at the end of the queue."""
+        request.number = next(self._numbers)
+        self._arrived.append(request)
+
+    # ------------------------------------------------------------------------------------------- for one thread
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Lets cancelled requests go and waiting ones join, and computes one token of every running answer.
+
+        What goes wrong with a request ends that request only. Raises after three failed forwards in a row: then the
+        model is broken, and the caller should call `fail_all`.
+        """
+        self._drop_cancelled()
+        self._read_prompts()
+        self._answer_step()
+
+    def use(self, adapter: str | None) -> None:
+        """Has the model use this adapter until the next step."""
+        if adapter != self._adapter:
+            use_adapter(self._model, adapter)
+            self._adapter = adapter
+
+    def fail_waiting(self, error: Exception) -> None:
+        """Ends all requests that do not run yet."""
+        self._receive()
+        while self._waiting:
+            self._fail(self._waiting.popleft(), error)
+
+    def fail_all(self, error: Exception) -> None:
+        """Ends all requests, and empties the KV cache."""
+        self.fail_waiting(error)
+        for row in self._batch.rows[: self._batch.busy]:
+            if row.request is not None:
+                self._fail(row.request, error)
+        self._batch = Batch(self._model, self._max_batch, self.cache_tokens)
+
+    def restore_adapter(self) -> None:
+        """Has the model use the adapter that it used at the start."""
+        self.use(self._as_loaded)
+
+    # ---- requests
+
+    def _receive(self) -> None:
+        while self._arrived:
+            self._waiting.append(self._arrived.popleft())
+            self.statistics.requests += 1
+
+    def _drop_cancelled(self) -> None:
+        self._receive()
+        cancelled = [request for request in self._waiting if request.is_cancelled]
+        for request in cancelled:
+            self._waiting.remove(request)
+        for index in reversed(range(self._batch.busy)):
+            if self._batch.request(index).is_cancelled:
+                cancelled.append(self._batch.release(index))
+        for request in cancelled:
+            request.end_cancelled()
+            self._ended(request, "cancelled")
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        request.stream.put(error)
+        self._ended(request, "error")
+
+    def _ended(self, request: Request, reason: str) -> None:
+        finished = self.statistics.finished
+        finished[reason] = finished.get(reason, 0) + 1
+        if self._on_end is not None:
+            self._on_end(request)
+
+    def _admit(self) -> bool:
+        """Gives the request that has waited longest a row behind the answering ones, if there is room."""
+        self._receive()
+        if not self._waiting or self._batch.busy == self._max_batch:
+            return False
+        request = self._waiting[0]
+        # Room for a few tokens each, or the next step would have to take somebody's row away again.
+        spare = min(ROW_STEP // 2, request.limit - len(request.ids)) if self._batch.busy else 1
+        if not self._batch.make_room(self._batch.busy + 1, max(len(request.ids), self._batch.longest()) + spare):
+            return False
+        self._waiting.popleft()
+        try:
+            request.start(self._model)
+        except Exception as error:  # a processor that cannot be made, or memory: only this request has to end
+            self._fail(request, error)
+            return self._admit()
+        request.cached_tokens = min(self._batch.place(request), request.prompt_tokens)
+        self.statistics.prompt_tokens += request.prompt_tokens
+        self.statistics.cached_tokens += request.cached_tokens
+        return True
+
+    # ---- prompts and tokens
+
+    def _read_prompts(self) -> None:
+        """Reads prompts of requests that join, for about as long as running answers may be delayed."""
+        left = self._prefill_tokens
+        while left > 0 and (self._batch.busy > self._batch.answering or self._admit()):
+            left -= self._read_prompt(self._batch.answering)
+
+    def _read_prompt(self, index: int) -> int:
+        """Reads a piece of a prompt and returns its length. The last piece gives the first token."""
+        row, request = self._batch.rows[index], self._batch.request(index)
+        start, ids = len(row.ids), request.ids
+        end = piece_end(self._model, request.sequence[:, : min(start + self._prefill_tokens, len(ids))], start)
+        if self._model.reusable_prefix(ids, end) != end:
+            end = len(ids)  # generation 1: tokens of the context see each other both ways
+        self._batch.cache.select_row(index, start)
+        try:
+            self.use(request.adapter)
+            scores = self._forward(request.sequence[:, start:end], request.positions[..., start:end])
+        except Exception as error:  # most likely memory, because of this request
+            self._blame(error)
+            self._fail(self._batch.release(index, damaged=True), error)
+            return end - start
+        row.ids = ids[:end]
+        if end == len(ids):
+            self._batch.answering += 1
+            self._deliver(scores, index)
+        return end - start
+
+    def _answer_step(self) -> None:
+        """Computes one token of every answer."""
+        while self._batch.busy and not self._batch.make_room(self._batch.busy, self._batch.longest() + 1):
+            self._preempt()
+        self._batch.group()
+        # From the last group to the first: rows that end change places with rows behind them only.
+        end = self._batch.answering
+        while end:
+            first = end - 1
+            while first and self._batch.rows[first - 1].adapter == self._batch.rows[end - 1].adapter:
+                first -= 1
+            self._step_of(first, end)
+            end = first
+
+    def _step_of(self, first: int, end: int) -> None:
+        """Computes one token of each of these rows, which have the same adapter."""
+        requests = [self._batch.request(index) for index in range(first, end)]
+        lengths = [len(row.ids) for row in self._batch.rows[first:end]]
+        tokens = torch.tensor([[request.ids[-1]] for request in requests], device=self._model.device)
+        places = zip(requests, lengths, strict=True)
+        positions = torch.cat([request.positions[..., length : length + 1] for request, length in places])
+        if len(requests) == 1:
+            self._batch.cache.select_row(first, lengths[0])
+        else:
+            self._batch.cache.select_rows(first, lengths, self._model.device)
+        try:
+            self.use(requests[0].adapter)
+            scores = self._forward(tokens, positions)
+        except Exception as error:
+            self._blame(error)
+            for index in reversed(range(first, end)):
+                self._fail(self._batch.release(index, damaged=True), error)
+            return
+        for row, request in zip(self._batch.rows[first:end], requests, strict=True):
+            row.ids.append(request.ids[-1])
+        self.statistics.steps += 1
+        self._deliver(scores, first)
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Scores (rows, vocabulary) behind the last of `ids` (rows, tokens)."""
+        outputs = self._model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=self._batch.cache.mask,
+            past_key_values=self._batch.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._faults = 0
+        return outputs.logits[:, -1].float().to(self._model.device)
+
+    def _blame(self, error: Exception) -> None:
+        """One failed forward may be the fault of its request; three in a row are not."""
+        self._faults += 1
+        if self._faults == 3:
+            raise error
+
+    def _deliver(self, scores: torch.Tensor, first: int) -> None:
+        """Gives each row from `first` on its next token, by its row of `scores`, and releases rows that end."""
+        for offset in reversed(range(len(scores))):
+            index = first + offset
+            try:
+                reason = self._batch.request(index).advance(scores[offset : offset + 1])
+            except Exception as error:  # NaN, or a processor of the caller: nobody else has to suffer
+                self._fail(self._batch.release(index, damaged=True), error)
+                continue
+            self.statistics.completion_tokens += 1
+            if reason is not None:
+                self._ended(self._batch.release(index), reason)
+
+    def _preempt(self) -> None:
+        """Sends the request that came last back to the queue: its tokens are read again when there is room."""
+        index = max(range(self._batch.busy), key=lambda i: self._batch.request(i).number)
+        request = self._batch.release(index)
+        self.statistics.preempted += 1
+        self._waiting.appendleft(request)

@@ -1,0 +1,48 @@
+"""The engine for conversations: questions and histories in, the steps of `stream_steps` out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..chat import ChatStep, ShownAnswer, ids_to_text
+from ..engine import AS_LOADED, AdapterName, Engine, Stream
+
+
+class ChatEngine(Engine):
+    """An `Engine` that knows the tokenizer of its model.
+
+    Args:
+        **sizes: `max_batch`, `max_queue` and `cache_tokens` of `Engine`.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> None:
+        self.tokenizer = tokenizer
+        super().__init__(model, ids_to_text(tokenizer), **sizes)
+
+    def __enter__(self) -> ChatEngine:
+        return self
+
+    def chat(
+        self,
+        query: str,
+        history: Sequence[Any] | None = None,
+        role: str = "user",
+        adapter: AdapterName = AS_LOADED,
+        **settings: Any,
+    ) -> Iterator[ChatStep]:
+        """`model.stream_steps` with the same arguments and answers, while others are answered at the same time.
+
+        Makes the request at once; closing the iterator cancels it. Raises as `stream_steps` and `submit_all`.
+        """
+        ids, options = self.model.prepare_turn(self.tokenizer, query, history, role, **settings)
+        shown = ShownAnswer(self.tokenizer, query, history, role)
+        return _shown_steps(self.submit(ids, options, adapter=adapter), shown)
+
+
+def _shown_steps(stream: Stream, shown: ShownAnswer) -> Iterator[ChatStep]:
+    with stream:
+        for step in stream:
+            yield shown.step(step)

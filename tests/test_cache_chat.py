@@ -1,0 +1,95 @@
+"""The KV cache that a chat keeps: what a later turn may reuse of it, and what it forgets."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from chatglm.cache import ChatCache, ChatGLMCache
+from chatglm.generation import weights_stamp
+from tiny_chat import pair
+
+
+def filled(model: Any, ids: list[int]) -> ChatCache:
+    """A cache that holds `ids`."""
+    cache = ChatCache(weights_stamp(model))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
+    cache.token_ids += ids
+    return cache
+
+
+def keep(cache: ChatCache, ids: list[int], model: Any) -> int:
+    common = cache.keep_prefix_of(ids, model, weights_stamp(model))
+    assert common == len(cache.token_ids) == cache.get_seq_length()
+    return common
+
+
+def test_it_is_a_cache_of_transformers_and_of_ours() -> None:
+    cache = ChatCache()
+    assert isinstance(cache, DynamicCache) and isinstance(cache, ChatGLMCache)
+    assert (cache.get_seq_length(), cache.mask) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("ids", "common"),
+    [
+        ([11, 12, 13, 14, 15], 4),
+        ([11, 12, 13, 14], 3),  # the last one's logits are wanted
+        ([11, 12], 1),
+        ([11, 12, 23, 24, 25], 2),
+        ([21, 12, 13, 14], 0),
+    ],
+)
+def test_the_common_beginning_is_kept(ids: list[int], common: int) -> None:
+    model, _ = pair(2)
+    cache = filled(model, [11, 12, 13, 14])
+    before = cache.layers[0].keys.clone()
+    assert keep(cache, ids, model) == common
+    assert common == 0 or torch.equal(cache.layers[0].keys, before[:, :, :common])
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_going_on_from_what_is_kept_is_going_on_from_the_start(version: int) -> None:
+    model, _ = pair(version)
+    ids = [11, 12, 23, 24, 25]
+    cache = filled(model, [11, 12, 13, 14])
+    start = keep(cache, ids, model)
+    with torch.no_grad():
+        rest = model(input_ids=torch.tensor([ids[start:]]), past_key_values=cache, use_cache=True).logits
+        whole = model(input_ids=torch.tensor([ids])).logits
+    assert torch.allclose(rest, whole[:, start:], atol=1e-4)
+
+
+def test_other_weights_leave_nothing_of_it() -> None:
+    model, _ = copy.deepcopy(pair(2))
+    ids = [11, 12, 13, 14]
+    cache = filled(model, ids)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.5)
+    assert keep(cache, [*ids, 15], model) == 0
+    model.double()
+    assert keep(filled(model, ids), [*ids, 15], model) == 4  # and its layers have the new dtype
+
+
+@pytest.mark.parametrize("known", [[], [11, 12, 13, 14]], ids=["first forward", "later forward"])
+def test_an_interrupted_forward_leaves_nothing_of_it(known: list[int]) -> None:
+    """Then the first layers hold more tokens than the last ones."""
+    model, _ = pair(2)
+    cache = filled(model, known) if known else ChatCache(weights_stamp(model))
+    states = torch.zeros(1, 2, 3, 8)
+    cache.update(states, states, 0)
+    assert keep(cache, [11, 12, 13, 14, 15], model) == 0
+
+
+def test_a_cache_that_a_caller_made_is_reused_from_then_on() -> None:
+    model, tokenizer = pair(3)
+    cache = ChatCache()
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 4, "past_key_values": cache}
+    *_, first = model.stream_steps(tokenizer, "你好", **options)
+    *_, second = model.stream_steps(tokenizer, "what?", first.history, **options)
+    assert second.cached_tokens >= first.prompt_tokens
