@@ -146,6 +146,25 @@ DEVIATIONS: dict[str, str] = {
     "wrong_names_are_value_errors": (
         "v2/v3: unknown roles and control tokens raise ValueError with the list of known ones, not AssertionError"
     ),
+    "none_is_not_written": (
+        'v3: `"tools": None` and `"metadata": None` in a message are as if the key were not there; the original writes '
+        'them into the prompt as "null" and "None". An empty list of tools is "[]" in both'
+    ),
+    "tools_belong_to_a_system_message": (
+        "v3: the original leaves out the tools of a message of another role without a word; ours is a ValueError"
+    ),
+    "wrapped_tools_are_unwrapped": (
+        'v3: OpenAI\'s {"type": "function", "function": …} becomes the bare description the model was trained with; the '
+        "original pastes the wrapper into the prompt"
+    ),
+    "calls_are_read_not_run": (
+        "v3 with tools: the original runs eval() on what the model wrote and raises what comes of it; ours reads "
+        "tool_call(name=literal, …), and gives anything else as the text it is, with the reason under `error`"
+    ),
+    "a_first_line_that_is_no_name_is_text": (
+        "v3: the original takes the first line of every answer for the name of a tool, so that of two lines of text the "
+        "first is lost; ours does where it is a name and a call or code follows"
+    ),
     "interpreter_code_is_kept": (
         "v3 with tools: the original runs eval() on what the model wrote, for the interpreter, too, and returns its"
         " None as parameters; ours never runs it, and the code is in the result"
