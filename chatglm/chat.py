@@ -326,7 +326,8 @@ class ShownAnswer:
         if step.finish_reason is None:
             stable = stable_response(version, seen)
             response: Any = text
-            messages = [{"role": "assistant", "metadata": "", "content": text}]
+            # A history holds what the model said: the training date is filled in for the reader only.
+            messages = [{"role": "assistant", "metadata": "", "content": seen.strip()}]
         else:
             stable = text
             answer = parse_response(version, raw, self._with_tools)

@@ -44,7 +44,7 @@ def normalize_messages(messages: Sequence[Any], tools: Any = None) -> list[Messa
         content = _content_text(item.get("content"), where)
         calls = item.get("tool_calls") or ([{"function": item["function_call"]}] if item.get("function_call") else [])
         if content or not calls:
-            kept = {key: item[key] for key in ("metadata", "tools") if item.get(key)}
+            kept = {key: item[key] for key in ("metadata", "tools") if item.get(key) is not None}
             result.append(check_message({"role": role, "content": content, **kept}, where))
         result += [_tool_call_message(call, where) for call in calls]
     if tools:

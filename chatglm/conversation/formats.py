@@ -37,9 +37,12 @@ def round_text(version: int, number: int, question: str, answer: str | None = No
 
 
 def message_content(message: Message) -> str:
-    """What is encoded as the content of a role message: for a system message with tools also their JSON."""
+    """What is encoded as the content of a role message: for a system message with tools also their JSON.
+
+    An empty list is written as well, as in the original: `[]`. None is no tools.
+    """
     tools = message.get("tools")
-    if not tools:
+    if tools is None or message["role"] != "system":
         return message["content"]
     try:
         return message["content"] + "\n" + json.dumps(_unwrap_tools(tools), indent=4, ensure_ascii=False)

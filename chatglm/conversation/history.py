@@ -56,6 +56,8 @@ def check_message(item: Any, where: str) -> Message:
     tools = item.get("tools")
     if tools is not None and (isinstance(tools, str) or not isinstance(tools, (Sequence, Mapping))):
         raise TypeError(f"the tools of {where} must be a list of tool descriptions, not {type(tools).__name__}")
+    if tools and item["role"] != "system":
+        raise ValueError(f"{where} has tools and the role {item['role']!r}: tools belong to a system message")
     return {key: value if isinstance(value, str) else copy.deepcopy(value) for key, value in item.items()}
 
 
@@ -81,6 +83,6 @@ def check_query(version: int, query: Any, role: str) -> str:
 
 
 def has_tools(history: Sequence[Any] | None) -> bool:
-    """Whether a role history starts with a system message that carries tools."""
+    """Whether a role history starts with a system message that carries tools, be it an empty list of them."""
     first = history[0] if history else None
-    return isinstance(first, Mapping) and first.get("role") == "system" and bool(first.get("tools"))
+    return isinstance(first, Mapping) and first.get("role") == "system" and first.get("tools") is not None

@@ -32,13 +32,15 @@ CHAT_TEMPLATES = {
     2: "[gMASK]sop" + _template_of_pairs(FIRST="1", BARE="false", GAP="\\n\\n", ASK="", JOIN=" ", END="</s>"),
     3: (
         "[gMASK]sop{% macro spec(tools) %}{{ (tools | map(attribute='function') | list "
-        "if tools[0].function is defined else tools) | tojson(indent=4) }}{% endmacro %}"
+        "if tools is not mapping and tools and tools[0].function is defined else tools) | tojson(indent=4) }}"
+        "{% endmacro %}"
         "{% if tools and messages[0].role != 'system' %}"
         "{{ '<|system|>\\n PROMPT\\n' ~ spec(tools) }}{% endif %}"
         "{% for message in messages %}"
-        "{% set own = message.tools or (tools if loop.first and message.role == 'system' else none) %}"
+        "{% set own = none if message.role != 'system' else tools if tools and loop.first else message.tools %}"
+        "{% set shown = own is defined and own is not none %}"
         "{{ '<|' ~ message.role ~ '|>' ~ (message.metadata or '') ~ '\\n' }}"
-        "{{ ' ' ~ message.content if message.content or own else '' }}{{ '\\n' ~ spec(own) if own else '' }}"
+        "{{ ' ' ~ message.content if message.content or shown else '' }}{{ '\\n' ~ spec(own) if shown else '' }}"
         "{% endfor %}{{ '<|assistant|>' if add_generation_prompt else '' }}"
     ).replace("PROMPT", TOOLS_SYSTEM_PROMPT),
 }
