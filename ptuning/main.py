@@ -20,7 +20,6 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # the imports take seconds
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
-from chatglm.conversation.formats import stop_token_ids  # noqa: E402
 from chatglm.messages import TUNING, choose_language  # noqa: E402
 from ptuning.arguments import Arguments, ArgumentsError, TrainingArguments, method_of, parse  # noqa: E402
 
@@ -79,7 +78,7 @@ def run(arguments: Arguments) -> int:
     def dataset(path: str | None, limit: int | None, prediction: bool) -> Any:
         if path is None:
             return None
-        rows = data.read_rows(path, columns, tokenizer.chatglm_version, limit)
+        rows = data.read_rows(path, columns, tokenizer.chat_format, limit)
         source, target, prefix = lengths
         with training_args.main_process_first(desc="tokens"):
             made = data.make_dataset(
@@ -117,7 +116,7 @@ def run(arguments: Arguments) -> int:
     trainer = Tuner(
         method=method_of(model_args),
         base=str(model_args.model_name_or_path),
-        stop_ids=stop_token_ids(tokenizer),
+        stop_ids=tokenizer.chat_format.stop_token_ids(tokenizer),
         max_new_tokens=data_args.target_length,
         generation={"num_beams": data_args.num_beams or 1, **sampling},
         model=model,

@@ -12,12 +12,19 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from chatglm import conversation
-from chatglm.conversation.chat_messages import normalize_messages, pairs_from_messages
-from chatglm.conversation.fitting import fit_conversation
-from chatglm.conversation.formats import encode_conversation, stop_token_ids
-from chatglm.conversation.history import has_tools, validate_history
-from chatglm.conversation.responses import clean_response, parse_response, stable_response
-from chatglm.conversation.tool_calls import tool_call_message
+from chatglm.conversation import (
+    clean_response,
+    encode_conversation,
+    fit_conversation,
+    has_tools,
+    normalize_messages,
+    pairs_from_messages,
+    parse_response,
+    stable_response,
+    stop_token_ids,
+    tool_call_message,
+    validate_history,
+)
 from chatglm.tokenization_chatglm import ChatGLMTokenizer
 from conftest import needs_shared
 from tokenizer_goldens import deviation, golden, make_vocabulary, tokenizer

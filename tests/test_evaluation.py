@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import chatglm
-from chatglm.conversation.formats import encode_conversation, stop_token_ids
+from chatglm.conversation import encode_conversation, stop_token_ids
 from evaluation import evaluate_ceval as ceval
 from evaluation import run_lm_eval
 from tiny_chat import pair

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import chatglm
 from chatglm import compat
-from chatglm.conversation.fitting import fit_conversation
+from chatglm.conversation import fit_conversation
 from conftest import enable_checkpointing
 from tiny_chat import FOLDERS
 
