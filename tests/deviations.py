@@ -34,12 +34,24 @@ DEVIATIONS: dict[str, str] = {
     "inputs_embeds_are_accepted": ("the originals crash on inputs_embeds without input_ids; soft prompts need them"),
     "plain_masks_are_accepted": (
         "v1: the original accepts only its own bool 4-D mask; a plain 2-D int mask (1 = real token) is what "
-        "tokenizers, data collators and generate() of transformers make"
+        "tokenizers, data collators and generate() of transformers make. A 4-D mask of integers, which could mean "
+        "either, is an error in both (RuntimeError there, ValueError here)"
+    ),
+    "one_kind_of_positions_goes_on": (
+        "v1 with position_encoding_2d=false: the original's steps after [gMASK] stay at its place, where its own "
+        "prompts count on; ours counts on in both, so that a cache changes nothing (no published model has it)"
+    ),
+    "the_cache_is_on_by_default": (
+        "v1: ChatGLMConfig() alone has use_cache=False in the original; ours is True, as every published config.json is"
     ),
     "fp32_residual_works_in_half_precision": (
         "v2/v3: fp32_residual_connection in an fp16 model mixes dtypes and crashes in the original; ours computes"
     ),
     # generate()
+    "ids_alone_are_read_as_padded": (
+        "v1: from ids alone the original reads the pads of a batch as context; ours sees them as padding, so that a "
+        "row gives the same text alone, in a batch and with the tokenizer's mask; a mask of ones gives the old numbers"
+    ),
     "pads_take_no_positions": (
         "v2/v3: without position_ids the original counts left pads as positions, so that with a P-tuning prefix "
         "(which has none) a padded batch gives other texts than its rows alone; transformers derives the "
@@ -51,8 +63,8 @@ DEVIATIONS: dict[str, str] = {
         "different lengths compete (an eos inside the search) another one may win"
     ),
     "minus_infinity_is_a_valid_score": (
-        "the original's InvalidScoreLogitsProcessor also fires on -inf, which bad_words_ids and min_new_tokens "
-        "set on purpose, and then forces token 5; generate() keeps the distribution of the remaining tokens"
+        "the InvalidScoreLogitsProcessor of the originals' chat also fires on -inf, which bad_words_ids and "
+        "min_new_tokens set on purpose, and then forces token 5; ours keeps the distribution of the remaining tokens"
     ),
     "greedy_ignores_warpers": (
         "the original's stream_generate applies top-k even when it does not sample; it cannot change the arg max,"
@@ -154,16 +166,16 @@ DEVIATIONS: dict[str, str] = {
         "v3: the original leaves out the tools of a message of another role without a word; ours is a ValueError"
     ),
     "wrapped_tools_are_unwrapped": (
-        'v3: OpenAI\'s {"type": "function", "function": …} becomes the bare description the model was trained with; the '
-        "original pastes the wrapper into the prompt"
+        'v3: OpenAI\'s {"type": "function", "function": …} becomes the bare description the model was trained with; '
+        "the original pastes the wrapper into the prompt"
     ),
     "calls_are_read_not_run": (
         "v3 with tools: the original runs eval() on what the model wrote and raises what comes of it; ours reads "
         "tool_call(name=literal, …), and gives anything else as the text it is, with the reason under `error`"
     ),
     "a_first_line_that_is_no_name_is_text": (
-        "v3: the original takes the first line of every answer for the name of a tool, so that of two lines of text the "
-        "first is lost; ours does where it is a name and a call or code follows"
+        "v3: the original takes the first line of every answer for the name of a tool, so that of two lines of text "
+        "the first is lost; ours does where it is a name and a call or code follows"
     ),
     "interpreter_code_is_kept": (
         "v3 with tools: the original runs eval() on what the model wrote, for the interpreter, too, and returns its"
