@@ -46,7 +46,7 @@ def _main(arguments: list[str] | None) -> int:
     try:
         tools = read_tools(args.tools) if args.tools else None
         model, tokenizer = load_from_arguments(args)
-        session = Session(tokenizer.chatglm_version, args.system, tools)
+        session = Session(tokenizer.chat_format, args.system, tools)
         terminal = Terminal(model, tokenizer, session, generation_settings(args), args.lang)
     except (OSError, ValueError, RuntimeError) as error:
         print(TERMINAL["error"][args.lang].format(reason=error), file=sys.stderr)

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         with ChatEngine(model, tokenizer, max_batch=args.max_batch) as engine:
             page = Page(
                 lambda question, history, settings, cancel: engine.chat(question, history, cancel=cancel, **settings),
-                tokenizer.chatglm_version,
+                tokenizer.chat_format,
                 generation_settings(args),
                 system=args.system,
                 tools=tools,

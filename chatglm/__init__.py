@@ -4,24 +4,16 @@ Importing this package registers the family with transformers: from then on `Aut
 `AutoTokenizer` load the original folders and hub ids with the code here, with or without `trust_remote_code`.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
-
 from .chat import (
-    CHAT_MODELS,
     ChatGLM1ForConditionalGeneration,
     ChatGLM2ForConditionalGeneration,
     ChatGLM3ForConditionalGeneration,
     ChatStep,
 )
 from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
+from .conversation import ChatFormat
 from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
+from .generations import register_generation
 from .loading import load
 from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
 from .quantization import ChatGLMQuantizationConfig
@@ -31,6 +23,7 @@ from .tokenization_chatglm2 import ChatGLM2Tokenizer
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChatFormat",
     "ChatGLM1Config",
     "ChatGLM1ForConditionalGeneration",
     "ChatGLM1Tokenizer",
@@ -48,15 +41,5 @@ __all__ = [
     "InvalidScoreLogitsProcessor",
     "NonFiniteLogitsError",
     "load",
+    "register_generation",
 ]
-
-AutoConfig.register("chatglm", ChatGLMConfig)
-for _chat_model in CHAT_MODELS.values():
-    # The originals' AutoModel is the class with chat(), too.
-    for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
-        _auto.register(_chat_model.config_class, _chat_model)
-AutoModelForSequenceClassification.register(ChatGLM2Config, ChatGLM2ForSequenceClassification)
-AutoModelForSequenceClassification.register(ChatGLM3Config, ChatGLM3ForSequenceClassification)
-# Registered for the base class, which no config is an instance of by itself: with the class of a config, transformers
-# would run the checkpoint's own tokenizer code under trust_remote_code=True.
-AutoTokenizer.register(ChatGLMConfig, ChatGLMTokenizer)

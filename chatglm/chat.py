@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
+from .chat_steps import ChatStep, ShownAnswer, ids_to_text
 from .configuration_chatglm import ChatGLM3Config, ChatGLMConfig
-from .conversation.fitting import fit_conversation
-from .conversation.formats import stop_token_ids
-from .conversation.history import has_tools, validate_history
-from .conversation.responses import clean_response, parse_response, stable_response
+from .conversation.formats import ChatFormat, chat_format
 from .generation import (
     DEFAULT_TOP_K,
     ChatCache,
@@ -28,6 +26,16 @@ from .modeling_chatglm import ChatGLM1ForCausalLM
 from .modeling_chatglm2 import ChatGLM2ForCausalLM
 from .network import compat
 
+__all__ = [
+    "ChatGLM1ForConditionalGeneration",
+    "ChatGLM2ForConditionalGeneration",
+    "ChatGLM3ForConditionalGeneration",
+    "ChatMixin",
+    "ChatStep",
+    "ShownAnswer",
+    "ids_to_text",
+]
+
 #: Tokens kept free for the answer when an old history is cut, at most a quarter of the context.
 ANSWER_ROOM = 512
 
@@ -35,25 +43,16 @@ ANSWER_ROOM = 512
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-@dataclass(frozen=True)
-class ChatStep(GenerationStep):
-    """A `GenerationStep` of a conversation.
-
-    `text` is the answer as the user sees it. It may change at its end (generation 1's punctuation depends on what
-    follows); `delta` never does: all deltas together are the last `text`. `response` and `history` are what `chat`
-    returns; before the last step they hold the text so far.
-    """
-
-    delta: str
-    response: str | dict[str, Any]
-    history: list[Any]
-
-
 class ChatMixin:
     """Conversation methods for a model with `generate`, `positions_from` and `reusable_prefix`."""
 
     #: What `stream_steps` takes where the caller says nothing: the defaults of the generation's `chat`.
     sampling_defaults: ClassVar[dict[str, Any]] = {"do_sample": True, "top_p": 0.8, "temperature": 0.8}
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """What the conversations of this generation look like."""
+        return chat_format(self.config.chatglm_version)  # type: ignore[attr-defined]
 
     def clear_chat_cache(self) -> None:
         """Free the KV cache that is kept from the last turn."""
@@ -140,12 +139,15 @@ class ChatMixin:
         """
         self._check_chat(tokenizer)
         own = {name: getattr(self.generation_config, name, None) for name in SAMPLING}  # type: ignore[attr-defined]
-        defaults = self.sampling_defaults | {"eos_token_id": stop_token_ids(tokenizer), "top_k": DEFAULT_TOP_K}
+        defaults = self.sampling_defaults | {
+            "eos_token_id": self.chat_format.stop_token_ids(tokenizer),
+            "top_k": DEFAULT_TOP_K,
+        }
         defaults |= {name: value for name, value in own.items() if value is not None}
         given = {name: value for name, value in kwargs.items() if value is not None}
         return GenerationOptions.from_config(GenerationConfig(), **(defaults | given))
 
-    def _check_chat(self, tokenizer: PreTrainedTokenizerBase) -> int:
+    def _check_chat(self, tokenizer: PreTrainedTokenizerBase) -> None:
         version = getattr(tokenizer, "chatglm_version", None)
         ours = self.config.chatglm_version  # type: ignore[attr-defined]
         if version is None:
@@ -157,7 +159,6 @@ class ChatMixin:
                 "this is a base model without chat training: complete texts with model.generate() or "
                 "model.stream_generate(), or set model.config.is_base_model = False to chat all the same"
             )
-        return version
 
     def _context(self) -> int:
         return self.config.max_position_embeddings  # type: ignore[attr-defined]
@@ -174,10 +175,10 @@ class ChatMixin:
         limit = min(options.max_length or self._context(), self._context())
         room = answer_room or min(options.max_new_tokens or ANSWER_ROOM, limit // 4)
         try:
-            return fit_conversation(tokenizer, query, history, limit - room, role)[0]
+            return self.chat_format.fit(tokenizer, query, history, limit - room, role)[0]
         except ValueError:
             # The question alone may take the room of the answer, as long as one token is left.
-            return fit_conversation(tokenizer, query, history, limit - 1, role)[0]
+            return self.chat_format.fit(tokenizer, query, history, limit - 1, role)[0]
 
     def _take_last_turn(self) -> ChatCache:
         # Taken out while in use: a second thread then starts with an empty cache instead of sharing this one.
@@ -201,7 +202,7 @@ class ChatMixin:
         if num_beams == 1 and not beyond:
             *_, last = self.stream_steps(tokenizer, query, history, role, **kwargs)
             return last.response, last.history
-        version = self._check_chat(tokenizer)
+        self._check_chat(tokenizer)
         seed, answer_room = kwargs.pop("seed", None), kwargs.pop("answer_room", None)
         checked = GenerationOptions(
             **{name: value for name, value in kwargs.items() if name in GenerationOptions.names()}
@@ -212,20 +213,21 @@ class ChatMixin:
         if not checked.do_sample:
             given = {name: value for name, value in given.items() if name not in ("temperature", "top_p", "top_k")}
         given |= {"do_sample": checked.do_sample, "num_beams": num_beams}
-        given.setdefault("eos_token_id", stop_token_ids(tokenizer))
+        given.setdefault("eos_token_id", self.chat_format.stop_token_ids(tokenizer))
         given["max_length"] = checked.length_limit(len(ids), self._context())
         given.pop("max_new_tokens", None)
         inputs = torch.tensor([ids], device=self.device)  # type: ignore[attr-defined]
+        began = time.perf_counter()
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             output = self.generate(inputs, attention_mask=torch.ones_like(inputs), **given)  # type: ignore[attr-defined]
+        spoken = output[0].tolist()[len(ids) :]
         stops = given["eos_token_id"]
-        answer = [token for token in output[0].tolist()[len(ids) :] if token not in stops]
-        text = clean_up(tokenizer, ids_to_text(tokenizer)(answer))
-        parsed = parse_response(version, text, has_tools(history))
-        before = validate_history(version, history)
-        return parsed.content, _history_after(version, query, before, role, parsed.content, parsed.messages)
+        text = ids_to_text(tokenizer)([token for token in spoken if token not in stops])
+        whole = GenerationStep(None, text, "stop", len(ids), 0, len(spoken), time.perf_counter() - began)
+        last = ShownAnswer(tokenizer, query, history, role).step(whole)
+        return last.response, last.history
 
     def _stream_chat(
         self,
@@ -233,9 +235,9 @@ class ChatMixin:
         query: str,
         history: Sequence[Any] | None,
         role: str,
-        past_key_values: ChatCache | None,
-        return_past_key_values: bool,
-        kwargs: dict[str, Any],
+        past_key_values: ChatCache | None = None,
+        return_past_key_values: bool = False,
+        **kwargs: Any,
     ) -> Iterator[Any]:
         if return_past_key_values and past_key_values is None:
             past_key_values = ChatCache(weights_stamp(self))
@@ -305,64 +307,14 @@ class ChatMixin:
             yield (sequence, cache) if return_past_key_values else sequence
 
 
-class ShownAnswer:
-    """What the user sees of an answer while it is generated: `GenerationStep`s in, `ChatStep`s out.
-
-    Args:
-        query, history, role: of the turn that is answered, as in `stream_steps`.
-    """
-
-    def __init__(self, tokenizer: Any, query: str, history: Sequence[Any] | None, role: str = "user") -> None:
-        self._version: int = tokenizer.chatglm_version
-        self._tokenizer, self._query, self._role = tokenizer, query, role
-        self._before, self._with_tools = validate_history(self._version, history), has_tools(history)
-        self._shown = ""
-
-    def step(self, step: GenerationStep) -> ChatStep:
-        version = self._version
-        raw = clean_up(self._tokenizer, step.text)
-        seen = raw.replace("<|assistant|>", "\n") if version == 3 else raw  # between two messages
-        text = clean_response(version, seen)
-        if step.finish_reason is None:
-            stable = stable_response(version, seen)
-            response: Any = text
-            messages = [{"role": "assistant", "metadata": "", "content": text}]
-        else:
-            stable = text
-            answer = parse_response(version, raw, self._with_tools)
-            response, messages = answer.content, answer.messages
-        delta = stable[len(self._shown) :] if stable.startswith(self._shown) else ""
-        self._shown += delta
-        return ChatStep(
-            **{name: getattr(step, name) for name in GenerationStep.__dataclass_fields__ if name != "text"},
-            text=text,
-            delta=delta,
-            response=response,
-            history=_history_after(version, self._query, self._before, self._role, response, messages),
-        )
-
-
-def ids_to_text(tokenizer: Any) -> Callable[[list[int]], str]:
-    """How the ids of an answer become text, before any clean-up."""
-    return lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-def _history_after(
-    version: int,
-    query: str,
-    before: list[Any],
-    role: str,
-    response: str | dict[str, Any],
-    messages: list[dict[str, Any]],
-) -> list[Any]:
-    if version == 3:
-        return [*before, {"role": role, "content": query}, *messages]
-    return [*before, (query, response)]
-
-
-def clean_up(tokenizer: Any, text: str) -> str:
-    """The clean-up of blanks that generation 1's tokenizer (v1.1) does on a whole text."""
-    return tokenizer.clean_up_tokenization(text) if tokenizer.clean_up_tokenization_spaces else text
+def _settings(
+    max_length: int, do_sample: bool, top_p: float, temperature: float, processors: Sequence[LogitsProcessor] | None
+) -> dict[str, Any]:
+    """What every generation's `chat` and `stream_chat` name in their signatures."""
+    return {
+        "max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature,
+        "logits_processor": processors or [],
+    }  # fmt: skip
 
 
 class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):
@@ -384,10 +336,8 @@ class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):
         **kwargs: Any,
     ) -> tuple[str, list[tuple[str, str]]]:
         """The answer and the history with it. See `ChatMixin.stream_steps` for the arguments and errors."""
-        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
-        return self._chat(
-            tokenizer, query, history, "user", num_beams, kwargs | {"logits_processor": logits_processor or []}
-        )
+        settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
+        return self._chat(tokenizer, query, history, "user", num_beams, kwargs | settings)
 
     def stream_chat(
         self,
@@ -402,12 +352,8 @@ class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):
         **kwargs: Any,
     ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         """The answer so far and the history with it, again and again; the last is what `chat` returns."""
-        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
-        past = kwargs.pop("past_key_values", None)
-        with_past = kwargs.pop("return_past_key_values", False)
-        return self._stream_chat(
-            tokenizer, query, history, "user", past, with_past, kwargs | {"logits_processor": logits_processor or []}
-        )
+        settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
+        return self._stream_chat(tokenizer, query, history, "user", **kwargs | settings)
 
 
 class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
@@ -427,10 +373,8 @@ class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         **kwargs: Any,
     ) -> tuple[str, list[tuple[str, str]]]:
         """The answer and the history with it. See `ChatMixin.stream_steps` for the arguments and errors."""
-        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
-        return self._chat(
-            tokenizer, query, history, "user", num_beams, kwargs | {"logits_processor": logits_processor or []}
-        )
+        settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
+        return self._chat(tokenizer, query, history, "user", num_beams, kwargs | settings)
 
     def stream_chat(
         self,
@@ -447,9 +391,10 @@ class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         **kwargs: Any,
     ) -> Iterator[Any]:
         """(answer so far, history) again and again, with `return_past_key_values` also the cache for the next turn."""
-        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
-        kwargs |= {"logits_processor": logits_processor or []}
-        return self._stream_chat(tokenizer, query, history, "user", past_key_values, return_past_key_values, kwargs)
+        settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
+        return self._stream_chat(
+            tokenizer, query, history, "user", past_key_values, return_past_key_values, **kwargs | settings
+        )
 
 
 class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
@@ -476,10 +421,8 @@ class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
 
         See `ChatMixin.stream_steps` for the arguments and errors; `role="observation"` gives back a tool's result.
         """
-        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
-        return self._chat(
-            tokenizer, query, history, role, num_beams, kwargs | {"logits_processor": logits_processor or []}
-        )
+        settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
+        return self._chat(tokenizer, query, history, role, num_beams, kwargs | settings)
 
     def stream_chat(
         self,
@@ -500,17 +443,14 @@ class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
 
         A tool call is raw text until it is complete; the last item has it as a dict.
         """
-        kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
-        kwargs |= {"logits_processor": logits_processor or []}
-        return self._stream_chat(tokenizer, query, history, role, past_key_values, return_past_key_values, kwargs)
+        settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
+        return self._stream_chat(
+            tokenizer, query, history, role, past_key_values, return_past_key_values, **kwargs | settings
+        )
 
 
-#: The class of each generation, by the `chatglm_version` of its config.
-CHAT_MODELS: dict[int, Any] = {
-    1: ChatGLM1ForConditionalGeneration,
-    2: ChatGLM2ForConditionalGeneration,
-    3: ChatGLM3ForConditionalGeneration,
-}
+#: The class of each generation, by the `chatglm_version` of its config; see `chatglm.generations`.
+CHAT_MODELS: dict[int, Any] = {}
 
 
 def model_class(config: ChatGLMConfig) -> Any:

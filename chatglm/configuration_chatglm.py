@@ -26,19 +26,21 @@ _V1_NUM_IMAGE_TOKENS = 20000
 
 
 def detect_version(config_dict: dict[str, Any], path: str | os.PathLike[str] | None = None) -> int:
-    """Which generation (1, 2 or 3) a `config.json` or `tokenizer_config.json` belongs to.
+    """Which generation a `config.json` or `tokenizer_config.json` belongs to: 1, 2 or 3, or one that was registered.
 
     The published files of ChatGLM2-6B and ChatGLM3-6B differ in nothing but the name they carry, so the rule is:
     an explicit `chatglm_version`; the keys that only generation 1 has; the name inside the file
     (`_name_or_path`, `name_or_path`); the name of the folder or hub id; else 3.
 
     Raises:
-        ValueError: `chatglm_version` is present but is not 1, 2 or 3.
+        ValueError: `chatglm_version` is present but is no generation.
     """
     version = config_dict.get("chatglm_version")
     if version is not None:
-        if version not in (1, 2, 3):
-            raise ValueError(f"chatglm_version must be 1, 2 or 3, not {version!r}")
+        if version not in CONFIGS:
+            *others, last = sorted(CONFIGS)
+            known = f"{', '.join(map(str, others))} or {last}"
+            raise ValueError(f"chatglm_version must be {known}, not {version!r}")
         return int(version)
     if "inner_hidden_size" in config_dict or "num_image_tokens" in config_dict or "gmask_token" in config_dict:
         return 1
@@ -105,9 +107,9 @@ class ChatGLMConfig(PreTrainedConfig):
         if cls is ChatGLMConfig:
             path = kwargs.get("name_or_path")
             version = detect_version(config_dict, path)
-            chosen = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config}[version]
+            chosen = CONFIGS[version]
             config_dict = config_dict | {"chatglm_version": version}
-            if version != 1 and "is_base_model" not in config_dict:
+            if hasattr(chosen, "is_base_model") and "is_base_model" not in config_dict:
                 config_dict["is_base_model"] = _names_a_base_model(config_dict, path)
             return chosen.from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
@@ -162,7 +164,7 @@ class ChatGLM1Config(ChatGLMConfig):
 
 
 class ChatGLM2Config(ChatGLMConfig):
-    """ChatGLM2-6B with its long-context variant, and what ChatGLM3-6B shares with it."""
+    """ChatGLM2-6B with its long-context variant, and what later generations share with it."""
 
     attribute_map = {
         "num_hidden_layers": "num_layers",
@@ -218,9 +220,14 @@ class ChatGLM2Config(ChatGLMConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.chatglm_version is None:
             self.chatglm_version = 2
-        if self.chatglm_version not in (2, 3):
+        if not issubclass(CONFIGS.get(self.chatglm_version, ChatGLMConfig), ChatGLM2Config):
             raise ValueError(f"this config is for generations 2 and 3, not {self.chatglm_version!r}")
         super().__post_init__(**kwargs)
+
+    @property
+    def stretches_positions(self) -> bool:
+        """Whether `rope_ratio` divides the positions, as in chatglm2-6b-32k; later generations multiply the base."""
+        return self.chatglm_version == 2
 
     @property
     def num_key_value_heads(self) -> int:
@@ -233,3 +240,7 @@ class ChatGLM3Config(ChatGLM2Config):
     def __post_init__(self, **kwargs: Any) -> None:
         self.chatglm_version = 3
         super().__post_init__(**kwargs)
+
+
+#: The class of each generation.
+CONFIGS: dict[int, type[ChatGLMConfig]] = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config}

@@ -38,7 +38,7 @@ def rotary_angles(length: int, dtype: torch.dtype, device: torch.device, *, conf
     """The angles of ChatGLM2 and 3; long-context variants differ in how `rope_ratio` enters."""
     half = config.kv_channels // 2
     base, stretch = 10000.0, 1.0
-    if config.chatglm_version == 2:
+    if config.stretches_positions:
         stretch = config.rope_ratio  # chatglm2-6b-32k divides the positions
     else:
         base *= config.rope_ratio  # chatglm3-6b-32k and -128k raise the base

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints.atomic import write_file
-from .conversation.chat_messages import TOOLS_SYSTEM_PROMPT
-from .conversation.history import validate_history
+from .conversation.formats import ChatFormat, chat_format, names_of
 
 
 class Session:
-    """The history of one conversation with a model of generation `version`, in the form its `chat` takes.
+    """The history of one conversation, in the form that the model's `chat` takes.
 
     `history` is what to pass to `chat` or `stream_chat`; put the history that they give back there.
     """
 
-    def __init__(self, version: int, system: str | None = None, tools: list[Any] | None = None) -> None:
-        self.version = version
+    def __init__(self, chat_format: ChatFormat, system: str | None = None, tools: list[Any] | None = None) -> None:
+        self.chat_format = chat_format
         self.tools = tools
         self.system: list[Any] = []
         self.history: list[Any] = []
@@ -28,15 +27,18 @@ class Session:
     def set_system(self, text: str | None) -> None:
         """Starts over with this system prompt, or with none; the tools stay.
 
-        Raises ValueError for generations that know neither, and for tools that are no list of descriptions.
+        Raises ValueError for models that do not know them, and for tools that are no list of descriptions.
         """
-        message: dict[str, Any] = {"role": "system", "content": text or TOOLS_SYSTEM_PROMPT}
+        known = self.chat_format
+        if (text and not known.knows_system_prompt) or (self.tools and not known.knows_tools):
+            without = names_of(lambda format: not format.knows_tools, "knows", "know")
+            others = names_of(lambda format: format.knows_tools, "does", "do", short=True)
+            raise ValueError(f"{without} no system prompt and no tools, only {others}")
+        message: dict[str, Any] = {"role": "system", "content": text or known.tools_system_prompt}
         if self.tools:
             message["tools"] = self.tools
-        if (text or self.tools) and self.version != 3:
-            raise ValueError("ChatGLM-6B and ChatGLM2-6B know no system prompt and no tools, only ChatGLM3 does")
         try:
-            self.system = validate_history(3, [message] if text or self.tools else [])
+            self.system = known.validate([message] if text or self.tools else [])
         except TypeError as error:
             raise ValueError(str(error)) from error
         self.clear()
@@ -48,38 +50,39 @@ class Session:
     @property
     def next_role(self) -> str:
         """ "observation" where the model has just called a tool and waits for its result, else "user"."""
-        last = self.history[-1] if self.history else None
-        called = isinstance(last, dict) and last["role"] == "assistant" and last.get("metadata")
+        messages = self.chat_format.as_messages(self.history[-1:])
+        called = messages and messages[-1]["role"] == "assistant" and messages[-1].get("metadata")
         return "observation" if called else "user"
 
     def undo(self) -> tuple[str, str] | None:
         """Takes the last turn back and gives its (question, role), or None where there is no turn."""
-        for index in reversed(range(len(self.history))):
-            turn = self.history[index]
-            question, role = (turn["content"], turn["role"]) if isinstance(turn, dict) else (turn[0], "user")
+        messages = self.chat_format.as_messages(self.history)
+        for index in reversed(range(len(messages))):
+            question, role = messages[index]["content"], messages[index]["role"]
             if role in ("user", "observation"):
-                self.history = self.history[:index]
+                self.history = self.chat_format.from_messages(messages[:index])
                 return question, role
         return None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the conversation as JSON; an old file is replaced only once the new one is whole. Raises OSError."""
         target = Path(path).expanduser()
-        text = json.dumps({"chatglm_version": self.version, "history": self.history}, ensure_ascii=False, indent=1)
-        write_file(target, text + "\n")
+        saved = {"chatglm_version": self.chat_format.generation, "history": self.history}
+        write_file(target, json.dumps(saved, ensure_ascii=False, indent=1) + "\n")
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes on with a saved conversation. Raises OSError or ValueError, and then nothing has changed."""
         target = Path(path).expanduser()
         try:
             saved = json.loads(target.read_text(encoding="utf-8"))
-            version, history = saved["chatglm_version"], saved["history"]
-            if (version == 3) == (self.version == 3):  # generations 1 and 2 keep the same pairs
-                history = validate_history(self.version, history)
+            theirs, ours, history = chat_format(saved["chatglm_version"]), self.chat_format, saved["history"]
+            if theirs.has_roles == ours.has_roles:  # pairs are the same in all generations that have them
+                history = ours.validate(history)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{target} is no conversation that was saved here ({error})") from error
-        if (version == 3) != (self.version == 3):
-            raise ValueError(f"{target} is a conversation with ChatGLM{version}, this model is a ChatGLM{self.version}")
+        if theirs.has_roles != ours.has_roles:
+            generations = f"with ChatGLM{theirs.generation}, this model is a ChatGLM{ours.generation}"
+            raise ValueError(f"{target} is a conversation {generations}")
         self.history = history
-        self.system = [turn for turn in history[:1] if isinstance(turn, dict) and turn["role"] == "system"]
+        self.system = [message for message in ours.as_messages(history)[:1] if message["role"] == "system"]
         self.tools = self.system[0].get("tools") if self.system else None

@@ -18,10 +18,8 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy, cached_file, get_json_schema, logging
 
 from .configuration_chatglm import detect_version
-from .conversation.chat_messages import encode_chat, render_chat
-from .conversation.formats import encode_conversation, prompt_text
-from .conversation.history import validate_history
-from .conversation.templates import CHAT_TEMPLATES, is_published_template
+from .conversation.chatglm3 import is_published_template
+from .conversation.formats import ChatFormat, chat_format
 
 logger = logging.get_logger(__name__)
 
@@ -54,20 +52,18 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     chatglm_version: int = 0
     padding_side = "left"
     model_input_names = ["input_ids", "attention_mask", "position_ids"]
-    # Control tokens that are recognised in text where the caller asks for it.
+    # Control tokens that are recognised in text where the caller asks for it; and at the start of a text only, as
+    # "sop" is part of many words.
     _typed_control_tokens: Sequence[str] = ()
-    # Which class is whose; each puts itself in.
-    _classes: ClassVar[dict[int, type[ChatGLMTokenizer]]] = {}
-
-    def __init_subclass__(cls, generations: Sequence[int] = (), **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        ChatGLMTokenizer._classes |= dict.fromkeys(generations, cls)
+    _typed_start: Sequence[str] = ("[gMASK]", "sop")
+    #: The class of each generation; see `chatglm.register_generation`.
+    classes: ClassVar[dict[int, type[ChatGLMTokenizer]]] = {}
 
     def __new__(cls, vocab_file: str | None = None, *args: Any, **kwargs: Any) -> ChatGLMTokenizer:
         if cls is ChatGLMTokenizer:
             name = os.path.basename(vocab_file or "")
             version = 1 if name == "ice_text.model" else detect_version(kwargs, Path(vocab_file or "").parent)
-            cls = cls._classes[kwargs.get("chatglm_version") or version]
+            cls = cls.classes[kwargs.get("chatglm_version") or version]
         return super().__new__(cls)
 
     def __init__(self, vocab_file: str, chatglm_version: int, **kwargs: Any) -> None:
@@ -76,10 +72,15 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self.vocab_file = vocab_file
         self.chatglm_version = chatglm_version
         if kwargs.get("chat_template") is None or is_published_template(kwargs["chat_template"]):
-            kwargs["chat_template"] = CHAT_TEMPLATES[chatglm_version]
+            kwargs["chat_template"] = self.chat_format.template
         kwargs.setdefault("split_special_tokens", True)
         super().__init__(**kwargs)
         self.init_kwargs["chatglm_version"] = chatglm_version
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """What the conversations of this generation look like."""
+        return chat_format(self.chatglm_version)
 
     # ------------------------------------------------------------------------------------------ loading, saving
 
@@ -98,7 +99,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
         Raises:
             OSError: the vocabulary file is missing.
-            ValueError: a file is corrupt, or `chatglm_version` is not 1, 2 or 3.
+            ValueError: a file is corrupt, or there is no generation `chatglm_version`.
             TypeError: a keyword is unknown.
         """
         path = os.fspath(pretrained_model_name_or_path)
@@ -109,7 +110,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         elif "chatglm_version" not in names and _has_ice_text(path):
             names["chatglm_version"] = 1
         version = detect_version(names, path)
-        target = cls._classes[version] if cls is ChatGLMTokenizer else cls
+        target = cls.classes[version] if cls is ChatGLMTokenizer else cls
         constructor = inspect.signature(target.__init__).parameters
         tokens = (name for name in kwargs if name.endswith("_token"))  # transformers takes tokens of any name
         refuse_unknown("from_pretrained", kwargs, *_HUB_ARGUMENTS, *_LOADING_ARGUMENTS, *constructor, *tokens)
@@ -233,10 +234,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         names = [token for token, index in self._added_tokens_encoder.items() if index >= self.vocab_size]
         if control:
             names += self._typed_control_tokens
-            if self.chatglm_version > 1 and text.startswith("[gMASK]sop"):  # elsewhere "sop" is part of many words
-                yield "[gMASK]", True
-                yield "sop", True
-                text = text.removeprefix("[gMASK]sop")
+            start = "".join(self._typed_start)
+            if start and text.startswith(start):
+                yield from ((token, True) for token in self._typed_start)
+                text = text.removeprefix(start)
         pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
         for index, segment in enumerate(re.split(f"({pattern})", text) if names else [text]):
             if segment:
@@ -297,18 +298,44 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _pieces_to_decode(self, ids: list[int]) -> list[str]:
         return self.convert_ids_to_tokens(ids)
 
+    def token_pieces(self) -> list[bytes]:
+        """What each token adds to a text, by its id; nothing for control tokens."""
+        model, first = self.sp_model, self._first_piece
+        pieces = [b""] * self.vocab_size
+        for index in range(model.get_piece_size()):
+            piece = model.id_to_piece(index)
+            if model.is_control(index) or model.is_unknown(index) or model.is_unused(index):
+                continue
+            is_byte = model.is_byte(index)
+            pieces[first + index] = bytes([int(piece[3:5], 16)]) if is_byte else self._piece_text(piece).encode()
+        return pieces
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token looks like to a reader: of a character over several tokens each has its bytes."""
+        piece = self.convert_ids_to_tokens(token_id)
+        byte = _BYTE_PIECE.fullmatch(piece or "")
+        return bytes([int(byte[1], 16)]) if byte else self._shown_piece(token_id, piece).encode()
+
+    @property
+    def _first_piece(self) -> int:
+        """The id of the vocabulary's first piece."""
+        return 0
+
+    def _piece_text(self, piece: str) -> str:
+        return piece.replace("\u2581", " ")
+
+    def _shown_piece(self, token_id: int, piece: str) -> str:
+        return self._piece_text(piece)
+
     # ------------------------------------------------------------------------------------------------------ chat
 
     def build_prompt(self, query: str, history: Sequence[Any] | None = None) -> str:
         """The text of the prompt of generations 1 and 2."""
-        pairs = validate_history(self.chatglm_version, history)
-        if self.chatglm_version == 3:
-            raise ValueError("ChatGLM3's prompt is made of control tokens, not of text: use build_chat_input")
-        return prompt_text(self.chatglm_version, query, pairs)
+        return self.chat_format.prompt_text(query, self.chat_format.validate(history))
 
     def build_chat_input(self, query: str, history: Sequence[Any] | None = None, role: str = "user") -> BatchEncoding:
         """The prompt of a chat turn as tensors with a batch of one, ready for the model (see `conversation`)."""
-        ids = encode_conversation(self, query, history, role)
+        ids = self.chat_format.encode(self, query, history, role)
         return self.prepare_for_model(ids, add_special_tokens=False, return_tensors="pt", prepend_batch_axis=True)
 
     def apply_chat_template(
@@ -354,9 +381,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         chats = list(conversation) if is_batch else [conversation]
         tools = [get_json_schema(tool) if callable(tool) else tool for tool in tools or []] or None
         template = self.chat_template if chat_template is None else chat_template
-        if template == CHAT_TEMPLATES[self.chatglm_version]:  # any other may read variables of any name
+        is_own = template == self.chat_format.template
+        if is_own:  # any other may read variables of any name
             refuse_unknown("apply_chat_template", kwargs, "return_assistant_tokens_mask")
-        if template != CHAT_TEMPLATES[self.chatglm_version] or documents:
+        if not is_own or documents:
             texts = super().apply_chat_template(
                 _marked(chats, self._marks) if tokenize else chats,
                 tools=tools,
@@ -371,10 +399,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         elif tokenize:
             budget = max_length if truncation else None
             end = not continue_final_message
-            rows = [encode_chat(self, chat, tools, add_generation_prompt, end, budget) for chat in chats]
+            encode = self.chat_format.encode_chat
+            rows = [encode(self, chat, tools, add_generation_prompt, end, budget) for chat in chats]
         else:
             end = not continue_final_message
-            texts = [render_chat(self.chatglm_version, chat, tools, add_generation_prompt, end) for chat in chats]
+            texts = [self.chat_format.render_chat(chat, tools, add_generation_prompt, end) for chat in chats]
         if not tokenize:
             return texts if is_batch else texts[0]
         if truncation and max_length is not None:
@@ -385,7 +414,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     @property
     def _marks(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, ["[gMASK]sop", *self._typed_control_tokens])))
+        names = filter(None, ["".join(self._typed_start), *self._typed_control_tokens])
+        return re.compile("|".join(map(re.escape, names)))
 
     def _encode_marked(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -393,6 +423,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             ids += [self.convert_tokens_to_ids(segment)] if is_token else self.encode_text(segment.replace(_MARK, ""))
         return ids
 
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 #: A code point that is no character: put into control tokens that users have typed, so that they are none any more.
 _MARK = "\ufdd0"
@@ -407,7 +439,7 @@ def _marked(value: Any, names: re.Pattern[str]) -> Any:
     return [_marked(item, names) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-class ChatGLM1Tokenizer(ChatGLMTokenizer, generations=(1,)):
+class ChatGLM1Tokenizer(ChatGLMTokenizer):
     """ChatGLM-6B: `ice_text.model`, of v1.1 or (with 20,000 image tokens in front of the text) of v1.0.
 
     A text alone gives `text [gMASK] <sop>`, a pair `text [gMASK] <sop> answer <eop>`. Padded or truncated calls also
@@ -416,6 +448,7 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer, generations=(1,)):
 
     vocab_files_names = {"vocab_file": "ice_text.model"}
     chatglm_version = 1
+    _typed_start = ()
 
     def __init__(
         self,
@@ -522,6 +555,18 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer, generations=(1,)):
         # Left out altogether: bytes before and after padding belong together.
         pad = self.pad_token_id
         return super()._pieces_to_decode([index for index in ids if index >= self.num_image_tokens and index != pad])
+
+    @property
+    def _first_piece(self) -> int:
+        return self.num_image_tokens
+
+    def _piece_text(self, piece: str) -> str:
+        blanks = _BLANK_PIECE.fullmatch(piece)
+        text = " " * int(blanks[1]) if blanks else {"<n>": "\n", "<|tab|>": "\t"}.get(piece, piece)
+        return super()._piece_text(text)
+
+    def _shown_piece(self, token_id: int, piece: str) -> str:
+        return self.decode([token_id], clean_up_tokenization_spaces=False)
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None

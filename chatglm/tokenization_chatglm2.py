@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import sentencepiece
 from transformers.utils import PaddingStrategy
 
-from .conversation.formats import encode_message
+from .conversation import encode_message
 from .tokenization_chatglm import ChatGLMTokenizer, clean_text, load_sentencepiece
 
 _CONTROL = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
@@ -27,7 +28,7 @@ class SPView:
     pad_id: int
 
 
-class ChatGLM2Tokenizer(ChatGLMTokenizer, generations=(2, 3)):
+class ChatGLM2Tokenizer(ChatGLMTokenizer):
     """Generations 2 and 3: `tokenizer.model`; control tokens follow its pieces.
 
     A text gives `[gMASK] sop text`, a pair `[gMASK] sop text answer </s>`; with a mask of 0 and 1 and positions that
@@ -39,6 +40,8 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer, generations=(2, 3)):
     """
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
+    #: Generation -> its control tokens after those that all have. Where there are some, all control tokens are shown.
+    role_tokens: ClassVar[Mapping[int, Sequence[str]]] = {2: (), 3: _ROLES}
 
     def __init__(
         self,
@@ -49,19 +52,21 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer, generations=(2, 3)):
         chatglm_version: int = 3,
         **kwargs: Any,
     ) -> None:
-        if chatglm_version not in (2, 3):
-            raise ValueError(f"chatglm_version must be 2 or 3 for a tokenizer.model, not {chatglm_version!r}")
+        if chatglm_version not in self.role_tokens:
+            known = " or ".join(map(str, self.role_tokens))
+            raise ValueError(f"chatglm_version must be {known} for a tokenizer.model, not {chatglm_version!r}")
         model = load_sentencepiece(vocab_file)
         size = model.get_piece_size()
         pieces = model.id_to_piece(list(range(size)))
-        control = _CONTROL + (_ROLES if chatglm_version == 3 else [])
+        roles = self.role_tokens[chatglm_version]
+        control = [*_CONTROL, *roles]
         if clash := sorted(set(control) & set(pieces)):
             raise ValueError(f"{vocab_file} has text pieces named like control tokens: {', '.join(clash)}")
         self._set_vocabulary(model, pieces + control)
         self._commands = {token: size + index for index, token in enumerate(control)}
         self._commands |= {"<bos>": model.bos_id(), "<eos>": model.eos_id(), "<pad>": model.unk_id()}
         # unk, bos and eos have no text; nor have the control tokens of generation 2.
-        self._silent_ids = {*range(3), *(range(size, size + len(control)) if chatglm_version == 2 else ())}
+        self._silent_ids = {*range(3), *(() if roles else range(size, size + len(control)))}
         kwargs = {"eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"} | kwargs
         extra = dict.fromkeys([*control, *(kwargs.get("extra_special_tokens") or [])])
         kwargs["extra_special_tokens"] = list(extra)
@@ -74,7 +79,7 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer, generations=(2, 3)):
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
             **kwargs,
         )
-        self._typed_control_tokens = _ROLES if chatglm_version == 3 else []
+        self._typed_control_tokens = roles
 
     @property
     def commands(self) -> dict[str, int]:

@@ -27,8 +27,6 @@ import torch
 
 from chatglm.arguments import add_model_arguments, load_from_arguments
 from chatglm.checkpoints.atomic import write_file
-from chatglm.conversation.formats import encode_conversation, stop_token_ids
-from chatglm.conversation.responses import parse_response
 
 CHOICES = ("A", "B", "C", "D")
 EXTRACTION = "综上所述，ABCD中正确的选项是："
@@ -225,7 +223,7 @@ class Runner:
     ) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.max_new_tokens, self.max_length = max_new_tokens, max_length
-        self.version = tokenizer.chatglm_version
+        self.chat_format = tokenizer.chat_format
         self.before_choice, self.choice_ids = _choice_ids(tokenizer)
 
     def measure(self, subject: Subject) -> dict[str, Any]:
@@ -247,12 +245,12 @@ class Runner:
             with torch.inference_mode():
                 made = self.model.generate(
                     input_ids=ids, attention_mask=mask, max_length=ids.shape[1] + self.max_new_tokens,
-                    do_sample=False, eos_token_id=stop_token_ids(self.tokenizer),
+                    do_sample=False, eos_token_id=self.chat_format.stop_token_ids(self.tokenizer),
                     pad_token_id=self.tokenizer.pad_token_id,
                 )  # fmt: skip
             for place, row in zip(places, made[:, ids.shape[1] :].tolist(), strict=True):
                 text = self.tokenizer.decode(row, skip_special_tokens=True)
-                answers[place] = str(parse_response(self.version, text).content)
+                answers[place] = str(self.chat_format.parse(text).content)
         return answers
 
     def choose(self, texts: Sequence[str]) -> list[int]:
@@ -267,13 +265,13 @@ class Runner:
 
     def prompt(self, text: str) -> list[int]:
         """The prompt of a question without history, in `max_length` tokens: a longer text loses its beginning."""
-        ids = encode_conversation(self.tokenizer, text)
+        ids = self.chat_format.encode(self.tokenizer, text)
         while len(ids) > self.max_length:
             if not text:
                 raise CEvalError(f"--max-length {self.max_length} is too short for the prompt of an empty question")
             # By the share of tokens, so that it is done in a few rounds; at least one character each.
             text = text[max(1, len(text) * (len(ids) - self.max_length) // len(ids)) :]
-            ids = encode_conversation(self.tokenizer, text)
+            ids = self.chat_format.encode(self.tokenizer, text)
         return ids
 
     def _batches(self, prompts: Sequence[list[int]]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
@@ -290,7 +288,7 @@ class Runner:
 
 def _choice_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids that come before the letter of an answer (the same for all four), and the four ids that differ."""
-    start = tokenizer.encode_text("\n") if tokenizer.chatglm_version == 3 else []  # the empty metadata of an answer
+    start = tokenizer.chat_format.answer_start(tokenizer)
     encoded = [tokenizer.encode_text(choice) for choice in CHOICES]
     common = 0
     while all(len(ids) > common and ids[common] == encoded[0][common] for ids in encoded):

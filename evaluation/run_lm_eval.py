@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # `chatglm` is there
 
-import chatglm  # noqa: F401  # registers the models with transformers
+import chatglm  # registers the models with transformers
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def teach(model_class: Any) -> None:
     score, roll = model_class._loglikelihood_tokens, model_class.loglikelihood_rolling
 
     def is_v1(model: Any) -> bool:
-        return getattr(model.tokenizer, "chatglm_version", None) == 1
+        return isinstance(model.tokenizer, chatglm.ChatGLM1Tokenizer)
 
     def tok_encode(self: Any, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         if add_special_tokens is None and hasattr(self.tokenizer, "chatglm_version"):

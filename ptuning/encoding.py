@@ -1,9 +1,9 @@
 """Rows -> token ids and labels: what is learned is exactly what `model.chat` would feed, and its answer.
 
 Lengths, as in the original scripts: a prompt has at most `max_source_length` tokens (generation 1, in training: and one
-more), an answer `max_target_length` (generation 1: two fewer), then comes the end token; a conversation of generation 3
-has `max_source_length + max_target_length + 1` in all. What is too long loses its oldest turns first; a question that
-is too long by itself loses its middle; an answer loses its end.
+more), an answer `max_target_length` (generation 1: two fewer), then comes the end token (`ChatFormat.training` has the
+exceptions); a conversation with roles has `max_source_length + max_target_length + 1` in all. What is too long loses
+its oldest turns first; a question that is too long by itself loses its middle; an answer loses its end.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chatglm.conversation.fitting import fit_conversation
-from chatglm.conversation.formats import encode_conversation, encode_message, message_content, stop_token_ids
 from chatglm.conversation.history import Message
+from chatglm.conversation.segments import encode_segments
 from ptuning.rows import DataError, Row
 
 IGNORED = -100
@@ -42,14 +41,15 @@ def encode_row(
     messages = _with_prefix(row.messages, source_prefix)
     if row.whole:
         return _encode_whole(tokenizer, row.where, messages, max_source_length, max_target_length)
-    version = tokenizer.chatglm_version
+    chat_format = tokenizer.chat_format
+    limits = chat_format.training
     *earlier, answer = messages
-    prompt, lost = _fit(tokenizer, row.where, earlier, max_source_length + (version == 1))
-    body = _body(tokenizer, answer)
-    kept = body[: max_target_length - (2 if version == 1 else 0)]
-    end = stop_token_ids(tokenizer)[0]
-    # Generation 1 learns <sop>, too, as in the original.
-    labels = [IGNORED] * len(prompt) if version != 1 else [*[IGNORED] * (len(prompt) - 1), prompt[-1]]
+    prompt, lost = _fit(tokenizer, row.where, earlier, max_source_length + limits.prompt_extra)
+    body = chat_format.encode_answer(tokenizer, answer)
+    kept = body[: max_target_length - limits.answer_less]
+    end = chat_format.stop_token_ids(tokenizer)[0]
+    given = len(prompt) - limits.learned_prompt
+    labels = [*[IGNORED] * given, *prompt[given:]]
     truncated = lost | (ANSWER if len(kept) < len(body) else 0)
     return {"input_ids": [*prompt, *kept, end], "labels": [*labels, *kept, end], "truncated": truncated}
 
@@ -63,12 +63,13 @@ def encode_for_prediction(
         dicts with `input_ids`, `labels`, `truncated` as `encode_row`, with `prompt_ids`, which chat would feed, and
         `target_ids`, the answer without its end token.
     """
-    version = tokenizer.chatglm_version
+    chat_format = tokenizer.chat_format
     if not row.whole:
         example = encode_row(tokenizer, row, max_source_length, max_target_length, source_prefix)
         *earlier, answer = _with_prefix(row.messages, source_prefix)
         prompt, lost = _fit(tokenizer, row.where, earlier, max_source_length)
-        target = _body(tokenizer, answer)[: max_target_length - (0 if version == 3 else 2)]
+        body = chat_format.encode_answer(tokenizer, answer)
+        target = body[: max_target_length - chat_format.training.target_less]
         truncated = example["truncated"] | lost
         return [{**example, "truncated": truncated, "prompt_ids": prompt, "target_ids": target}]
     check_lengths(tokenizer, max_source_length, max_target_length)
@@ -94,10 +95,10 @@ def encode_for_prediction(
 
 def check_lengths(tokenizer: Any, max_source_length: int, max_target_length: int) -> None:
     """ValueError for lengths that leave no room for any row."""
-    least = 3 if tokenizer.chatglm_version != 2 else 1
+    least = tokenizer.chat_format.training.least_answer
     if max_target_length < least:
         raise ValueError(f"max_target_length is {max_target_length}, but has to be at least {least}")
-    needed = len(encode_conversation(tokenizer, ""))
+    needed = len(tokenizer.chat_format.encode(tokenizer, ""))
     if max_source_length <= needed:
         raise ValueError(
             f"max_source_length is {max_source_length}, but the format of a prompt takes {needed} tokens: raise it"
@@ -111,15 +112,8 @@ def _with_prefix(messages: Sequence[Message], prefix: str) -> list[Message]:
 
 
 def _encode(tokenizer: Any, message: Message) -> list[int]:
-    """The ids of a message of generation 3, its role token first."""
-    return encode_message(tokenizer, message["role"], message.get("metadata") or "", message_content(message))
-
-
-def _body(tokenizer: Any, answer: Message) -> list[int]:
-    """The ids of an answer, behind what the prompt ends with."""
-    if tokenizer.chatglm_version == 3:
-        return _encode(tokenizer, answer)[1:]
-    ids: list[int] = tokenizer.encode_text(answer["content"])
+    """The ids of a message with a role, its role token first."""
+    ids: list[int] = tokenizer.chat_format.encode_message(tokenizer, message)
     return ids
 
 
@@ -130,51 +124,40 @@ def _bare(messages: Sequence[Message]) -> list[Message]:
 
 def _fit(tokenizer: Any, where: str, messages: Sequence[Message], budget: int) -> tuple[list[int], int]:
     """The ids of the prompt that ends with the last message, in at most `budget` tokens, and what it has lost."""
+    chat_format = tokenizer.chat_format
     *history, asked = _bare(messages)
     question, role = asked["content"], asked["role"]
-    earlier: list[Any] = history
-    essential: list[Any] = []
-    if tokenizer.chatglm_version == 3:
-        essential = _essential(history, role)
-    else:
-        earlier = [(q["content"], a["content"]) for q, a in zip(history[::2], history[1::2], strict=True)]
+    earlier: list[Any] = chat_format.from_messages(history)
+    head, _, current = chat_format.split_turns(earlier, role)
+    essential = [*head, *current]  # what has to stay
     if len(earlier) == len(essential):
-        ids = encode_conversation(tokenizer, question, earlier, role)
+        ids = chat_format.encode(tokenizer, question, earlier, role)
         if len(ids) <= budget:
             return ids, 0
     else:
         try:
-            ids, kept = fit_conversation(tokenizer, question, earlier, budget, role)
+            ids, kept = chat_format.fit(tokenizer, question, earlier, budget, role)
             return ids, OLD_TURNS if len(kept) < len(earlier) else 0
         except ValueError:  # the question alone is too long: the rows have been checked
             pass
 
     lost = QUESTION | (OLD_TURNS if len(earlier) > len(essential) else 0)
-    if tokenizer.chatglm_version != 3:
-        shorter = shorten(question, lambda text: len(encode_conversation(tokenizer, text)), budget)
-        return encode_conversation(tokenizer, shorter or ""), lost  # check_lengths: the format alone does fit
+    if not chat_format.has_roles:
+        shorter = shorten(question, lambda text: len(chat_format.encode(tokenizer, text)), budget)
+        return chat_format.encode(tokenizer, shorter or ""), lost  # check_lengths: the format alone does fit
     turn = [*essential, asked]
     texts = [index for index, message in enumerate(turn) if message["role"] != "system" and not message.get("metadata")]
     for index in sorted(texts, key=lambda index: -len(turn[index]["content"])):
-        excess = len(encode_conversation(tokenizer, turn[-1]["content"], turn[:-1], role)) - budget
+        excess = len(chat_format.encode(tokenizer, turn[-1]["content"], turn[:-1], role)) - budget
         if excess > 0:
             turn[index] = _shortened(tokenizer, turn[index], len(_encode(tokenizer, turn[index])) - excess)
-    ids = encode_conversation(tokenizer, turn[-1]["content"], turn[:-1], role)
+    ids = chat_format.encode(tokenizer, turn[-1]["content"], turn[:-1], role)
     if len(ids) > budget:
         raise DataError(
             f"{where}: what stands around the question (system message, tools, calls) takes {len(ids)} tokens, "
             f"but the limit is {budget}: raise max_source_length"
         )
     return ids, lost
-
-
-def _essential(history: list[Message], role: str) -> list[Message]:
-    """What of a history of generation 3 belongs to the current question: the system message, and its own turn."""
-    head = history[:1] if history and history[0]["role"] == "system" else []
-    if role == "user":
-        return head
-    asked = [index for index, message in enumerate(history) if message["role"] == "user"]
-    return [*head, *history[max(asked[-1] if asked else 0, len(head)) :]]
 
 
 def shorten(text: str, count: Callable[[str], int], budget: int) -> str | None:
@@ -213,24 +196,23 @@ def _answers(messages: Sequence[Message]) -> list[tuple[int, int]]:
 
 
 def _end_token(tokenizer: Any, messages: Sequence[Message], stop: int) -> int:
-    """What follows the message before `stop`: the next role; at the end `</s>`, after a call `<|observation|>`."""
-    end, _, observation = stop_token_ids(tokenizer)
-    if stop < len(messages):
-        index: int = tokenizer.get_command(f"<|{messages[stop]['role']}|>")
-        return index
-    return observation if messages[stop - 1].get("metadata") else end
+    """What the model writes after the message before `stop`."""
+    next_role = messages[stop]["role"] if stop < len(messages) else None
+    token: int = tokenizer.chat_format.end_token(tokenizer, messages[stop - 1], next_role)
+    return token
 
 
 def _encode_whole(tokenizer: Any, where: str, messages: list[Message], source: int, target: int) -> Example:
-    """A conversation of generation 3 with loss on every message that is learned and on the token that ends it."""
+    """A conversation with roles, with loss on every message that is learned and on the token that ends it."""
     last = max(index for index, message in enumerate(messages) if message["loss"])
     end = _end_token(tokenizer, messages, last + 1)
     messages = messages[: last + 1]
     spans = [_encode(tokenizer, message) for message in messages]
+    start = encode_segments(tokenizer, tokenizer.chat_format.start)
     budget, truncated = source + target + 1, 0
 
     def excess() -> int:
-        return 3 + sum(map(len, spans)) - budget
+        return len(start) + sum(map(len, spans)) + 1 - budget
 
     head = 1 if messages[0]["role"] == "system" else 0
     while excess() > 0:
@@ -248,8 +230,7 @@ def _encode_whole(tokenizer: Any, where: str, messages: list[Message], source: i
         if excess() > 0:
             spans[index] = _encode(tokenizer, _shortened(tokenizer, messages[index], len(spans[index]) - excess()))
             truncated |= QUESTION
-    ids = [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")]
-    labels, learned = [IGNORED, IGNORED], False
+    ids, labels, learned = [*start], [IGNORED] * len(start), False
     for message, span in zip(messages, spans, strict=True):
         ids += span
         labels.append(span[0] if learned else IGNORED)

@@ -22,7 +22,6 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 from chatglm.checkpoints.atomic import write_file  # noqa: E402
-from chatglm.conversation.formats import stop_token_ids  # noqa: E402
 from chatglm.messages import choose_language  # noqa: E402
 from ptuning.arguments import Arguments, ArgumentsError, TrainingArguments, method_of, parse  # noqa: E402
 from ptuning.messages import text  # noqa: E402
@@ -117,7 +116,7 @@ def read_data(arguments: Arguments, say: _Say) -> tuple[Any, DataSets]:
     def dataset(path: str | None, limit: int | None, prediction: bool) -> Any:
         if path is None:
             return None
-        rows = data.read_rows(path, columns, tokenizer.chatglm_version, limit)
+        rows = data.read_rows(path, columns, tokenizer.chat_format, limit)
         with training_args.main_process_first(desc="tokens"):
             made = data.make_dataset(
                 tokenizer,
@@ -165,7 +164,7 @@ def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None) -> Tu
     return Tuner(
         method=method_of(model_args),
         base=str(model_args.model_name_or_path),
-        stop_ids=stop_token_ids(tokenizer),
+        stop_ids=tokenizer.chat_format.stop_token_ids(tokenizer),
         max_new_tokens=data_args.target_length,
         generation={"num_beams": data_args.num_beams or 1, **sampling},
         model=model,

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatglm.conversation.chat_messages import TOOLS_SYSTEM_PROMPT, normalize_messages, pairs_from_messages
-from chatglm.conversation.history import Message, Pair, validate_history
-from chatglm.conversation.tool_calls import tool_call_message
+from chatglm.conversation import ChatFormat, chat_format
+from chatglm.conversation.chat_messages import normalize_messages, pairs_from_messages
+from chatglm.conversation.formats import names_of
+from chatglm.conversation.history import Message, Pair, check_items, check_pair, messages_of_pairs
 from ptuning.data_files import DECODER, DataError, Problems, read_records
 
 _CONVERSATIONS = ("conversations", "messages")
@@ -29,6 +30,8 @@ _CONVERSATIONS = ("conversations", "messages")
 _KNOWN_COLUMNS = (("prompt", "response"), ("content", "summary"))
 
 Record = Mapping[str, Any]
+
+CHATGLM3 = chat_format(3)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ class Row:
 
     Attributes:
         where: `FILE:LINE`.
-        messages: role messages, each with a bool under `loss`: whether the model learns to say it. Generations 1 and 2
-            have questions and answers in turn, and only the last answer is learned.
-        whole: a conversation of generation 3: one limit for its length instead of one for each of question and answer.
+        messages: role messages, each with a bool under `loss`: whether the model learns to say it. Without `whole`,
+            questions and answers in turn, of which only the last answer is learned.
+        whole: a conversation with roles: one limit for its length instead of one for each of question and answer.
     """
 
     where: str
@@ -80,7 +83,7 @@ class Rows(list[Row]):
 def read_rows(
     path: str | Path,
     columns: Columns | None = None,
-    version: int = 3,
+    chat_format: ChatFormat = CHATGLM3,
     max_rows: int | None = None,
     require_answer: bool = True,
 ) -> Rows:
@@ -88,27 +91,25 @@ def read_rows(
 
     Args:
         columns: what the columns are called; found out if None.
-        version: the generation of the model, 1, 2 or 3.
+        chat_format: of the model.
         max_rows: read no more rows of the file than these.
         require_answer: False keeps rows without an answer, to be predicted only.
 
     Raises:
         DataError: no file, an empty one, a wrong encoding, broken JSON or CSV, wrong columns or types, no usable row.
     """
-    return rows_from_records(read_records(Path(path), max_rows), str(path), columns, version, require_answer)
+    return rows_from_records(read_records(Path(path), max_rows), str(path), columns, chat_format, require_answer)
 
 
 def rows_from_records(
     records: Iterable[tuple[int, Any]],
     name: str,
     columns: Columns | None = None,
-    version: int = 3,
+    chat_format: ChatFormat = CHATGLM3,
     require_answer: bool = True,
 ) -> Rows:
     """As `read_rows`, from (line or number, dict) pairs; `name` is what errors call their source."""
-    if version not in (1, 2, 3):
-        raise ValueError(f"version must be 1, 2 or 3, not {version!r}")
-    reader = _RowReader(columns or Columns(), version, require_answer)
+    reader = _RowReader(columns or Columns(), chat_format, require_answer)
     problems, rows = Problems(name), Rows(path=name)
     first: tuple[int, list[str]] | None = None
     for line, record in records:
@@ -138,10 +139,10 @@ def rows_from_records(
 
 
 class _RowReader:
-    """Records -> what a Row is made of, for one generation and one choice of columns."""
+    """Records -> what a Row is made of, for one chat format and one choice of columns."""
 
-    def __init__(self, columns: Columns, version: int, require_answer: bool) -> None:
-        self.columns, self.version, self.require_answer = columns, version, require_answer
+    def __init__(self, columns: Columns, chat_format: ChatFormat, require_answer: bool) -> None:
+        self.columns, self.chat_format, self.require_answer = columns, chat_format, require_answer
         self.seen: set[str] = set()
         self.needed: set[str] = set()
 
@@ -180,15 +181,17 @@ class _RowReader:
         if not value:
             return []
         if isinstance(value, Sequence) and isinstance(value[0], Mapping):
-            messages = [message for index, item in enumerate(value) for message in _messages(item, f"{name}[{index}]")]
-            if self.version == 3:
+            messages = [
+                message for index, item in enumerate(value) for message in self._messages(item, f"{name}[{index}]")
+            ]
+            if self.chat_format.has_roles:
                 return [{**message, "loss": False} for message in _ordered(messages)]
-            pairs, question = pairs_from_messages(messages)
+            pairs, question = pairs_from_messages(messages, self.chat_format)
             if question is not None:
                 raise ValueError(f"{name!r} ends with a question: it has to end with an answer")
-            return _as_messages(pairs)
+            return _not_learned(pairs)
         try:
-            return _as_messages(validate_history(2, value))
+            return _not_learned(check_items(value, check_pair))
         except (TypeError, ValueError) as error:
             raise ValueError(str(error).replace("history", repr(name), 1)) from error
 
@@ -201,36 +204,67 @@ class _RowReader:
             raise TypeError(f"{name!r} must be a list of messages, not {_kind(value)}")
         messages: list[Message] = []
         for index, item in enumerate(value):
-            messages += _messages(item, f"{name}[{index}]", is_last=index == len(value) - 1)
+            messages += self._messages(item, f"{name}[{index}]", is_last=index == len(value) - 1)
         if tools:
             if isinstance(tools, str) or not isinstance(tools, (Sequence, Mapping)):
                 raise TypeError(f"'tools' must be a list of tool descriptions, not {_kind(tools)}")
             if not messages or messages[0]["role"] != "system":
-                messages.insert(0, {"role": "system", "content": TOOLS_SYSTEM_PROMPT, "loss": False})
+                messages.insert(0, {"role": "system", "content": self.chat_format.tools_system_prompt, "loss": False})
             messages[0] = {**messages[0], "tools": tools}
-        if self.version == 3:
+        if self.chat_format.has_roles:
             messages = _ordered(messages)
             return [(tuple(messages), True)] if any(message["loss"] for message in messages) else []
         return self._answers(messages)
 
     def _answers(self, messages: list[Message]) -> list[tuple[tuple[Message, ...], bool]]:
-        """Generations 1 and 2: an example for every answer, as the model sees the whole prompt at once."""
+        """Without roles an example for every answer, as the model sees the whole prompt at once."""
         try:
-            pairs, _ = pairs_from_messages(messages)
+            pairs, _ = pairs_from_messages(messages, self.chat_format)
         except ValueError as error:
-            hint = (
-                ". ChatGLM3-6B has tools and roles"
-                if any(m.get("metadata") or m.get("tools") for m in messages)
-                else ""
-            )
+            others = names_of(lambda format: format.knows_tools, "has", "have")
+            with_tools = any(message.get("metadata") or message.get("tools") for message in messages)
+            hint = f". {others} tools and roles" if with_tools else ""
             raise ValueError(f"{error}{hint}") from error
         learned = [message["loss"] for message in messages if message["role"] == "assistant"]
         examples = []
         for index, (question, answer) in enumerate(pairs):
             if learned[index] and question.strip():
-                *earlier, asked, said = _as_messages([*pairs[:index], (question, answer)])
+                *earlier, asked, said = _not_learned([*pairs[:index], (question, answer)])
                 examples.append(((*earlier, asked, {**said, "loss": True}), False))
         return examples
+
+    def _messages(self, item: Any, where: str, is_last: bool = False) -> list[Message]:
+        """One message of a file as role messages, each with `loss`."""
+        if not isinstance(item, Mapping) or "role" not in item:
+            keys = f" with {', '.join(map(repr, item))}" if isinstance(item, Mapping) else ""
+            raise TypeError(f"{where} must be an object with 'role' and 'content', not {_kind(item)}{keys}")
+        loss = item.get("loss", item.get("weight"))
+        if loss is not None and loss not in (True, False):
+            raise TypeError(f"'loss' of {where} must be true or false, not {loss!r}")
+        if item["role"] == "tool" and ("parameters" in item or "observation" in item):
+            made = self._tool_messages(item, where, is_last)
+        else:
+            made = _renamed(where, lambda: normalize_messages([item], None, self.chat_format))
+        return [
+            {**message, "loss": message["role"] == "assistant" and loss is not False and loss != 0 and _says(message)}
+            for message in made
+        ]
+
+    def _tool_messages(self, item: Record, where: str, is_last: bool) -> list[Message]:
+        """ChatGLM3's role `tool`: the assistant's call, and the observation (which only the last message may lack)."""
+        name, parameters = item.get("name"), _decoded(item.get("parameters"), f"parameters of {where}")
+        if not isinstance(name, str) or not name.strip() or "\n" in name:
+            raise ValueError(f"{where} needs the name of the tool under 'name'")
+        if not isinstance(parameters, Mapping):
+            raise TypeError(f"{where} needs an object of arguments under 'parameters', not {_kind(parameters)}")
+        call = self.chat_format.tool_call_message(name, parameters)
+        if "observation" not in item:
+            if not is_last:
+                raise ValueError(f"{where} needs what the tool returned under 'observation'")
+            return [call]
+        result = item["observation"]
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        return [call, {"role": "observation", "content": text}]
 
 
 def _wrong_columns(there: list[str], what: str) -> str:
@@ -269,30 +303,8 @@ def _decoded(value: Any, name: str) -> Any:
         raise ValueError(f"{name!r} must be JSON: {error}") from error
 
 
-def _as_messages(pairs: Iterable[Pair]) -> list[Message]:
-    return [
-        {"role": role, "content": text, "loss": False}
-        for pair in pairs
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
-
-
-def _messages(item: Any, where: str, is_last: bool = False) -> list[Message]:
-    """One message of a file as role messages of generation 3, each with `loss`."""
-    if not isinstance(item, Mapping) or "role" not in item:
-        keys = f" with {', '.join(map(repr, item))}" if isinstance(item, Mapping) else ""
-        raise TypeError(f"{where} must be an object with 'role' and 'content', not {_kind(item)}{keys}")
-    loss = item.get("loss", item.get("weight"))
-    if loss is not None and loss not in (True, False):
-        raise TypeError(f"'loss' of {where} must be true or false, not {loss!r}")
-    if item["role"] == "tool" and ("parameters" in item or "observation" in item):
-        made = _tool_messages(item, where, is_last)
-    else:
-        made = _renamed(where, lambda: normalize_messages([item]))
-    return [
-        {**message, "loss": message["role"] == "assistant" and loss is not False and loss != 0 and _says(message)}
-        for message in made
-    ]
+def _not_learned(pairs: Iterable[Pair]) -> list[Message]:
+    return [{**message, "loss": False} for message in messages_of_pairs(pairs)]
 
 
 def _says(message: Message) -> bool:
@@ -306,25 +318,8 @@ def _renamed(where: str, make: Callable[[], list[Message]]) -> list[Message]:
         raise ValueError(str(error).replace("messages[0]", where)) from error
 
 
-def _tool_messages(item: Record, where: str, is_last: bool) -> list[Message]:
-    """ChatGLM3's role `tool`: the assistant's call, and the observation (which only the last message may lack)."""
-    name, parameters = item.get("name"), _decoded(item.get("parameters"), f"parameters of {where}")
-    if not isinstance(name, str) or not name.strip() or "\n" in name:
-        raise ValueError(f"{where} needs the name of the tool under 'name'")
-    if not isinstance(parameters, Mapping):
-        raise TypeError(f"{where} needs an object of arguments under 'parameters', not {_kind(parameters)}")
-    call = tool_call_message(name, parameters)
-    if "observation" not in item:
-        if not is_last:
-            raise ValueError(f"{where} needs what the tool returned under 'observation'")
-        return [call]
-    result = item["observation"]
-    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-    return [call, {"role": "observation", "content": text}]
-
-
 def _ordered(messages: list[Message]) -> list[Message]:
-    """The messages of generation 3; ValueError where their order makes no sense."""
+    """The messages; ValueError where their order makes no sense."""
     for index, message in enumerate(messages):
         role = message["role"]
         if role == "system" and index:

@@ -34,12 +34,24 @@ DEVIATIONS: dict[str, str] = {
     "inputs_embeds_are_accepted": ("the originals crash on inputs_embeds without input_ids; soft prompts need them"),
     "plain_masks_are_accepted": (
         "v1: the original accepts only its own bool 4-D mask; a plain 2-D int mask (1 = real token) is what "
-        "tokenizers, data collators and generate() of transformers make"
+        "tokenizers, data collators and generate() of transformers make. A 4-D mask of integers, which could mean "
+        "either, is an error in both (RuntimeError there, ValueError here)"
+    ),
+    "one_kind_of_positions_goes_on": (
+        "v1 with position_encoding_2d=false: the original's steps after [gMASK] stay at its place, where its own "
+        "prompts count on; ours counts on in both, so that a cache changes nothing (no published model has it)"
+    ),
+    "the_cache_is_on_by_default": (
+        "v1: ChatGLMConfig() alone has use_cache=False in the original; ours is True, as every published config.json is"
     ),
     "fp32_residual_works_in_half_precision": (
         "v2/v3: fp32_residual_connection in an fp16 model mixes dtypes and crashes in the original; ours computes"
     ),
     # generate()
+    "ids_alone_are_read_as_padded": (
+        "v1: from ids alone the original reads the pads of a batch as context; ours sees them as padding, so that a "
+        "row gives the same text alone, in a batch and with the tokenizer's mask; a mask of ones gives the old numbers"
+    ),
     "pads_take_no_positions": (
         "v2/v3: without position_ids the original counts left pads as positions, so that with a P-tuning prefix "
         "(which has none) a padded batch gives other texts than its rows alone; transformers derives the "
@@ -51,16 +63,41 @@ DEVIATIONS: dict[str, str] = {
         "different lengths compete (an eos inside the search) another one may win"
     ),
     "minus_infinity_is_a_valid_score": (
-        "the original's InvalidScoreLogitsProcessor also fires on -inf, which bad_words_ids and min_new_tokens "
-        "set on purpose, and then forces token 5; generate() keeps the distribution of the remaining tokens"
+        "the InvalidScoreLogitsProcessor of the originals' chat also fires on -inf, which bad_words_ids and "
+        "min_new_tokens set on purpose, and then forces token 5; ours keeps the distribution of the remaining tokens"
     ),
     "greedy_ignores_warpers": (
         "the original's stream_generate applies top-k even when it does not sample; it cannot change the arg max,"
         " and generate() leaves the scores alone"
     ),
+    "without_a_limit_the_context_is_the_limit": (
+        "stream_generate without max_length and max_new_tokens ends after 20 tokens, prompt included, in the originals "
+        "(the default of transformers then); ours goes on to the end of the context"
+    ),
+    "every_stop_token_of_a_list_stops": (
+        "v1/v2: the original's stream_generate never stops at a token of an eos list with two or more ids, and none of "
+        "them runs without an eos; ours stops at each of the list, and without one at the limit"
+    ),
+    "a_finished_row_is_padded": (
+        "a row of a batch that has ended goes on in the originals' stream_generate, so that its end has to be searched "
+        "for; ours fills it with pads, as generate() does"
+    ),
     # chat and stream_chat
     "a_prompt_without_room_is_an_error": (
-        "a prompt of max_length tokens or more: the originals answer with one token or none, ours names the numbers"
+        "a prompt of max_length tokens or more: the originals answer with one token or none, ours names the numbers, "
+        "and so does generate()"
+    ),
+    "old_turns_make_room_for_the_answer": (
+        "a history that leaves no room: the originals feed all of it, up to memory or max_length; ours leaves out the "
+        "oldest turns so that 512 tokens (a quarter of a small max_length) are left; answer_room=1 keeps all that fits"
+    ),
+    "arguments_are_left_alone": (
+        "v3's chat appends the question to the caller's history, all append to the caller's logits_processor, and the "
+        "processor overwrites the scores that it is given; ours changes nothing of the caller's"
+    ),
+    "numbers_that_are_not_finite_are_an_error": (
+        "chat and stream_chat of the originals answer NaN or infinite logits with token 5, again and again; ours names "
+        "where they began. With InvalidScoreLogitsProcessor in logits_processor it is as in the originals"
     ),
     "a_cached_turn_equals_an_uncached_one": (
         "with past_key_values the originals feed a differently tokenized new round (v3: with [gMASK] sop in between) "
@@ -68,7 +105,7 @@ DEVIATIONS: dict[str, str] = {
     ),
     "the_last_token_is_kept": (
         "v1's stream_chat ends before the token at max_length, v3's chat and stream_chat always cut the last token; "
-        "only a stop token is left out here"
+        "only a stop token is left out here. stream_generate gives that, too, in v1 as in v2 and v3"
     ),
     "a_message_boundary_is_a_line_break": (
         "v3, several messages in one answer: the original's streamed text starts over at the boundary; here it goes on "
@@ -120,6 +157,25 @@ DEVIATIONS: dict[str, str] = {
     ),
     "wrong_names_are_value_errors": (
         "v2/v3: unknown roles and control tokens raise ValueError with the list of known ones, not AssertionError"
+    ),
+    "none_is_not_written": (
+        'v3: `"tools": None` and `"metadata": None` in a message are as if the key were not there; the original writes '
+        'them into the prompt as "null" and "None". An empty list of tools is "[]" in both'
+    ),
+    "tools_belong_to_a_system_message": (
+        "v3: the original leaves out the tools of a message of another role without a word; ours is a ValueError"
+    ),
+    "wrapped_tools_are_unwrapped": (
+        'v3: OpenAI\'s {"type": "function", "function": …} becomes the bare description the model was trained with; '
+        "the original pastes the wrapper into the prompt"
+    ),
+    "calls_are_read_not_run": (
+        "v3 with tools: the original runs eval() on what the model wrote and raises what comes of it; ours reads "
+        "tool_call(name=literal, …), and gives anything else as the text it is, with the reason under `error`"
+    ),
+    "a_first_line_that_is_no_name_is_text": (
+        "v3: the original takes the first line of every answer for the name of a tool, so that of two lines of text "
+        "the first is lost; ours does where it is a name and a call or code follows"
     ),
     "interpreter_code_is_kept": (
         "v3 with tools: the original runs eval() on what the model wrote, for the interpreter, too, and returns its"

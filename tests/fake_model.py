@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cli_demo
+from chatglm.conversation import chat_format
 
 
 class FakeModel:
@@ -68,7 +69,7 @@ class FakeModel:
 
 def load_fake(version: int) -> tuple[Any, Any]:
     """(model, tokenizer)"""
-    return FakeModel(version), SimpleNamespace(chatglm_version=version)
+    return FakeModel(version), SimpleNamespace(chat_format=chat_format(version))
 
 
 if __name__ == "__main__":

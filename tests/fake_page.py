@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import web_demo
+from chatglm.conversation import chat_format
 
 ANSWERS = {
     "formula": "The root is $\\sqrt{2}$ and\n$$\\frac{a_1}{b^2} = c$$\nas \\(x*y*z\\) shows.",
@@ -27,7 +28,7 @@ class FakeEngine:
     """Answers with its settings, its history or a text above; else repeats the question. "forever" never ends."""
 
     def __init__(self, model: Any, tokenizer: Any, *, max_batch: int) -> None:
-        self.version = tokenizer.chatglm_version
+        self.has_roles = tokenizer.chat_format.has_roles
         self.active = 0
         self.attempts = itertools.count(1)
 
@@ -54,7 +55,7 @@ class FakeEngine:
                     break
             metadata = "get_<i>weather</i>" if query == "call" else ""
             turn: list[Any] = [(query, text)]
-            if self.version == 3:
+            if self.has_roles:
                 answer = {"role": "assistant", "metadata": metadata, "content": text}
                 turn = [{"role": role, "content": query}, answer]
             yield self._step(text, "cancelled" if cancel.is_set() else "stop", count + 1, [*history, *turn])
@@ -90,7 +91,7 @@ class FakeEngine:
 
 if __name__ == "__main__":
     model = SimpleNamespace(name_or_path="/nowhere", adapter_names=["law", "poems"])
-    fakes = model, SimpleNamespace(chatglm_version=int(sys.argv.pop(1)))
+    fakes = model, SimpleNamespace(chat_format=chat_format(int(sys.argv.pop(1))))
     web_demo.load_from_arguments = lambda args: fakes
     web_demo.ChatEngine = FakeEngine  # type: ignore[assignment,misc]
     sys.exit(web_demo.main())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
-from chatglm.conversation.formats import stop_token_ids
+from chatglm.conversation import stop_token_ids
 
 SECONDS = 60  # nothing takes as long: a test that waits longer has found a fault
 

@@ -23,7 +23,7 @@ import openai
 import pytest
 
 import api
-from chatglm.conversation.tool_calls import tool_call_message
+from chatglm.conversation import tool_call_message
 from live_server import CONTEXT, NAME, Live, Parrot, serve
 from scripted import SECONDS
 from tiny_chat import pair

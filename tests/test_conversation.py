@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from chatglm import conversation
-from chatglm.conversation.chat_messages import normalize_messages, pairs_from_messages
-from chatglm.conversation.fitting import fit_conversation
-from chatglm.conversation.formats import encode_conversation, stop_token_ids
-from chatglm.conversation.history import has_tools, validate_history
-from chatglm.conversation.responses import clean_response, parse_response, stable_response
-from chatglm.conversation.tool_calls import tool_call_message
+from chatglm.conversation import (
+    clean_response,
+    encode_conversation,
+    fit_conversation,
+    has_tools,
+    normalize_messages,
+    pairs_from_messages,
+    parse_response,
+    stable_response,
+    stop_token_ids,
+    tool_call_message,
+    validate_history,
+)
 from chatglm.tokenization_chatglm import ChatGLMTokenizer
 from conftest import needs_shared
 from tokenizer_goldens import deviation, golden, make_vocabulary, tokenizer
@@ -43,19 +51,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_prompts_of_pairs(name: str) -> None:
     ours, data = tokenizer(name), golden("chat")[name]
     for case in data["chat"]:
-        query, history, expected = case["query"], case["history"], case["captured"]["input_ids"][0]
+        query, history, (expected,) = case["query"], case["history"], case["captured"]["input_ids"]
         before = copy.deepcopy(history)
+        assert not case["caller_history_mutated"] and ours.decode(expected) == case["prompt_decoded"]
         assert encode_conversation(ours, query, history) == expected
         assert fit_conversation(ours, query, history, len(expected)) == (expected, [tuple(pair) for pair in history])
         assert history == before
-        assert ours.build_chat_input(query, history)["input_ids"].tolist() == [expected]
-        answer = ours.decode([index for index in case["fake_generated_ids"] if index not in stop_token_ids(ours)])
+        inputs = {key: value.tolist() for key, value in ours.build_chat_input(query, history).items()}
+        assert inputs == {key: case["captured"][key] for key in ours.model_input_names if key in case["captured"]}
+        *answer_ids, stop = case["fake_generated_ids"]
+        assert [stop] == stop_token_ids(ours)
+        response = parse_response(ours.chatglm_version, ours.decode(answer_ids)).content
         if name == "v1_0":
-            assert deviation("the_old_vocabulary_works_like_the_new") and answer == case["response"]
+            assert deviation("the_old_vocabulary_works_like_the_new") and ours.decode(answer_ids) == case["response"]
+            assert golden("chat")["v1_0"]["process_response"] == "no such method in v1.0 revision"
+            (new,) = {other["response"] for other in golden("chat")["v1"]["chat"]}
+            assert response == new  # the same ids, 20,000 lower
         else:
-            response = parse_response(ours.chatglm_version, answer)
-            assert response.content == case["response"]
-            assert [*map(list, history), [query, response.content]] == case["new_history"]
+            assert response == case["response"]
+            assert [*map(list, history), [query, response]] == case["new_history"]
     for case in data.get("build_prompt", []):
         history = [pair for chat in data["chat"] if len(chat["history"]) == case["n"] for pair in chat["history"]]
         assert ours.build_prompt(data["chat"][0]["query"], history) == case["prompt"]
@@ -66,8 +80,11 @@ def test_the_next_round_of_generation_2_is_a_suffix() -> None:
     """What the original sends with a cache is the end of the whole prompt."""
     ours, data = tokenizer("v2"), golden("chat")["v2"]
     for case, chat in zip(data["build_stream_inputs"], data["chat"], strict=True):
-        ids = case["inputs"]["input_ids"][0]
+        (ids,) = case["inputs"]["input_ids"]
+        assert case["n"] == len(chat["history"])
         assert encode_conversation(ours, chat["query"], chat["history"])[-len(ids) :] == ids
+        assert case["inputs"]["attention_mask"] == [[1] * len(ids)]
+        assert case["inputs"]["position_ids"] == [[*range(len(ids))]]
 
 
 @needs_shared
@@ -99,11 +116,14 @@ def test_prompts_of_roles() -> None:
 
 @needs_shared
 def test_histories_and_stop_tokens_of_roles() -> None:
-    for case in golden("chat")["v3"]["chat"]:
-        if "error" in case["result"]:
-            continue
+    *cases, wrong = golden("chat")["v3"]["chat"]
+    assert wrong["case"]["role"] == "tool" and wrong["result"]["error"] == "AssertionError"  # as above
+    for case in cases:
         query, history, role = (case["case"][key] for key in ("query", "history", "role"))
         expected = case["result"]["ok"]
+        if expected["caller_history_after"] is not None:
+            assert deviation("arguments_are_left_alone")
+            assert expected["caller_history_after"] == [*history, {"role": role, "content": query}]
         assert stop_token_ids(tokenizer("v3")) == expected["generate_kwargs"]["eos_token_id"]
         response = parse_response(3, f"\n {expected['response']}", has_tools(history))
         assert response.content == expected["response"]
@@ -113,14 +133,17 @@ def test_histories_and_stop_tokens_of_roles() -> None:
 
 @needs_shared
 def test_answers_of_roles() -> None:
+    kept = 0
     for case in golden("chat")["v3"]["process_response"]:
         content, history = case["result"]["ok"]
+        assert not case["caller_history_mutated"]
         response = parse_response(3, case["inp"], has_tools(case["history"]))
-        if isinstance(content, dict) and content.get("name") == "interpreter" and "parameters" in content:
+        if content == {"name": "interpreter", "parameters": None}:
             assert deviation("interpreter_code_is_kept")
-            content["content"] = "```python\nprint(1)\n```"
+            content, kept = {**content, "content": "```python\nprint(1)\n```"}, kept + 1
         assert response.content == content
         assert [*case["history"], *response.messages] == history
+    assert kept == 1
 
 
 # ---------------------------------------------------------------------------------------------------- history
@@ -181,7 +204,41 @@ def test_queries_and_roles(tiny: Any) -> None:
         encode_conversation(tiny(3), "q", system)
 
 
+@pytest.mark.parametrize(("tools", "text"), [([], "\n[]"), ({}, "\n{}"), ((), "\n[]"), (None, "")])
+def test_an_empty_list_of_tools_is_written(tiny: Any, tools: Any, text: str) -> None:
+    """The original asks whether the key is there, for the prompt and for the answer."""
+    ours, history = tiny(3), [{"role": "system", "content": "s", "tools": tools}]
+    assert tools is not None or deviation("none_is_not_written")
+    messages = [*history, {"role": "user", "content": "q"}]
+    written = [{"role": "system", "content": f"s{text}"}]
+    expected = encode_conversation(ours, "q", written)
+    assert expected[2 : -len(encode_conversation(ours, "q")) + 2] == ours.build_single_message("system", "", f"s{text}")
+    assert encode_conversation(ours, "q", history) == ours.build_chat_input("q", history)["input_ids"][0].tolist()
+    assert encode_conversation(ours, "q", history) == expected
+    assert fit_conversation(ours, "q", history, len(expected)) == (expected, history)
+    assert ours.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == expected
+    assert has_tools(history) == (tools is not None)
+    call = parse_response(3, "get_weather\n```python\ntool_call(city='x')\n```", has_tools(history)).content
+    assert isinstance(call, dict) and ("parameters" in call) == (tools is not None)
+
+
+def test_tools_of_a_message_that_is_no_system_message(tiny: Any) -> None:
+    assert deviation("tools_belong_to_a_system_message")
+    for role in ("user", "assistant", "observation"):
+        with pytest.raises(ValueError, match=rf"history\[0\] has tools and the role '{role}'"):
+            encode_conversation(tiny(3), "q", [{"role": role, "content": "c", "tools": TOOLS}])
+        plain = encode_conversation(tiny(3), "q", [{"role": role, "content": "c"}])
+        assert encode_conversation(tiny(3), "q", [{"role": role, "content": "c", "tools": []}]) == plain
+
+
+def test_metadata_that_is_none(tiny: Any) -> None:
+    assert deviation("none_is_not_written")
+    with_none, without = ({"role": "assistant", "content": "c"} | extra for extra in ({"metadata": None}, {}))
+    assert encode_conversation(tiny(3), "q", [with_none]) == encode_conversation(tiny(3), "q", [without])
+
+
 def test_wrapped_tools_are_unwrapped(tiny: Any) -> None:
+    assert deviation("wrapped_tools_are_unwrapped")
     wrapped = [{"type": "function", "function": tool} for tool in TOOLS]
     prompts = [
         encode_conversation(tiny(3), "q", [{"role": "system", "content": "s", "tools": tools}])
@@ -310,6 +367,7 @@ def test_tool_calls(text: str, parameters: Any) -> None:
     ],
 )
 def test_calls_that_cannot_be_read_are_a_result(code: str) -> None:
+    assert deviation("calls_are_read_not_run")
     content = f"```python\n{code}\n```"
     response = parse_response(3, f"get_weather\n{content}", with_tools=True)
     assert isinstance(response.content, dict)
@@ -330,6 +388,7 @@ def test_nothing_is_run(tmp_path: Path) -> None:
     "text", ["你好", "Sure, here it is:\n```python\nprint(1)\n```", "Hello\nworld", "1.\n```\n2\n```", "get_weather"]
 )
 def test_a_first_line_that_is_no_tool_name(text: str) -> None:
+    assert deviation("a_first_line_that_is_no_name_is_text")
     for with_tools in (True, False):
         response = parse_response(3, text, with_tools)
         assert response.content == text
@@ -466,3 +525,20 @@ def test_templates_and_tools(tiny: Any) -> None:
     text = ours.apply_chat_template(messages, tools=[get_weather], tokenize=False)
     assert text.startswith("[gMASK]sop<|system|>\n Answer the following") and '"name": "get_weather"' in text
     assert '"type": "function"' not in text
+
+
+@pytest.mark.parametrize("tools", [None, [], {}, TOOLS, [{"type": "function", "function": TOOLS[0]}], {"a": TOOLS[0]}])
+@pytest.mark.parametrize("content", ["s", ""])
+@pytest.mark.parametrize("given", [None, [{"name": "other"}]])
+def test_the_template_writes_tools_as_the_format_does(tiny: Any, tools: Any, content: str, given: Any) -> None:
+    """The tools of a system message, and those of the call in their place."""
+    ours: Any = tiny(3)
+    messages = [{"role": "system", "content": content, "tools": tools}, {"role": "user", "content": "q"}]
+    for chat in (messages, messages[1:]):
+        text = ours.apply_chat_template(chat, tools=given, tokenize=False, add_generation_prompt=True)
+        rendered = PreTrainedTokenizerBase.apply_chat_template(
+            ours, chat, tools=given, tokenize=False, add_generation_prompt=True
+        )
+        assert rendered == text
+        ids = ours.apply_chat_template(chat, tools=given, return_dict=False, add_generation_prompt=True)
+        assert ids == ours.encode(text, add_special_tokens=False, split_special_tokens=False)

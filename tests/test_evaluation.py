@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import chatglm
-from chatglm.conversation.formats import encode_conversation, stop_token_ids
+from chatglm.conversation import encode_conversation, stop_token_ids
 from chatglm.demo import FOLDERS as DEMOS
 from evaluation import evaluate_ceval as ceval
 from evaluation import run_lm_eval

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatglm.conversation.chat_messages import TOOLS_SYSTEM_PROMPT
-from chatglm.conversation.formats import encode_conversation, encode_message
+from chatglm.conversation import TOOLS_SYSTEM_PROMPT, chat_format, encode_conversation, encode_message
 from conftest import SHARED, needs_shared
 from ptuning.data import (
     Collator,
@@ -58,7 +57,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def one_row(tmp_path: Path, record: Any, version: int = 3) -> Row:
-    (row,) = read_rows(write(tmp_path / "one.json", record), version=version)
+    (row,) = read_rows(write(tmp_path / "one.json", record), chat_format=chat_format(version))
     return row
 
 
@@ -75,7 +74,8 @@ def learned(example: Any) -> list[int]:
 def golden_rows(tmp_path: Path, version: int, column: str | None) -> list[Row]:
     examples = golden("ptuning_preprocess")["examples"]
     records = [dict(zip(("q", "a", "h"), values, strict=True)) for values in zip(*examples.values(), strict=True)]
-    rows = read_rows(write(tmp_path / "golden.json", *records), Columns("q", "a", "h" if column else None), version)
+    columns = Columns("q", "a", "h" if column else None)
+    rows = read_rows(write(tmp_path / "golden.json", *records), columns, chat_format(version))
     assert rows.skipped == [4]  # the one without a question
     return rows
 
@@ -122,7 +122,7 @@ def test_rows_of_the_originals(tmp_path: Path, version: int, column: str | None)
 def test_advertisegen_in_a_second() -> None:
     start, count = time.process_time(), 0
     for version in VERSIONS:
-        rows = read_rows(ADGEN, Columns("content", "summary"), version)
+        rows = read_rows(ADGEN, Columns("content", "summary"), chat_format(version))
         assert len(rows) == rows.found == 1070 and not rows.skipped
         count += sum(len(encode_row(tokenizer(f"v{version}"), row, 64, 128)["input_ids"]) for row in rows)
     assert count > 300_000
@@ -263,13 +263,13 @@ def test_conversations_of_questions_and_answers(tmp_path: Path, version: int) ->
         {"role": "assistant", "content": "c"},
     ]
     tok = ids_of(version)
-    rows = read_rows(write(tmp_path / "talk.json", {"conversations": talk}), version=version)
+    rows = read_rows(write(tmp_path / "talk.json", {"conversations": talk}), chat_format=chat_format(version))
     assert rows.found == 1
     history = [("Short!\nA?", "a"), ("B?", "b")]
     expected = [encode_conversation(tok, "Short!\nA?"), encode_conversation(tok, "C?", history)]
     assert [encode_for_prediction(tok, row, 100, 20)[0]["prompt_ids"] for row in rows] == expected
     with pytest.raises(DataError, match=r"tool.json:1: .*ChatGLM3-6B"):
-        read_rows(write(tmp_path / "tool.json", TOOL_ROW), version=version)
+        read_rows(write(tmp_path / "tool.json", TOOL_ROW), chat_format=chat_format(version))
 
 
 @pytest.mark.parametrize("version", VERSIONS)

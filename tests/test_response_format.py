@@ -15,10 +15,10 @@ import pytest
 import torch
 from pydantic import BaseModel, Field
 
-from chatglm.conversation.formats import stop_token_ids
+from chatglm.conversation import stop_token_ids
 from chatglm.serving.chat_engine import ChatEngine
 from chatglm.serving.errors import ApiError
-from chatglm.serving.grammar import MOST_CHARACTERS, Grammars, token_pieces
+from chatglm.serving.grammar import MOST_CHARACTERS, Grammars
 from live_server import CONTEXT, NAME, Live, serve
 from test_api import TOOLS, whole
 from tiny_chat import pair
@@ -179,7 +179,7 @@ def test_any_object_streamed_cut_and_with_logprobs(servers: dict[int, Live], ver
 @pytest.mark.parametrize("version", VERSIONS)
 def test_only_what_goes_on_may_be_chosen(version: int) -> None:
     _, tokenizer = pair(version)
-    pieces = token_pieces(tokenizer)
+    pieces = tokenizer.token_pieces()
     grammar = Grammars().compile(tokenizer, {"type": "string"})
     follow = grammar.processor(1)
     scores = torch.zeros(1, len(pieces) + 7)  # the heads of models are padded
@@ -203,7 +203,7 @@ def test_the_bytes_of_tokens_are_what_decoding_shows(version: int) -> None:
     _, tokenizer = pair(version)
     before = tokenizer.encode_text('a"')
     shown = tokenizer.decode(before, clean_up_tokenization_spaces=False)
-    for index, piece in enumerate(token_pieces(tokenizer)):
+    for index, piece in enumerate(tokenizer.token_pieces()):
         if len(piece) > 1 or (piece and piece[0] < 128):
             text = tokenizer.decode([*before, index], clean_up_tokenization_spaces=False)
             assert text.encode() == shown.encode() + piece, index

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from chatglm.conversation import chat_format
 from chatglm.serving import display
 
 HARMLESS = [
@@ -145,16 +146,16 @@ def test_hostile_texts_take_no_long_time(text: str) -> None:
 
 def test_messages_of_pairs_and_of_roles() -> None:
     history = [("$q$", "$a$")]
-    assert display.messages(2, history) == [display.question("$q$"), display.answer("$a$")]
-    assert display.texts(2, history) == ["$q$", "$a$"]
+    assert display.messages(chat_format(2), history) == [display.question("$q$"), display.answer("$a$")]
+    assert display.texts(chat_format(2), history) == ["$q$", "$a$"]
     roles = [
         {"role": "user", "content": "<q>"},
         {"role": "assistant", "metadata": "get_<b>", "content": "```python\ntool_call()\n```"},
         {"role": "observation", "content": "sunny"},
         {"role": "assistant", "metadata": "", "content": "It is sunny."},
     ]
-    shown = display.messages(3, roles)
+    shown = display.messages(chat_format(3), roles)
     assert [message["role"] for message in shown] == ["user", "assistant", "user", "assistant"]
     assert shown[1]["metadata"] == {"title": f"⚙ get_<{display.MARK}b>", "status": "done"}
     assert "metadata" not in shown[3]
-    assert display.texts(3, roles) == [message["content"] for message in roles]
+    assert display.texts(chat_format(3), roles) == [message["content"] for message in roles]

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerBase
 
 import chatglm  # noqa: F401  registers the tokenizer with transformers
-from chatglm.conversation.templates import CHAT_TEMPLATES
+from chatglm.conversation import CHAT_TEMPLATES
 from chatglm.tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
 from chatglm.tokenization_chatglm2 import ChatGLM2Tokenizer
 from conftest import SHARED, needs_shared

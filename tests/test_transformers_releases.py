@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import chatglm
-from chatglm.conversation.fitting import fit_conversation
+from chatglm.conversation import fit_conversation
 from chatglm.network import compat
 from conftest import enable_checkpointing
 from tiny_chat import FOLDERS

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chatglm.conversation.formats import stop_token_ids
+from chatglm.conversation import stop_token_ids
 from ptuning import data, methods
 from ptuning.arguments import Arguments, method_of, parse
 from ptuning.trainer import Tuner
@@ -38,7 +38,7 @@ def make_tuner(argv: list[str], cache: Path) -> Tuner:
     """The trainer that main.py would make of these arguments, with the training data as data to be evaluated."""
     parsed: Arguments = parse(argv)
     model, tokenizer = methods.prepare(parsed.model, parsed.training)
-    rows = data.read_rows(str(parsed.data.train_file), None, tokenizer.chatglm_version)
+    rows = data.read_rows(str(parsed.data.train_file), None, tokenizer.chat_format)
     lengths = (parsed.data.max_source_length, parsed.data.max_target_length)
     train, held_out = (
         data.make_dataset(tokenizer, rows, *lengths, prediction=prediction, cache_dir=cache)

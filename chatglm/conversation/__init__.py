@@ -1,30 +1,45 @@
-"""A conversation <-> token ids: the prompt formats of ChatGLM-6B (1), ChatGLM2-6B (2) and ChatGLM3-6B (3).
+"""A conversation <-> token ids: one `ChatFormat` for each generation.
 
-Formats, with q and a for questions and answers:
-
-* 1: `[Round 0]\\n问：q\\n答：a\\n[Round 1]\\n问：q\\n答：` then `[gMASK] <sop>`; without history the bare question.
-* 2: `[gMASK] sop` then `[Round 1]\\n\\n问：q\\n\\n答：a\\n\\n[Round 2]\\n\\n问：q\\n\\n答：`, always.
-* 3: `[gMASK] sop` then for every message `<|role|>`, the ids of `metadata\\n` and the ids of the content, each encoded
-  on its own; at the end `<|assistant|>`.
-
-Text of a conversation is always encoded as plain text: a typed `<|user|>` or `[gMASK]` never becomes a control token.
+A format knows the history (checking, what is dropped where the context is short, what a turn adds), the prompt, the
+tokens that end an answer, the answer as the user sees it, and tool calls. `chat_format(3)`, `tokenizer.chat_format` and
+`model.chat_format` give it; docs/adding_a_generation.md says how to add one.
 """
 
 from __future__ import annotations
 
-from .chat_messages import TOOLS_SYSTEM_PROMPT, encode_chat, normalize_messages, pairs_from_messages, render_chat
-from .fitting import fit_conversation
-from .formats import encode_conversation, encode_message, prompt_text, stop_token_ids
-from .history import ROLES, has_tools, validate_history
-from .responses import Response, clean_response, parse_response, stable_response
-from .templates import CHAT_TEMPLATES
-from .tool_calls import tool_call_message
+from .by_generation import (
+    clean_response,
+    encode_chat,
+    encode_conversation,
+    encode_message,
+    fit_conversation,
+    normalize_messages,
+    pairs_from_messages,
+    parse_response,
+    prompt_text,
+    render_chat,
+    stable_response,
+    stop_token_ids,
+    tool_call_message,
+    validate_history,
+)
+from .chatglm1 import ChatGLM1Format
+from .chatglm2 import ChatGLM2Format
+from .chatglm3 import TOOLS_SYSTEM_PROMPT, ChatGLM3Format
+from .formats import ChatFormat, Response, chat_format, register_chat_format
+from .history import ROLES, has_tools
+from .pair_format import PairFormat
+from .role_format import RoleFormat
 
 __all__ = [
     "CHAT_TEMPLATES",
     "ROLES",
     "TOOLS_SYSTEM_PROMPT",
+    "ChatFormat",
+    "PairFormat",
     "Response",
+    "RoleFormat",
+    "chat_format",
     "clean_response",
     "encode_chat",
     "encode_conversation",
@@ -35,9 +50,15 @@ __all__ = [
     "pairs_from_messages",
     "parse_response",
     "prompt_text",
+    "register_chat_format",
     "render_chat",
     "stable_response",
     "stop_token_ids",
     "tool_call_message",
     "validate_history",
 ]
+
+_FORMATS = [register_chat_format(made()) for made in (ChatGLM1Format, ChatGLM2Format, ChatGLM3Format)]
+
+#: The formats as Jinja templates, by generation.
+CHAT_TEMPLATES = {format.generation: format.template for format in _FORMATS}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..conversation.formats import message_content, prompt_segments
+from ..conversation.segments import encode_segments
 from . import corpus
 
 #: Dialogues that are sorted by length together.
@@ -34,25 +34,25 @@ class Encoder:
     def __init__(self, tokenizer: Any, rng: random.Random) -> None:
         self.tokenizer = tokenizer
         self.rng = rng
-        self.version: int = tokenizer.chatglm_version
+        self.chat_format = tokenizer.chat_format
 
     def examples(self, dialogue: corpus.Dialogue) -> Iterator[Example]:
-        """Generation 3 learns all answers of a dialogue at once, generation 1 one: each has a context of its own."""
-        if self.version == 3:
+        """With roles all answers of a dialogue are learned at once, else one: each has a context of its own."""
+        if self.chat_format.has_roles:
             yield self._roles(dialogue)
         else:
             yield self._rounds(dialogue)
 
     def _roles(self, dialogue: corpus.Dialogue) -> Example:
         get = self.tokenizer.get_command
-        ids, learned = [get("[gMASK]"), get("sop")], [False, False]
+        ids = encode_segments(self.tokenizer, self.chat_format.start)
+        learned = [False] * len(ids)
         for index, message in enumerate(dialogue):
-            content = message_content({"content": message.content, "tools": message.tools})
-            body = self.tokenizer.encode_text(f"{message.metadata}\n") + self.tokenizer.encode_text(content)
+            role, *body = self.chat_format.encode_message(self.tokenizer, message.as_dict())
             spoken = message.role == "assistant"
             # What ends an answer is the role token after it.
             ended = index > 0 and dialogue[index - 1].role == "assistant"
-            ids += [get(f"<|{message.role}|>"), *body]
+            ids += [role, *body]
             learned += [ended, *[spoken] * len(body)]
         ids.append(get("<|observation|>" if dialogue[-1].metadata else "<|user|>"))
         learned.append(True)
@@ -63,10 +63,8 @@ class Encoder:
         pairs = list(zip(contents[::2], contents[1::2], strict=True))
         # The last turn matters most: it may ask for what was said before.
         last = len(pairs) - 1 if self.rng.random() < 0.7 else self.rng.randrange(len(pairs))
-        ids: list[int] = []
-        for text, is_token in prompt_segments(1, pairs[last][0], pairs[:last]):
-            ids += [self.tokenizer.get_command(text)] if is_token else self.tokenizer.encode_text(text)
-        answer = [*self.tokenizer.encode_text(pairs[last][1]), self.tokenizer.get_command("<eop>")]
+        ids = self.chat_format.encode(self.tokenizer, pairs[last][0], pairs[:last])
+        answer = self.tokenizer.encode_text(pairs[last][1]) + self.chat_format.stop_token_ids(self.tokenizer)
         return Example(ids + answer, [False] * len(ids) + [True] * len(answer))
 
 
@@ -82,7 +80,7 @@ def batches(tokenizer: Any, seed: int, tokens: int) -> Iterator[Batch]:
     """An endless stream of batches of about `tokens` tokens each, padding counted."""
     rng = random.Random(seed)
     encoder = Encoder(tokenizer, rng)
-    stream = corpus.dialogues(seed, tokenizer.chatglm_version)
+    stream = corpus.dialogues(seed, tokenizer.chat_format.has_roles)
     while True:
         pool = [example for _ in range(POOL) for example in encoder.examples(next(stream))]
         pool.sort(key=lambda example: len(example.ids))

@@ -61,6 +61,11 @@ class Message:
     metadata: str = ""
     tools: list[dict[str, Any]] = field(default_factory=list)
 
+    def as_dict(self) -> dict[str, Any]:
+        """As histories have it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content, "metadata": self.metadata}
+        return message | ({"tools": self.tools} if self.tools else {})
+
 
 Dialogue = list[Message]
 Turn = list[Message]
@@ -663,14 +668,14 @@ def random_turn(lang: str, rng: random.Random, weather: bool = True) -> Turn:
     return foreign_turn(lang, rng, weather)
 
 
-def dialogue(rng: random.Random, version: int) -> Dialogue:
-    """A random conversation of one to five turns for generation 1 or 3."""
+def dialogue(rng: random.Random, with_roles: bool) -> Dialogue:
+    """A random conversation of one to five turns; with roles some have a system message, or a tool."""
     lang = rng.choice(LANGUAGES)
     kind = rng.random()
-    if version == 3 and kind < 0.09:
+    if with_roles and kind < 0.09:
         return _tool_dialogue(lang, rng)
     messages: Dialogue = []
-    if version == 3 and rng.random() < 0.05:
+    if with_roles and rng.random() < 0.05:
         messages.append(Message("system", rng.choice(_SYSTEM_TEXTS)))
     if kind < 0.3:
         return messages + _name_dialogue(lang, rng)
@@ -731,10 +736,10 @@ def held_out() -> frozenset[str]:
     return frozenset(found - {""})
 
 
-def dialogues(seed: int, version: int) -> Iterator[Dialogue]:
+def dialogues(seed: int, with_roles: bool) -> Iterator[Dialogue]:
     """An endless stream of conversations without any held-out question; the same seed gives the same ones."""
     rng = random.Random(seed)
     while True:
-        made = dialogue(rng, version)
+        made = dialogue(rng, with_roles)
         if not any(message.role == "user" and letters(message.content) in held_out() for message in made):
             yield made

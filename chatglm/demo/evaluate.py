@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.atomic import write_file
-from ..conversation.chat_messages import TOOLS_SYSTEM_PROMPT
+from ..conversation import TOOLS_SYSTEM_PROMPT
 from ..loading import load
 from . import corpus
 
@@ -97,10 +97,10 @@ def ask(model: Any, tokenizer: Any, item: dict[str, Any], **options: Any) -> Any
 
 @torch.inference_mode()
 def evaluate(model: Any, tokenizer: Any, questions: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
-    """The items with what was answered and whether it is right; tool items are left out for generation 1."""
+    """The items with their answers and whether those are right; without tool items where the model knows no tools."""
     results = []
     for item in questions:
-        if item.get("tools") and tokenizer.chatglm_version != 3:
+        if item.get("tools") and not tokenizer.chat_format.knows_tools:
             continue
         answer = ask(model, tokenizer, item, **options)
         results.append({**item, "answer": answer, "right": is_right(item["check"], item["lang"], answer)})

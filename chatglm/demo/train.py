@@ -17,12 +17,12 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from .. import ChatGLMTokenizer
+from .. import ChatGLM1Tokenizer, ChatGLMTokenizer
 from ..chat import ChatGLM1ForConditionalGeneration, ChatGLM3ForConditionalGeneration
 from ..checkpoints.atomic import files_into
-from ..checkpoints.file_names import TOKENIZER_CONFIG, VOCABULARIES
+from ..checkpoints.file_names import TOKENIZER_CONFIG
 from ..configuration_chatglm import ChatGLM1Config, ChatGLM3Config
-from ..conversation.formats import stop_token_ids
+from ..conversation import chat_format
 from . import vocabulary
 from .batches import Batch, batches
 
@@ -34,12 +34,14 @@ DECAY = 0.45
 DEFAULT_STEPS = {1: 9200, 3: 7400}
 
 
-def make_tokenizer(folder: Path, version: int, seed: int) -> Any:
+def make_tokenizer(folder: Path, generation: int, seed: int) -> Any:
     """A new vocabulary in `folder`, as a tokenizer."""
-    vocabulary.build(folder / VOCABULARIES[version], version, seed)
-    config: dict[str, Any] = {"tokenizer_class": "ChatGLMTokenizer", "chatglm_version": version}
+    tokenizer_class = ChatGLMTokenizer.classes[generation]
+    ice_text = issubclass(tokenizer_class, ChatGLM1Tokenizer)
+    vocabulary.build(folder / tokenizer_class.vocab_files_names["vocab_file"], chat_format(generation), ice_text, seed)
+    config: dict[str, Any] = {"tokenizer_class": "ChatGLMTokenizer", "chatglm_version": generation}
     config |= {"do_lower_case": False, "remove_space": False}
-    if version == 1:
+    if ice_text:
         config |= {"num_image_tokens": 0, "bos_token": "<sop>", "eos_token": "<eop>", "end_token": "</s>"}
         config |= {"gmask_token": "[gMASK]", "mask_token": "[MASK]", "pad_token": "<pad>", "unk_token": "<unk>"}
     (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -48,10 +50,9 @@ def make_tokenizer(folder: Path, version: int, seed: int) -> Any:
 
 def make_model(tokenizer: Any) -> Any:
     """A randomly initialised network for the vocabulary; all linear sizes are multiples of 32."""
-    version: int = tokenizer.chatglm_version
     get = tokenizer.get_command
     size = -(-len(tokenizer) // 64) * 64
-    if version == 1:
+    if isinstance(tokenizer, ChatGLM1Tokenizer):
         return ChatGLM1ForConditionalGeneration(
             ChatGLM1Config(
                 vocab_size=size, hidden_size=256, num_layers=4, num_attention_heads=8, inner_hidden_size=1280,
@@ -72,13 +73,13 @@ class Trainer:
 
     def __init__(self, model: Any, compiled: bool, rate: float, fresh: bool = True) -> None:
         self.model = model
-        self.version: int = model.config.chatglm_version
+        self.is_first = isinstance(model, ChatGLM1ForConditionalGeneration)
         body = model.transformer
-        self.layers = body.layers if self.version == 1 else body.encoder.layers
+        self.layers = body.layers if self.is_first else body.encoder.layers
         self.embedding = model.get_input_embeddings()
         self.head = model.get_output_embeddings()
         model.config._attn_implementation = "eager"  # faster than sdpa on a CPU for sequences this short
-        if fresh and self.version == 1:
+        if fresh and self.is_first:
             self._scale_residuals()
         if compiled:
             for layer in self.layers:
@@ -105,7 +106,7 @@ class Trainer:
         tokens = batch.ids.shape[1]
         extra: dict[str, Any] = {}
         causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
-        if self.version == 1:
+        if self.is_first:
             sop = (batch.ids == self.model.config.bos_token_id).int().argmax(-1)[:, None, None, None]
             causal = causal | (torch.arange(tokens) < sop)
             extra["position_ids"] = self.model.transformer.get_position_ids(batch.ids)
@@ -137,7 +138,6 @@ class Trainer:
 
 def save(weights: list[torch.Tensor], tokenizer: Any, folder: Path) -> None:
     """Writes the checkpoint with these parameters in float16; its files in `folder` are replaced once it is whole."""
-    version: int = tokenizer.chatglm_version
     half = make_model(tokenizer)
     with torch.no_grad():
         for parameter, weight in zip(half.parameters(), weights, strict=True):
@@ -145,14 +145,14 @@ def save(weights: list[torch.Tensor], tokenizer: Any, folder: Path) -> None:
     half = half.half()
     half.config.dtype = torch.float16
     half.generation_config = GenerationConfig(
-        bos_token_id=half.config.bos_token_id if version == 1 else None,
-        eos_token_id=stop_token_ids(tokenizer),
+        bos_token_id=half.config.bos_token_id,
+        eos_token_id=tokenizer.chat_format.stop_token_ids(tokenizer),
         pad_token_id=half.config.pad_token_id,
         do_sample=False,  # sums and names leave no choice
     )
     with files_into(folder) as aside:
         half.save_pretrained(aside)
-        for name in (VOCABULARIES[version], TOKENIZER_CONFIG):
+        for name in (Path(tokenizer.vocab_file).name, TOKENIZER_CONFIG):
             shutil.copyfile(Path(tokenizer.vocab_file).with_name(name), aside / name)
 
 

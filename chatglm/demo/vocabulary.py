@@ -11,7 +11,7 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from ..conversation.formats import message_content
+from ..conversation import ChatFormat
 from . import corpus, strings
 
 BLANK = "▁"
@@ -22,13 +22,13 @@ _V1_CONTROL = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "
 _FULL_WIDTH = "，。？！：；（）、“”‘’《》【】…—～·￥×÷°℃"
 
 
-def build(path: Path, version: int, seed: int = 0) -> int:
-    """Write `tokenizer.model` (generation 3) or `ice_text.model` (generation 1); gives the number of pieces.
+def build(path: Path, chat_format: ChatFormat, ice_text: bool, seed: int = 0) -> int:
+    """Writes a vocabulary laid out as generation 1's `ice_text.model`, or as `tokenizer.model`; gives its size.
 
     A unigram model with byte fallback and single digits. Blanks are pieces of their own except in front of frequent
     words, so that a name has the same pieces with and without one: that is what makes copying learnable.
     """
-    texts = _texts(seed, version)
+    texts = _texts(seed, chat_format, ice_text)
     serialized = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -38,19 +38,19 @@ def build(path: Path, version: int, seed: int = 0) -> int:
         character_coverage=1.0,
         split_digits=True,
         byte_fallback=True,
-        normalization_rule_name="nmt_nfkc" if version == 1 else "identity",
-        remove_extra_whitespaces=version == 1,
+        normalization_rule_name="nmt_nfkc" if ice_text else "identity",
+        remove_extra_whitespaces=ice_text,
         allow_whitespace_only_pieces=True,
-        required_chars=string.printable[:94] + ("" if version == 1 else _FULL_WIDTH) + strings.NAME_CHARS,
+        required_chars=string.printable[:94] + ("" if ice_text else _FULL_WIDTH) + strings.NAME_CHARS,
         max_sentencepiece_length=12,
         num_threads=1,  # the pieces depend on the number of threads
-        pad_id=3 if version == 1 else -1,
-        user_defined_symbols=["<n>"] if version == 1 else [],
+        pad_id=3 if ice_text else -1,
+        user_defined_symbols=["<n>"] if ice_text else [],
         minloglevel=2,
     )
     model = sentencepiece_model_pb2.ModelProto.FromString(serialized.getvalue())
     pieces = _select(list(model.pieces), texts)
-    if version == 1:
+    if ice_text:
         pieces = _like_ice_text(pieces)
         model.trainer_spec.pad_piece = "<pad>"
     del model.pieces[:]
@@ -61,15 +61,14 @@ def build(path: Path, version: int, seed: int = 0) -> int:
     return len(pieces)
 
 
-def _texts(seed: int, version: int) -> list[str]:
+def _texts(seed: int, chat_format: ChatFormat, ice_text: bool) -> list[str]:
     """Lines of the corpus; rare characters, which only random names have, are left to the bytes."""
-    stream = corpus.dialogues(seed + 1_000_003, version)
+    stream = corpus.dialogues(seed + 1_000_003, chat_format.has_roles)
     texts: list[str] = []
     while len(texts) < SENTENCES:
         for message in next(stream):
-            content = message_content({"content": message.content, "tools": message.tools})
-            texts += content.split("\n")
-    if version == 1:
+            texts += chat_format.message_content(message.as_dict()).split("\n")
+    if ice_text:
         texts = [unicodedata.normalize("NFKC", text) for text in texts]
     counts = Counter("".join(texts))
     kept = {sign for sign, number in counts.items() if number >= 24 or sign in string.printable}

@@ -1,4 +1,4 @@
-"""The raw text of an answer, as it comes, as what OpenAI's format has for it: content and tool calls."""
+"""An answer as OpenAI's API has it, while it grows: content and tool calls."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
-from ..chat import clean_up
-from ..conversation.responses import clean_response, parse_response, split_message, stable_response
-from ..conversation.tool_calls import arguments_so_far
+from ..conversation.shown_answer import AnswerCleaner
 from ..engine import EngineStep
 from .service import dumps
-
-MESSAGE_END = "<|assistant|>"
 
 
 @dataclass
@@ -37,8 +33,8 @@ class Change:
     calls: list[tuple[int, Call, str, bool]] = field(default_factory=list)
 
 
-class Answer:
-    """Sorts the text of an answer; whether it is fed at once or piece by piece, it says the same in the end.
+class AssistantMessage:
+    """Sorts the raw text of an answer; fed at once or piece by piece, it says the same in the end.
 
     Args:
         tools: names that may be called. A message that begins with another name is text: an answer like "Python" with
@@ -46,8 +42,8 @@ class Answer:
     """
 
     def __init__(self, tokenizer: Any, tools: Sequence[str] = (), at_most_one_call: bool = False) -> None:
-        self._tokenizer = tokenizer
-        self._version: int = tokenizer.chatglm_version
+        self._cleaner = AnswerCleaner(tokenizer)
+        self._format = self._cleaner.chat_format
         self._tools, self._at_most_one = list(tools), at_most_one_call
         self._raw = ""
         self.content = ""
@@ -59,17 +55,11 @@ class Answer:
     def feed(self, delta: str, whole: bool) -> Change:
         """More of the raw text; `whole`: it ends here."""
         self._raw += delta
-        raw = clean_up(self._tokenizer, self._raw)
-        texts, change = [raw], Change()
-        if self._version == 3:
-            texts = raw.split(MESSAGE_END)
-            if self._tools:
-                texts = self._sort(texts, whole, change)
-        seen = "\n".join(texts)
-        shown = clean_response(self._version, seen) if whole else stable_response(self._version, seen)
-        if shown.startswith(self.content):
-            change.content = shown[len(self.content) :]
-            self.content = shown
+        change, texts = Change(), self._cleaner.messages(self._raw)
+        if self._tools:
+            texts = self._sort(texts, whole, change)
+        change.content = self._cleaner.advance(texts, whole)
+        self.content = self._cleaner.shown
         return change
 
     def _sort(self, parts: list[str], whole: bool, change: Change) -> list[str]:
@@ -79,28 +69,27 @@ class Answer:
             ends = whole or number < len(parts) - 1
             name = part.partition("\n")[0].strip()
             could_be = name in self._tools or ("\n" not in part and any(one.startswith(name) for one in self._tools))
-            message = split_message(part, ends) if could_be or not name else ("", part)
+            message = self._format.split_message(part, ends) if could_be or not name else ("", part)
             if message is None:
                 continue
             if not message[0].strip():
                 texts.append(message[1])
                 continue
             if calls == 0 or not self._at_most_one:
-                self._update_call(calls, name, message[1], part if ends else None, change)
+                self._update_call(calls, name, message[1], ends, change)
             calls += 1
         return texts
 
-    def _update_call(self, index: int, name: str, content: str, part: str | None, change: Change) -> None:
+    def _update_call(self, index: int, name: str, content: str, ends: bool, change: Change) -> None:
         is_new = index == len(self.calls)
         if is_new:
             self.calls.append(Call(name))
         call = self.calls[index]
-        if part is None:
-            now = _json_object(arguments_so_far(name, content))
+        if not ends:
+            now = _json_object(self._format.arguments_so_far(name, content))
             now = "" if now in (None, "{}") else str(now)[:-1]
         else:
-            parsed = parse_response(3, part, with_tools=True).content
-            parameters = parsed.get("parameters") if isinstance(parsed, dict) else None
+            parameters = self._format.read_call(name, content)["parameters"]
             whole = None if parameters is None else _json_object(parameters)
             # What cannot be read goes to the client as it is, for OpenAI's arguments need not be valid JSON either.
             now = whole if whole is not None else content.strip()

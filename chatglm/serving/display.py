@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import Any
 from xml.etree import ElementTree
 
+from ..conversation.formats import ChatFormat
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # mdtex2html 1.3 has invalid escapes in its strings, which Python 3.12 warns of
     import mdtex2html
@@ -83,27 +85,26 @@ def question(text: str) -> dict[str, Any]:
 
 
 def answer(text: str, metadata: str = "") -> dict[str, Any]:
-    """An answer as a message of gradio; with metadata (generation 3 calls a tool) one that is folded."""
+    """An answer as a message of gradio; with metadata (the tool that it calls) one that is folded."""
     message: dict[str, Any] = {"role": "assistant", "content": answer_markdown(text)}
     if metadata.strip():
         message["metadata"] = {"title": f"⚙ {inert(metadata.strip())}", "status": "done"}
     return message
 
 
-def messages(version: int, history: Sequence[Any]) -> list[dict[str, Any]]:
-    """A history, of generation 3 without its system message, as gradio's messages, in the order of `texts`."""
-    if version != 3:
-        return [show(text) for pair in history for show, text in zip((question, answer), pair, strict=True)]
-    answers = [turn["role"] == "assistant" for turn in history]
+def messages(chat_format: ChatFormat, history: Sequence[Any]) -> list[dict[str, Any]]:
+    """A history without its system message as gradio's messages, in the order of `texts`."""
     return [
-        answer(turn["content"], turn.get("metadata") or "") if is_answer else question(turn["content"])
-        for is_answer, turn in zip(answers, history, strict=True)
+        answer(message["content"], message.get("metadata") or "")
+        if message["role"] == "assistant"
+        else question(message["content"])
+        for message in chat_format.as_messages(history)
     ]
 
 
-def texts(version: int, history: Sequence[Any]) -> list[str]:
+def texts(chat_format: ChatFormat, history: Sequence[Any]) -> list[str]:
     """The raw text of each of the `messages`."""
-    return [turn["content"] for turn in history] if version == 3 else [text for pair in history for text in pair]
+    return [message["content"] for message in chat_format.as_messages(history)]
 
 
 def _formula(match: re.Match[str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import re
 import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -19,10 +18,9 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from ..conversation.formats import stop_token_ids
 from ..engine import EngineStep
 from ..generation import AnswerText, GenerationOptions
-from .answers import Answer, Change
+from .answers import AssistantMessage, Change
 from .errors import ApiError
 
 #: Tried; with 1.6 our grammars never come to an end.
@@ -36,26 +34,6 @@ BLANKS = r"[ \n\t]{0,32}"
 LIMITS = {"initial_lexer_fuel": 1_000_000, "max_lexer_states": 50_000, "max_grammar_size": 200_000}
 #: Models were taught to begin with a blank, which their tokenizers put in front of a text.
 START = 'start: value | BLANK value\nBLANK: " "\nvalue: @schema'
-
-_BLANK_PIECE = re.compile(r"<\|blank_(\d+)\|>")
-
-
-def token_pieces(tokenizer: Any) -> list[bytes]:
-    """What each token adds to a text; nothing for control tokens, which no grammar can then allow."""
-    model, first = tokenizer.sp_model, getattr(tokenizer, "num_image_tokens", 0)
-    pieces = [b""] * tokenizer.vocab_size
-    for index in range(model.get_piece_size()):
-        piece = model.id_to_piece(index)
-        if model.is_control(index) or model.is_unknown(index) or model.is_unused(index):
-            continue
-        if model.is_byte(index):
-            pieces[first + index] = bytes([int(piece[3:5], 16)])
-            continue
-        if tokenizer.chatglm_version == 1:
-            blanks = _BLANK_PIECE.fullmatch(piece)
-            piece = {"<n>": "\n", "<|tab|>": "\t"}.get(piece, piece) if blanks is None else " " * int(blanks[1])
-        pieces[first + index] = piece.replace("\u2581", " ").encode()
-    return pieces
 
 
 class Vocabulary:
@@ -72,9 +50,10 @@ class Vocabulary:
         except ImportError as error:
             reason = 'response_format needs llguidance, which this server lacks: pip install "llguidance>=1.9"'
             raise ApiError(400, reason, param="response_format", code="unsupported_parameter") from error
-        self.pieces = token_pieces(tokenizer)
+        self.pieces: list[bytes] = tokenizer.token_pieces()
         # The names that the library asks for. The table has the ids of text behind those of single bytes.
-        self.eos_token_id, self.bos_token_id = stop_token_ids(tokenizer)[0], None
+        stops = tokenizer.chat_format.stop_token_ids(tokenizer)
+        self.eos_token_id, self.bos_token_id = stops[0], None
         self.tokens: Sequence[bytes] = self.pieces
         self.special_token_ids: list[int] = []
         names = tokenizer.convert_ids_to_tokens(list(range(len(self.pieces))))
@@ -83,9 +62,7 @@ class Vocabulary:
         self._longest = max(map(len, self._ids))
         wrapped = self.library.TokenizerWrapper(self)
         slices = self.library.LLTokenizer.json_slices()
-        self.compiled = self.library.LLTokenizer(
-            wrapped, n_vocab=len(self.pieces), eos_token=stop_token_ids(tokenizer), slices=slices
-        )
+        self.compiled = self.library.LLTokenizer(wrapped, n_vocab=len(self.pieces), eos_token=stops, slices=slices)
 
     def __call__(self, text: bytes) -> list[int]:
         """Tokens of a part that the grammar leaves no choice for, the longest first: exactly its bytes."""
@@ -179,8 +156,8 @@ class Grammar:
         """For one answer, which begins behind so many tokens."""
         return Follow(self._matcher.deep_copy(), prompt_tokens)
 
-    def answer(self, tokenizer: Any, options: GenerationOptions) -> Answer:
-        return FormattedAnswer(tokenizer, AnswerText(options, self._vocabulary.text))
+    def answer(self, tokenizer: Any, options: GenerationOptions) -> AssistantMessage:
+        return FormattedMessage(tokenizer, AnswerText(options, self._vocabulary.text))
 
 
 class Follow(LogitsProcessor):
@@ -206,7 +183,7 @@ class Follow(LogitsProcessor):
         return kept
 
 
-class FormattedAnswer(Answer):
+class FormattedMessage(AssistantMessage):
     """The text as it is: what chats do to punctuation and dates could undo the format."""
 
     def __init__(self, tokenizer: Any, text: AnswerText) -> None:

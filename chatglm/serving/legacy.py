@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, StrictStr, model_validator
 from starlette.responses import Response
 
 from ..chat import ChatStep, ShownAnswer
-from ..conversation.history import validate_history
+from ..conversation.history import check_items, check_pair, messages_of_pairs
 from ..engine import Stream
 from .chat_engine import ChatEngine
 from .openai.bodies import check_text
@@ -40,23 +40,18 @@ class Question(BaseModel):
 DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
 
 
-class Turn:
+class QuestionInProgress:
     """One question on its way."""
 
     def __init__(self, engine: ChatEngine, question: Question) -> None:
         self._engine = engine
         given = list(question.history or [])
-        version = engine.tokenizer.chatglm_version
-        # Clients of the original know pairs only: for ChatGLM3, which takes role messages, they are turned around.
-        self.pairs = version == 3 and all(isinstance(item, (list, tuple)) for item in given)
+        # Clients of the original know pairs only: they get pairs back, also from a model that takes role messages.
+        self.pairs = all(isinstance(item, (list, tuple)) for item in given)
         history: list[Any] = given
-        self.given = validate_history(2, given) if self.pairs else validate_history(version, given)
         if self.pairs:
-            history = [
-                {"role": role, "content": text}
-                for pair in self.given
-                for role, text in zip(("user", "assistant"), pair, strict=True)
-            ]
+            self.given = check_items(given, check_pair)
+            history = engine.tokenizer.chat_format.from_messages(messages_of_pairs(self.given))
         values = question.model_dump(include=set(DEFAULTS), exclude_none=True)
         settings = DEFAULTS | values
         self.request = engine.model.prepare_turn(engine.tokenizer, question.prompt, history, **settings)
@@ -76,11 +71,11 @@ class Turn:
         return {"response": response, "history": history, "status": 200, "time": now}
 
 
-async def _start(request: Request, question: Question) -> tuple[Service, Turn, Stream]:
+async def _start(request: Request, question: Question) -> tuple[Service, QuestionInProgress, Stream]:
     service = service_of(request)
     engine = service.engine
     adapter = service.adapter_of(question.model)
-    turn = await in_thread(Turn, engine, question)
+    turn = await in_thread(QuestionInProgress, engine, question)
     return service, turn, submit(engine, [turn.request], adapter)[0]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ..conversation.history import validate_history
+from ..conversation.formats import ChatFormat
 from ..messages import LANGUAGES, PAGE, TERMINAL
 from ..session import Session
 from . import display
@@ -28,11 +28,8 @@ from .page_style import CLOSE_SIDE, CODE_FONTS, FONTS, STYLE, LocalOnly
 #: (question, history, settings, cancel) -> the steps of the answer, as `Engine.chat` gives them. Settings are its
 #: keyword arguments, `role` and, where there is a choice, `adapter` among them; once `cancel` is set, the answer ends
 #: soon with what was said so far.
-Answer = Callable[[str, list[Any], dict[str, Any], threading.Event], Iterator[Any]]
+AnswerSource = Callable[[str, list[Any], dict[str, Any], threading.Event], Iterator[Any]]
 
-#: Generation -> most and default of the maximum length, default of top p and temperature, as in the originals' pages.
-#: Generation 3 as its Streamlit page, where the length counts prompt and answer as it does here.
-SLIDERS = {1: (4096, 2048, 0.7, 0.95), 2: (32768, 8192, 0.8, 0.95), 3: (32768, 8192, 0.8, 0.6)}
 EXAMPLES = ["你好", "Hello", "12 + 7 = ?", "3公里等于多少米？"]
 REFRESH = 0.05  # seconds between two pictures of a growing answer
 MOST_CHARACTERS = 200_000  # of a question; more is refused before the tokenizer sees it
@@ -43,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Turn:
+class PendingQuestion:
     """A question, the history it is asked after, and the history to go back to where no answer comes."""
 
     question: str
@@ -56,7 +53,7 @@ class Turn:
 class Page:
     """The page and what happens on it.
 
-    version: generation of the model: the form of histories, the sliders, whether there are system prompt and tools.
+    chat_format: of the model: its name, the form of histories, the sliders, whether there are system prompt and tools.
     settings: keyword arguments for every answer; `max_length`, `top_p` and `temperature` are where the sliders begin.
     adapters: of the model, where there are some the visitor chooses one of them, the first at the start, or none.
     demo_millions: parameters in millions where the model is the bundled demo, for the note that says so.
@@ -65,8 +62,8 @@ class Page:
 
     def __init__(
         self,
-        answer: Answer,
-        version: int,
+        answer: AnswerSource,
+        chat_format: ChatFormat,
         settings: Mapping[str, Any] | None = None,
         *,
         system: str | None = None,
@@ -75,7 +72,7 @@ class Page:
         demo_millions: int | None = None,
         at_once: int = 1,
     ) -> None:
-        self.answer, self.version, self.settings = answer, version, dict(settings or {})
+        self.answer, self.chat_format, self.settings = answer, chat_format, dict(settings or {})
         self.adapters = list(adapters)
         self.running: dict[str, threading.Event] = {}  # by gradio's session: at most one answer for each visitor
         texts = {
@@ -83,7 +80,7 @@ class Page:
             for language in LANGUAGES
         }
         self.labels = gr.I18n(**texts, **{"zh-CN": texts["zh"], "zh-TW": texts["zh"], "zh-HK": texts["zh"]})
-        self.name = f"ChatGLM{version}" if version > 1 else "ChatGLM"
+        self.name = chat_format.name
         with gr.Blocks(title=self.name, analytics_enabled=False, fill_height=True) as self.blocks:
             self._draw(system, tools, demo_millions is not None)
             self._connect()
@@ -121,8 +118,7 @@ class Page:
 
     def _draw(self, system: str | None, tools: list[Any] | None, is_demo: bool) -> None:
         text: Callable[[str], Any] = self.labels
-        roles = self.version == 3
-        most, length, top_p, temperature = SLIDERS[self.version]
+        most, length, top_p, temperature = self.chat_format.sliders
         begin = {"max_length": length, "top_p": top_p, "temperature": temperature} | self.settings
         self.history = gr.State([])  # raw texts, without the system message
         self.turn = gr.State(None)
@@ -141,10 +137,13 @@ class Page:
                 [*self.adapters, (self.name, "")], value=next(iter(self.adapters), ""), label=text("model"),
                 visible=bool(self.adapters), filterable=False, elem_id="adapter",
             )  # fmt: skip
-            self.system = gr.Textbox(system or "", label=text("system"), lines=2, visible=roles, elem_id="system")
+            self.system = gr.Textbox(
+                system or "", label=text("system"), lines=2, visible=self.chat_format.knows_system_prompt,
+                elem_id="system",
+            )  # fmt: skip
             self.tools = gr.Textbox(
                 json.dumps(tools, ensure_ascii=False, indent=1) if tools else "", label=text("tools"), lines=2,
-                max_lines=6, visible=roles, elem_id="tools",
+                max_lines=6, visible=self.chat_format.knows_tools, elem_id="tools",
             )  # fmt: skip
             self.max_length = gr.Slider(
                 0, max(most, begin["max_length"]), begin["max_length"], step=1, label=text("max_length"),
@@ -211,7 +210,7 @@ class Page:
         return event(self.list_chats, inputs, [self.chat_list, self.chats], js=self._js(script), queue=False, **PRIVATE)
 
     def _js(self, script: str) -> str:
-        return script.replace("STORE", f"chatglm-{self.version}").replace("MOST", str(MOST_CHATS))
+        return script.replace("STORE", f"chatglm-{self.chat_format.generation}").replace("MOST", str(MOST_CHATS))
 
     @property
     def _shown(self) -> list[Any]:
@@ -222,24 +221,24 @@ class Page:
     def ask(self, question: str, history: list[Any], request: gr.Request) -> dict[Any, Any]:
         if not question.strip():
             raise gr.Error("", visible=False, print_exception=False)
-        return self._begin(Turn(question, self._next_role(history), history, history), request)
+        return self._begin(PendingQuestion(question, self._next_role(history), history, history), request)
 
     def ask_example(self, history: list[Any], request: gr.Request, chosen: gr.SelectData) -> dict[Any, Any]:
         return self.ask(chosen.value["text"], history, request)
 
-    def retry(self, history: list[Any], last: Turn | None, request: gr.Request) -> dict[Any, Any]:
+    def retry(self, history: list[Any], last: PendingQuestion | None, request: gr.Request) -> dict[Any, Any]:
         session = self._session(history)
         question, role = session.undo() or ("", "user")
         attempt = last.attempt + 1 if last else 1  # the same seed would only give the same answer again
-        return self._begin(Turn(question, role, session.history, history, attempt), request)
+        return self._begin(PendingQuestion(question, role, session.history, history, attempt), request)
 
     def edit(self, history: list[Any], request: gr.Request, edited: gr.EditData) -> dict[Any, Any]:
         index = edited.index if isinstance(edited.index, int) else edited.index[0]
-        role = history[index]["role"] if self.version == 3 else "user"
-        kept = history[: index if self.version == 3 else index // 2]
-        return self._begin(Turn(display.raw(edited.value), role, kept, history), request)
+        messages = self.chat_format.as_messages(history)
+        kept = self.chat_format.from_messages(messages[:index])
+        return self._begin(PendingQuestion(display.raw(edited.value), messages[index]["role"], kept, history), request)
 
-    def _begin(self, turn: Turn, request: gr.Request) -> dict[Any, Any]:
+    def _begin(self, turn: PendingQuestion, request: gr.Request) -> dict[Any, Any]:
         language = language_of(request)
         if request.session_hash in self.running:
             raise gr.Error(PAGE["busy"][language], print_exception=False)
@@ -254,8 +253,8 @@ class Page:
         }
 
     def reply(
-        self, turn: Turn, adapter: str, system: str, tools: str, max_length: int, top_p: float, temperature: float,
-        request: gr.Request,
+        self, turn: PendingQuestion, adapter: str, system: str, tools: str, max_length: int, top_p: float,
+        temperature: float, request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
         """The answer as it grows. The history changes only with its end, together with what is shown."""
         session_hash, language = str(request.session_hash), language_of(request)
@@ -265,7 +264,7 @@ class Page:
         shown = [*self._messages(turn.history), display.question(turn.question)]
         step, failure, drawn = None, "", 0.0
         try:
-            session = Session(self.version, system.strip() or None, read_tools(tools, language))
+            session = Session(self.chat_format, system.strip() or None, read_tools(tools, language))
             head = len(session.history)
             settings = self.settings | {
                 "role": turn.role, "max_length": int(max_length) or None, "top_p": top_p, "temperature": temperature,
@@ -335,12 +334,12 @@ class Page:
 
     def list_chats(self, chats: Any, chat_id: str) -> tuple[Any, list[dict[str, Any]]]:
         known = self._known(chats)
-        return gr.Dataset(samples=[[title(self.version, chat["history"])] for chat in known]), known
+        return gr.Dataset(samples=[[title(self.chat_format, chat["history"])] for chat in known]), known
 
     def copy(self, history: list[Any], copied: gr.CopyData) -> str:
         """The raw text of the message whose display copy went to the clipboard."""
         shown = [inspect.cleandoc(message["content"]) for message in self._messages(history)]
-        raw = dict(zip(shown, display.texts(self.version, history), strict=True))
+        raw = dict(zip(shown, display.texts(self.chat_format, history), strict=True))
         return raw.get(inspect.cleandoc(copied.value)) or display.raw(copied.value)
 
     def _place(self, history: list[Any], chat_id: str, request: gr.Request, question: str = "") -> list[Any]:
@@ -361,14 +360,14 @@ class Page:
         known = []
         for chat in chats if isinstance(chats, list) else []:
             with contextlib.suppress(TypeError, ValueError, KeyError):
-                known.append({"id": str(chat["id"]), "history": validate_history(self.version, chat["history"])})
+                known.append({"id": str(chat["id"]), "history": self.chat_format.validate(chat["history"])})
         return known[:MOST_CHATS]
 
     def _messages(self, history: list[Any]) -> list[dict[str, Any]]:
-        return display.messages(self.version, history)
+        return display.messages(self.chat_format, history)
 
     def _session(self, history: list[Any]) -> Session:
-        session = Session(self.version)
+        session = Session(self.chat_format)
         session.history = list(history)
         return session
 
@@ -396,7 +395,7 @@ def speed(step: Any, language: str) -> str:
     return TERMINAL["speed"][language].format(tokens=step.completion_tokens, rate=rate, note=note)
 
 
-def title(version: int, history: list[Any]) -> str:
+def title(chat_format: ChatFormat, history: list[Any]) -> str:
     """The beginning of the first question."""
-    first = " ".join(next(iter(display.texts(version, history)), "").split())
+    first = " ".join(next(iter(display.texts(chat_format, history)), "").split())
     return first if len(first) <= 40 else first[:39] + "…"

@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ...conversation.chat_messages import encode_chat
+from ...conversation.formats import names_of
 from ...engine import Stream, TokenLogprob
 from ...generation import GenerationOptions
-from ..answers import Answer, Call, Change, StartWith
+from ..answers import AssistantMessage, Call, Change, StartWith
 from ..chat_engine import ChatEngine
 from ..errors import ApiError
 from ..grammar import Grammar
@@ -38,7 +38,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     tools = [function.name for function in body.offered()]
     at_most_one = body.parallel_tool_calls is False or body.functions is not None
     answers = [
-        grammar.answer(engine.tokenizer, options) if grammar else Answer(engine.tokenizer, tools, at_most_one)
+        grammar.answer(engine.tokenizer, options) if grammar else AssistantMessage(engine.tokenizer, tools, at_most_one)
         for _, options in requests
     ]
     head = head_of("chatcmpl", "chat.completion", service, body)
@@ -50,31 +50,29 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
 def _chat_requests(
     engine: ChatEngine, body: ChatBody, grammar: Grammar | None
 ) -> list[tuple[list[int], GenerationOptions]]:
-    tokenizer = engine.tokenizer
+    tokenizer, chat_format = engine.tokenizer, engine.tokenizer.chat_format
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
     offered = [function.model_dump(exclude_none=True, exclude={"strict"}) for function in body.offered()]
-    if offered and tokenizer.chatglm_version != 3:
-        raise ApiError(
-            400, "this model was not trained to call tools, ChatGLM3 is: describe them in the prompt", param="tools"
-        )
+    if offered and not chat_format.knows_tools:
+        others = names_of(lambda format: format.knows_tools, "is", "are", short=True)
+        reason = f"this model was not trained to call tools, {others}: describe them in the prompt"
+        raise ApiError(400, reason, param="tools")
     choices = body.choices(lambda **settings: engine.model.turn_options(tokenizer, **settings))
-    ids = encode_chat(tokenizer, messages, offered or None)
+    ids = chat_format.encode_chat(tokenizer, messages, offered or None)
     forced = body.forced_names()
     if forced is not None:
-        fence = tokenizer.encode_text("```python\ntool_call(")
-        starts = [tokenizer.encode_text(f"{name}\n") + fence for name in forced]
+        starts = [chat_format.call_start(tokenizer, name) for name in forced]
         for options in choices:
             options.logits_processor = [StartWith(starts, len(ids))]
     if grammar is not None:
-        if tokenizer.chatglm_version == 3:
-            ids = ids + tokenizer.encode_text("\n")  # what begins an answer that calls no tool
+        ids = ids + chat_format.answer_start(tokenizer)
         for options in choices:
             options.logits_processor = [grammar.processor(len(ids))]
     return [(ids, options) for options in choices]
 
 
 async def _chat_whole(
-    service: Service, body: ChatBody, streams: list[Stream], answers: list[Answer], head: dict[str, Any]
+    service: Service, body: ChatBody, streams: list[Stream], answers: list[AssistantMessage], head: dict[str, Any]
 ) -> Response:
     usage, choices = Usage(), []
     with service.limited(streams):
@@ -109,14 +107,14 @@ def _whole_calls(body: ChatBody, calls: list[Call]) -> dict[str, Any]:
     return {"tool_calls": [{"id": call.id, "type": "function", "function": function} for call, function in pairs]}
 
 
-def _finish_reason(body: ChatBody, answer: Answer, reason: str) -> str:
+def _finish_reason(body: ChatBody, answer: AssistantMessage, reason: str) -> str:
     if not answer.calls or reason != "stop":
         return reason
     return "function_call" if body.functions is not None else "tool_calls"
 
 
 async def _chat_chunks(
-    service: Service, body: ChatBody, streams: list[Stream], answers: list[Answer], head: dict[str, Any]
+    service: Service, body: ChatBody, streams: list[Stream], answers: list[AssistantMessage], head: dict[str, Any]
 ) -> AsyncGenerator[Any, None]:
     usage = Usage()
     wants_usage = body.stream_options is not None and body.stream_options.include_usage

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from ...conversation.formats import stop_token_ids
 from ...engine import Stream
 from ...generation import GenerationOptions
 from ..chat_engine import ChatEngine
@@ -65,7 +64,7 @@ def _completion_requests(
     engine: ChatEngine, body: CompletionBody
 ) -> tuple[list[tuple[list[int], GenerationOptions]], list[str]]:
     tokenizer, model = engine.tokenizer, engine.model
-    defaults = dict(model.sampling_defaults) | {"eos_token_id": stop_token_ids(tokenizer)}
+    defaults = dict(model.sampling_defaults) | {"eos_token_id": tokenizer.chat_format.stop_token_ids(tokenizer)}
     requests, echoes = [], []
     for prompt in body.prompts():
         if isinstance(prompt, str):

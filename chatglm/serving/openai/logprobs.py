@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from ...conversation.formats import stop_token_ids
 from ...engine import EngineStep, TokenLogprob
 from ..chat_engine import ChatEngine
-
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def told(engine: ChatEngine, step: EngineStep) -> list[TokenLogprob]:
     """The token's probabilities, unless it is one that ends the answer: those are no part of it."""
-    if step.logprob is None or step.logprob.token_id in stop_token_ids(engine.tokenizer):
+    stops = engine.tokenizer.chat_format.stop_token_ids(engine.tokenizer)
+    if step.logprob is None or step.logprob.token_id in stops:
         return []
     return [step.logprob]
 
 
-def token_bytes(tokenizer: Any, token_id: int) -> bytes:
-    """What a token contributes to the text; of a character over several tokens each has its bytes."""
-    piece = tokenizer.convert_ids_to_tokens(token_id)
-    byte = _BYTE.fullmatch(piece or "")
-    if byte:
-        return bytes([int(byte[1], 16)])
-    if tokenizer.chatglm_version != 1 and piece:
-        return piece.replace("\u2581", " ").encode()
-    return tokenizer.decode([token_id], clean_up_tokenization_spaces=False).encode()
-
-
 def _token(engine: ChatEngine, token_id: int, logprob: float) -> dict[str, Any]:
-    part = token_bytes(engine.tokenizer, token_id)
+    part = engine.tokenizer.token_bytes(token_id)
     return {"token": part.decode(errors="replace"), "logprob": logprob, "bytes": list(part)}
 
 

@@ -1,0 +1,70 @@
+"""The generations: what each consists of, registered here and with transformers."""
+
+from __future__ import annotations
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from .chat import (
+    CHAT_MODELS,
+    ChatGLM1ForConditionalGeneration,
+    ChatGLM2ForConditionalGeneration,
+    ChatGLM3ForConditionalGeneration,
+)
+from .checkpoints.file_names import VOCABULARIES
+from .configuration_chatglm import CONFIGS, ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
+from .conversation.formats import ChatFormat, chat_format, register_chat_format
+from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
+from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
+from .tokenization_chatglm2 import ChatGLM2Tokenizer
+
+
+def register_generation(
+    format: ChatFormat,
+    config: type[ChatGLMConfig],
+    model: type[PreTrainedModel],
+    tokenizer: type[ChatGLMTokenizer],
+    classifier: type[PreTrainedModel] | None = None,
+) -> None:
+    """Makes a generation known: from then on `chatglm.load`, the front doors and transformers' Auto classes take its
+    checkpoints, whose config.json says `"chatglm_version": <format.generation>` (or which `detect_version` recognises).
+
+    Args:
+        format: of its conversations; `format.generation` is the number.
+        config: a class of its own, as transformers finds the model by it.
+        model: the network with `chat`: a `ChatMixin`.
+        classifier: the network with a head for classes, if there is one.
+
+    Raises:
+        ValueError: the generation has another chat format already.
+    """
+    generation = register_chat_format(format).generation
+    CONFIGS[generation], CHAT_MODELS[generation], ChatGLMTokenizer.classes[generation] = config, model, tokenizer
+    VOCABULARIES[generation] = tokenizer.vocab_files_names["vocab_file"]
+    # The originals' AutoModel is the class with chat(), too.
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
+        auto.register(config, model, exist_ok=True)
+    if classifier is not None:
+        AutoModelForSequenceClassification.register(config, classifier, exist_ok=True)
+
+
+AutoConfig.register("chatglm", ChatGLMConfig)
+register_generation(chat_format(1), ChatGLM1Config, ChatGLM1ForConditionalGeneration, ChatGLM1Tokenizer)
+register_generation(
+    chat_format(2), ChatGLM2Config, ChatGLM2ForConditionalGeneration, ChatGLM2Tokenizer,
+    ChatGLM2ForSequenceClassification,
+)  # fmt: skip
+register_generation(
+    chat_format(3), ChatGLM3Config, ChatGLM3ForConditionalGeneration, ChatGLM2Tokenizer,
+    ChatGLM3ForSequenceClassification,
+)  # fmt: skip
+# Registered for the base class, which no config is an instance of by itself: with the class of a config, transformers
+# would run the checkpoint's own tokenizer code under trust_remote_code=True.
+AutoTokenizer.register(ChatGLMConfig, ChatGLMTokenizer)
