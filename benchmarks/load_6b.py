@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 import chatglm
+from chatglm.chat import CHAT_MODELS
 from chatglm.checkpoints import file_names
 from chatglm.checkpoints.memory import readable
 from chatglm.configuration_chatglm import ChatGLMConfig
@@ -182,7 +183,7 @@ def report(result: dict[str, Any], tokens: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a new folder, on a disk with 13 GB free")
-    parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=3)
+    parser.add_argument("--generation", type=int, choices=sorted(CHAT_MODELS), default=3)
     parser.add_argument("--tokens", type=int, default=8, help="tokens to generate (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="as chatglm.load takes it (default: %(default)s)")
     parser.add_argument("--dtype", default="bfloat16", help="as chatglm.load takes it (default: %(default)s)")

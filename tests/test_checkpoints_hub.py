@@ -73,10 +73,13 @@ def test_what_was_fetched_before_needs_no_network(cached: str, unreachable: list
 
 def test_a_hub_that_does_not_answer(silent: None) -> None:
     with (
-        pytest.warns(UserWarning, match="the hub has not answered for 0.01 s: waiting up to 0.05 s; without a network"),
+        pytest.warns(
+            UserWarning, match="the hub has not answered for 0.01 s: waiting up to 0.05 s; without a network"
+        ) as told,
         pytest.raises(ModelLoadError, match="nor can the hub be reached \\(TimeoutError\\): download it elsewhere"),
     ):
         load("somebody/chatglm9-6b")
+    assert told[0].filename == __file__  # not a line of ours
 
 
 def test_what_was_fetched_before_needs_no_answer(cached: str, silent: None) -> None:

@@ -1,4 +1,4 @@
-"""chatglm/checkpoints/memory.py: what is free, by what Linux, containers and macOS say about it."""
+"""How much memory is free, by what Linux, containers and macOS say about it."""
 
 from __future__ import annotations
 

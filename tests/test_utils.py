@@ -101,6 +101,19 @@ def test_maps_that_cannot_work(folders: dict[int, Path], tmp_path: Path) -> None
         utils.load_model_on_gpus(binary, device_map="disk")
 
 
+def test_what_load_refuses_is_refused_here(folders: dict[int, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="use 4, 8, or None"):
+        utils.load_model_on_gpus(folders[3], device_map="cpu", quantize=0)
+    asks = make_folder(tmp_path / "asks", 3)
+    config = json.loads((asks / "config.json").read_text())
+    (asks / "config.json").write_text(json.dumps(config | {"pre_seq_len": 5}))
+    with pytest.raises(chatglm.loading.ModelLoadError, match="asks for a P-tuning prefix"):
+        utils.load_model_on_gpus(asks, device_map="cpu")
+    for options in ({"pre_seq_len": 4}, {"config": chatglm.ChatGLMConfig.from_pretrained(folders[3], pre_seq_len=4)}):
+        model = utils.load_model_on_gpus(folders[3], device_map="cpu", **options)  # to be filled, as the originals do
+        assert model.transformer.prefix_encoder.pre_seq_len == 4
+
+
 def test_one_device(folders: dict[int, Path]) -> None:
     model = utils.load_model_on_gpus(folders[3], device_map="cpu", dtype="float16", trust_remote_code=True)
     assert model.half() is model  # in one piece: nothing is refused

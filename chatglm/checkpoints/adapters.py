@@ -1,4 +1,4 @@
-"""The files of P-tuning prefixes and LoRA adapters, found, checked and read without a model; and how one is written."""
+"""The files of P-tuning prefixes and LoRA adapters: found, checked and read without a model, and written whole."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNUSABLE_PEFT = "LoRA needs PEFT 0.20 or later, and the installed one cannot be 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A P-tuning prefix as its files have it."""
+    """A P-tuning prefix, read from its files."""
 
     path: Path
     tensors: dict[str, torch.Tensor]  # by their names in the encoder
@@ -121,7 +121,7 @@ def _read_lora(path: Path) -> Lora:
 
 
 def _tensors(path: Path, wanted: re.Pattern[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a file whose names begin like `wanted`; nothing else of it is read into memory."""
+    """The tensors of a file whose names match `wanted` at their start; nothing else is read into memory."""
     contents = read_contents(path)  # for its errors
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
@@ -131,7 +131,7 @@ def _tensors(path: Path, wanted: re.Pattern[str]) -> dict[str, torch.Tensor]:
 
 
 def default_name(path: str | os.PathLike[str]) -> str:
-    """What an adapter is called where nobody names it: as its folder, with `-` for what a name cannot have."""
+    """The name of an adapter that nobody has named: that of its folder, with `-` for characters not allowed in one."""
     path = Path(path).expanduser()
     if path.is_file() or path.suffix in (".bin", ".safetensors"):
         path = path.parent
@@ -139,7 +139,10 @@ def default_name(path: str | os.PathLike[str]) -> str:
 
 
 def generation_of(values: Mapping[str, Any], *sources: Any) -> int | None:
-    """The generation that a config (of a model or an adapter) is certain of; None where it does not say."""
+    """The generation that a config of a model or an adapter names for certain; None where it does not.
+
+    sources: folders or hub ids to ask after that, such as the base model that the config names.
+    """
     version = values.get("chatglm_version")
     if version in (1, 2, 3):
         return int(version)
@@ -160,6 +163,7 @@ def generation_of(values: Mapping[str, Any], *sources: Any) -> int | None:
 
 
 def describe(config: Mapping[str, Any]) -> str:
+    """Generation and size of the model of a config, for messages."""
     version = generation_of(config, config.get("_name_or_path"))
     size = f"{config.get('num_layers', 28)} layers of width {config.get('hidden_size', 4096)}"
     return f"ChatGLM of generation {version}, {size}" if version else f"a ChatGLM with {size}"

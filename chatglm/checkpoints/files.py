@@ -1,6 +1,6 @@
-"""What a checkpoint folder holds, found out without loading it: which files, how large, whole or broken.
+"""What a checkpoint folder holds, read without loading it: which files, how large, whole or broken.
 
-Every error says which file it is about and what to do; a broken download is found here, before minutes of loading.
+Every error names the file and says what to do; a broken download is found here, before minutes of loading.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ModelLoadError(OSError):
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight files of a folder and what is in them, by their tables of contents."""
+    """The weight files of a folder and what their tables of contents say."""
 
     files: tuple[Path, ...]
     names: frozenset[str]  # of the tensors
@@ -99,7 +99,7 @@ def find_weights(folder: Path) -> Weights:
 
 
 def read_contents(path: Path) -> Contents:
-    """The table of contents of one file of weights, which has to be whole. Raises ModelLoadError."""
+    """The table of contents of one weight file. Raises ModelLoadError unless the file is whole."""
     _check_file(path)
     return _safetensors_contents(path) if path.suffix == ".safetensors" else _torch_contents(path)
 
@@ -131,7 +131,7 @@ def _torch_contents(path: Path) -> Contents:
     with path.open("rb") as file:
         start = file.read(2)
     is_zip = zipfile.is_zipfile(path)
-    if start == b"PK" and not is_zip:  # the table of contents of a zip file is at its end, and that is gone
+    if start == b"PK" and not is_zip:  # a zip file has its table of contents at the end
         raise ModelLoadError(f"{path} is cut off (its end is missing): {GET_AGAIN}")
     try:
         tensors = torch.load(path, map_location="meta", weights_only=True, mmap=is_zip)
@@ -139,7 +139,7 @@ def _torch_contents(path: Path) -> Contents:
             name: (tensor.dtype if tensor.is_floating_point() else None, tensor.numel(), tensor.nbytes)
             for name, tensor in tensors.items()
         }
-    except Exception as error:  # whatever torch makes of a file that is none of its own
+    except Exception as error:  # torch raises many kinds for a file that it has not written
         raise ModelLoadError(f"{path} is not a file of weights, or broken: {GET_AGAIN}") from error
 
 

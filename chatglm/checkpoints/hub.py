@@ -1,4 +1,4 @@
-"""The files of a model on the hub: fetched where it can be reached, else those that were fetched before."""
+"""The files of a model on the hub; without a network, those that were fetched before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from .files import ModelLoadError
 
-SOON = 4.0  # seconds without an answer after which the user is told what is being waited for
+SOON = 4.0  # seconds without an answer after which the user is told what takes so long
 PATIENCE = 30.0  # seconds without an answer after which the hub counts as out of reach
 
 
@@ -30,7 +30,7 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
     )
 
     try:
-        # One request, which is not tried again: snapshot_download alone would take half a minute to find no network.
+        # One request without retries: snapshot_download alone takes half a minute to notice that there is no network.
         info = _answer(lambda: HfApi().model_info(repo_id, revision=revision, timeout=PATIENCE))
         names = [file.rfilename for file in info.siblings or []]
         kind = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "*.bin"
@@ -43,7 +43,7 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
         raise ModelLoadError(f"there is no folder {repo_id} and no model of this name on the hub") from error
     except HFValidationError as error:
         raise ModelLoadError(f"there is no folder {repo_id}, and it cannot be a name on the hub") from error
-    except Exception as error:  # no network, in whatever words the HTTP client of the day has for it
+    except Exception as error:  # no network: every HTTP client has its own errors for that
         try:
             return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
         except LocalEntryNotFoundError:
@@ -54,7 +54,7 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
 
 
 def _answer(ask: Callable[[], Any]) -> Any:
-    """What `ask` returns or raises; TimeoutError after PATIENCE, as looking up a name and connecting have no limit."""
+    """What `ask` returns or raises; TimeoutError after PATIENCE, because name lookup and connecting have no limit."""
     outcome: list[tuple[bool, Any]] = []
 
     def run() -> None:
@@ -70,7 +70,7 @@ def _answer(ask: Callable[[], Any]) -> Any:
         warnings.warn(
             f"the hub has not answered for {SOON:g} s: waiting up to {PATIENCE:g} s; without a network give a folder, "
             "or set HF_HUB_OFFLINE=1 for what was fetched before",
-            stacklevel=5,
+            stacklevel=6,  # the line that calls `chatglm.load`
         )
         thread.join(PATIENCE - SOON)
     if not outcome:

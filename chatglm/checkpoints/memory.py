@@ -14,7 +14,7 @@ Run = Callable[[list[str]], str]
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can be allocated on `device` now, or None where that cannot be found out."""
+    """Bytes that can be allocated on `device` now; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     host = host_available()
@@ -36,7 +36,7 @@ def host_available() -> int | None:
 
 
 def linux_available(root: Path) -> int | None:
-    """The least of what the kernel calls available and what each control group (container) above us leaves."""
+    """The minimum of what the kernel calls available and what each control group (container) around us leaves."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
     limits = [int(found[1]) * 1024] if found else []
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -62,9 +62,9 @@ def linux_available(root: Path) -> int | None:
 
 def _group_left(group: Path, limit_name: str, usage_name: str, cache_name: str) -> int | None:
     limit, usage = _text(group / limit_name).strip(), _text(group / usage_name).strip()
-    if not limit.isdigit() or not usage.isdigit() or int(limit) >= 1 << 60:  # "max" or a huge number: no limit
+    if not limit.isdigit() or not usage.isdigit() or int(limit) >= 1 << 60:  # "max" and huge numbers mean no limit
         return None
-    # Pages of files that were read count as used, but the kernel gives them back when somebody needs memory.
+    # Cached pages of files count as used, but the kernel gives them back when memory is short.
     cache = re.search(rf"^{cache_name} (\d+)", _text(group / "memory.stat"), re.MULTILINE)
     return int(limit) - int(usage) + (int(cache[1]) if cache else 0)
 
@@ -93,7 +93,7 @@ def windows_available() -> int | None:
 
 
 def readable(size: int) -> str:
-    """`12.3 GiB`, `10 MiB`: a size as people read it."""
+    """A size for people: `12.3 GiB`, `10 MiB`."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
