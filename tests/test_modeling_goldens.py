@@ -448,6 +448,9 @@ def test_generate_with_one_kind_of_positions() -> None:
 @pytest.mark.parametrize("version", (2, 3))
 def test_variants(version: int, name: str) -> None:
     golden = case(f"v{version}/variants", name)
+    if not name.startswith("rope_ratio"):  # the same config once more, as a file
+        file = find(f"v{version}/variant_{name}/config.json")
+        assert json.loads(file.read_text(encoding="utf-8")) == golden.meta["config"]
     check_pass(variant_model(version, name), golden, version)
 
 
@@ -633,9 +636,12 @@ def generate_cases(version: int, folder: str, *kinds: str) -> list[dict[str, Any
 def prompt_inputs(version: int, config: Any, entry: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The arguments that belong to a golden generate() case."""
     prompts = entry.get("prompts") or [entry["prompt"]]
-    if version == 1 and entry.get("mode") == "tokenizer_mask":
-        return tokenizer_inputs_v1(prompts, config)
+    if version == 1 and entry["mode"] == "tokenizer_mask":
+        inputs = tokenizer_inputs_v1(prompts, config)
+        assert inputs["input_ids"].tolist() == entry.get("input_ids", prompts)
+        return inputs
     input_ids = pad_left(prompts, config.pad_token_id)
+    assert input_ids.tolist() == entry.get("input_ids", prompts)
     if version == 1:
         assert DEVIATIONS["ids_alone_are_read_as_padded"]
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}

@@ -27,9 +27,10 @@ from tokenizer_goldens import INTERNALS, described, deviation, folder, golden, m
 
 GENERATION_1 = ["v1", "v1_0"]
 PARTS = set(
-    "strings id_sequences batch_decode id_to_token single_id_decode token_to_id decode_int calls vocab_size len special "
-    "all_special_tokens all_special_ids padding_side truncation_side clean_up_tokenization_spaces model_input_names "
-    "model_max_length num_special_tokens_to_add build_inputs_with_special_tokens byte_pieces_start_id_used".split()
+    "strings id_sequences batch_decode id_to_token single_id_decode token_to_id decode_int calls vocab_size len "
+    "special all_special_tokens all_special_ids padding_side truncation_side clean_up_tokenization_spaces "
+    "model_input_names model_max_length num_special_tokens_to_add build_inputs_with_special_tokens "
+    "byte_pieces_start_id_used".split()
 )
 MESSAGES = [
     {"role": "user", "content": "你好"},
