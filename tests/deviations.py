@@ -199,6 +199,11 @@ DEVIATIONS: dict[str, str] = {
         "v3: finetune_hf.py gives the messages of the role observation loss, and ignores `loss`; what a tool returned"
         " is given, not said by the model, as in the originals' older preprocess_utils.py"
     ),
+    "a_row_with_an_empty_list_of_tools_has_none": (
+        "v3: the originals put the message with the tools (`[]`) in front of a row whose `tools` is an empty list; "
+        "that is how data with one schema for all rows says that there are none, and a system message with "
+        '`"tools": []` of its own is written as in chat'
+    ),
     "one_system_message_with_tools": (
         "v3: the originals put the message with the tools in front of the row's own system message; ours makes one"
         " of the two, as chat and the API do"
@@ -208,6 +213,10 @@ DEVIATIONS: dict[str, str] = {
         " does not see it, so only the token that ends the answer stays"
     ),
     # quantisation
+    "inputs_of_quantised_matrices_are_rounded": (
+        "by default our CPU kernels round what goes into a quantised matrix to about 14 bits (1e-3 of the logits' "
+        'scale in the goldens) for speed; precision="exact" gives the originals\' numbers up to the noise of float32'
+    ),
     "scales_are_float16": (
         "v2/v3: quantising a float32 or bfloat16 model gives scales of that type in the original; ours are float16 as"
         " in generation 1 and in every published checkpoint, and bfloat16 weights are divided in float32"

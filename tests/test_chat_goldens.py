@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import chatglm
 from chatglm.generation import GenerationOptions, InvalidScoreLogitsProcessor
 from conftest import SHARED, needs_shared
 from deviations import DEVIATIONS
-from goldens import golden_model, read_json, stream_model
+from goldens import golden_model, read_json, stream_model, weights_recipe
 from tokenizer_goldens import golden as tokenizer_golden
 
 pytestmark = needs_shared
@@ -141,6 +142,15 @@ def parameters(kind: str) -> list[Any]:
 def test_no_case_is_forgotten(version: str) -> None:
     golden = read_json(f"stream/{version}.json")
     assert {kind: range(len(golden[kind])) for kind in ("chat", "stream_chat")} == CASES[version]
+
+
+@pytest.mark.parametrize("version", MODELS)
+def test_the_weights_are_those_of_the_originals(version: str) -> None:
+    golden = read_json(f"stream/{version}.json")
+    state = weights_recipe().stream_state_dict(golden)
+    assert {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in state.items()} == {
+        name: value for name, value in golden["weights_sha256"].items() if not name.endswith("inv_freq")
+    }
 
 
 @pytest.mark.parametrize(("version", "index"), parameters("chat"))

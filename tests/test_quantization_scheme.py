@@ -10,7 +10,7 @@ from chatglm.kernels import reference
 from chatglm.quantization import quantize_weight
 from conftest import needs_shared
 from deviations import DEVIATIONS
-from goldens import read_tensors
+from goldens import read_json, read_tensors
 from quantized import BITS, DEVICES, DTYPES
 
 
@@ -20,20 +20,27 @@ from quantized import BITS, DEVICES, DTYPES
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_matrices_of_the_originals(dtype: str, bits: int, rule: str) -> None:
     """Packed bytes, scales, dequantised weights; generation 1's scales are float16, later ones of the weight's type."""
-    tensors = read_tensors("v1/quant/quant_matrices.safetensors")
-    end = f".{dtype}.int{bits}.{rule}.weight"
-    names = [name.removesuffix(".weight") for name in tensors if name.endswith(end)]
-    assert names
-    for name in names:
+    tensors, remarks = read_tensors("v1/quant/quant_matrices.safetensors"), read_json("v1/quant/quant_matrices.json")
+    matrices = sorted({name.partition(".")[0] for name in tensors})
+    assert matrices == ["a", "b", "c", "ties", "zero_row_and_outlier"] and len(remarks) == len(matrices) * 8
+    for matrix in matrices:
+        name = f"{matrix}.{dtype}.int{bits}.{rule}"
         golden = {key.rpartition(".")[2]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
         q, scale = quantize_weight(golden["weight"], bits, torch.float16 if rule == "v1" else None)
         assert scale.dtype == golden["scale"].dtype
         assert torch.equal(scale, golden["scale"])
         assert torch.equal(q, golden["qweight"])
-        if "q_unpacked" in golden:
-            assert torch.equal(reference.unpack(q, bits), golden["q_unpacked"])
+        numbers = reference.unpack(q, bits)
+        assert torch.equal(numbers, golden["q_unpacked" if bits == 4 else "qweight"])
         assert torch.equal(kernels.dequantize(q, scale.half(), bits, torch.float16), golden["dequant_fp16"])
-        torch.testing.assert_close(kernels.dequantize(q, scale, bits, torch.float32), golden["dequant_fp32"])
+        assert torch.equal(kernels.dequantize(q, scale, bits, torch.float32), golden["dequant_fp32"])
+        assert remarks[name] == {
+            "shape": list(golden["weight"].shape),
+            "max_abs_err": (golden["dequant_fp32"] - golden["weight"].float()).abs().max().item(),
+            "scale_nan_or_zero": int((scale == 0).sum()),
+            "q_min": int(numbers.min()),
+            "q_max": int(numbers.max()),
+        }
 
 
 @pytest.mark.parametrize("device", DEVICES)
