@@ -12,6 +12,7 @@ import difflib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,11 @@ REQUIREMENTS = ("requirements.txt", "ptuning/requirements.txt", "tests/requireme
 HEADER = """\
 # Written by `python -m tools.lock`, not by hand: exact versions of what the requirements.txt here, in ptuning/ and in
 # tests/ ask for, and of all below it, on Linux, macOS and Windows. pip takes them as constraints (`-c`), so what
-# nothing asks for is not installed, such as CUDA's packages where torch is built for the CPU.
+# nothing asks for is not installed, such as CUDA's packages where torch is built for the CPU. These have upper bounds:
+# pip takes the newest, which is what was locked, and leaves alone a torch that is built for an older CUDA.
 """
+# Exact versions make pip replace an installed torch for CUDA 12 by the one for CUDA 13, which older drivers do not run.
+OF_CUDA = re.compile(r"^((?:cuda-|nvidia-|triton)[\w-]*)==", re.MULTILINE)
 # What a virtual environment brings along, and this project itself where it is installed.
 NOT_LOCKED = {"chatglm-rebuilt", "pip", "wheel"}
 OLDEST_PYTHON = "3.10"
@@ -53,7 +57,7 @@ def requirement_lines() -> list[str]:
 
 
 def lock_lines() -> list[str]:
-    """The lines of the lock, `name==version ; marker` each, without comments."""
+    """The lines of the lock, `name==version ; marker` or `name<=version ; marker`, without comments."""
     lines = (line.partition("#")[0].strip() for line in LOCK.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
 
@@ -77,14 +81,14 @@ def resolve(upgrade: Sequence[str] | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / LOCK.name
         if LOCK.exists():  # uv keeps the versions that it finds in its output file
-            output.write_bytes(LOCK.read_bytes())
+            output.write_text(LOCK.read_text(encoding="utf-8").replace("<=", "=="), encoding="utf-8")
         done = subprocess.run(
             [*command, "--output-file", str(output)], cwd=ROOT, env=environment, encoding="utf-8",
             input="\n".join(requirement_lines()), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         if done.returncode != 0:
             raise LockError(done.stderr.strip())
-        return HEADER + output.read_text(encoding="utf-8")
+        return HEADER + OF_CUDA.sub(r"\1<=", output.read_text(encoding="utf-8"))
 
 
 def write(text: str) -> None:
@@ -117,7 +121,7 @@ def differences(installed: Mapping[str, str], environment: Mapping[str, str] | N
             if name not in NOT_LOCKED:
                 lines.append(f"{name} {version}, not in the lock")
         elif not locked[name].contains(version, prereleases=True):  # 2.13.0+cpu is 2.13.0
-            lines.append(f"{name} {version}, locked {str(locked[name]).removeprefix('==')}")
+            lines.append(f"{name} {version}, locked {str(locked[name]).lstrip('<=')}")
     return lines
 
 
