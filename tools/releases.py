@@ -129,6 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="append", default=[], metavar="PACKAGE", help="with newest: stays as locked")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was found to this file, as Markdown")
     options = parser.parse_args(arguments)
+    unknown = sorted({*options.keep} - {name_of(line) for line in lock_lines()})
+    if unknown:
+        parser.error(f"--keep: not in the lock: {', '.join(unknown)}")
     well, text = try_releases(options.wishes, options.keep, options.quick)
     print(text, flush=True)
     if options.report:
