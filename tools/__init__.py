@@ -1,0 +1,1 @@
+"""What keeps the project going: the lock of its requirements, and tests with other releases than the locked ones."""

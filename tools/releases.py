@@ -1,0 +1,143 @@
+"""`python -m tools.releases newest` runs the tests with other releases than the locked ones, in a new environment.
+
+    newest                everything at its newest release, also beyond the ranges: what users meet next; CI, every week
+    allowed               the lock, but for the newest transformers within its range
+    oldest                the lock, but for the oldest transformers within its range
+    transformers==5.20.2  the lock, but for this; several may be given
+
+What was found is printed, and written to `--report FILE`; the exit status is 1 if something fails. The environment is
+removed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.lock import ROOT, lock_lines, requirement_lines
+
+QUICK = "@tests/quick.txt"  # for pytest: every line of the file is an argument
+SHOWN = 20_000  # characters of output in a report: GitHub takes 65,536 in all
+
+
+def name_of(requirement: str) -> str:
+    """Name of the package: "uvicorn" of "uvicorn>=0.54,<1"."""
+    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def any_release(requirement: str) -> str:
+    """The requirement without its range: "pexpect; os_name == 'nt'" of "pexpect>=4.9; os_name == 'nt'"."""
+    named, semicolon, marker = requirement.partition(";")
+    return re.sub(r"[<>=!~].*", "", named).strip() + semicolon + marker
+
+
+def range_of(name: str) -> str:
+    """The range of a package in the requirements files: ">=5.17,<5.25"."""
+    (line,) = [line for line in requirement_lines() if name_of(line) == name]
+    return line.partition(";")[0].strip()[len(name) :]
+
+
+def requested(wish: str, keep: Sequence[str] = ()) -> list[str]:
+    """
+    The requirements that pip shall fulfil.
+
+    Args:
+        wish: "newest", "allowed", "oldest" or a requirement, as the text above has them.
+        keep: packages that "newest" leaves at the locked release.
+    """
+    if wish == "newest":
+        locked = [line for line in lock_lines() if name_of(line) in keep]
+        return [any_release(line) for line in requirement_lines() if name_of(line) not in keep] + locked
+    if wish == "allowed":
+        return ["transformers" + range_of("transformers")]
+    if wish == "oldest":
+        (oldest,) = re.findall(r">=([\d.]+)", range_of("transformers"))
+        return [f"transformers=={oldest}"]
+    return [wish]
+
+
+class Environment:
+    """A new virtual environment in a folder, with the Python that runs this."""
+
+    def __init__(self, folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        self.python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+        self.variables = os.environ | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUTF8": "1"}
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit status and output of `python -m ...`; the output is printed while it comes."""
+        print("+ python -m", *arguments, flush=True)
+        lines = []
+        with subprocess.Popen(
+            [self.python, "-m", *arguments], cwd=ROOT, env=self.variables, encoding="utf-8", errors="replace",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as process:  # fmt: skip
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+                lines.append(line)
+        return process.returncode, "".join(lines)
+
+    def install(self, *arguments: str) -> tuple[int, str]:
+        """As `run`, for `pip install`."""
+        return self.run("pip", "install", "-q", *arguments)
+
+
+def try_releases(wishes: Sequence[str], keep: Sequence[str], quick: bool) -> tuple[bool, str]:
+    """Installs what is wished and runs the tests with it; returns whether all is well, and what to report."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        environment = Environment(Path(folder) / "venv")
+        status, output = 0, ""
+        if "newest" not in wishes:
+            status, output = environment.install("-r", "requirements.txt", "-r", "tests/requirements.txt")
+        if status == 0:
+            file = Path(folder) / "requested.txt"
+            file.write_text("\n".join(line for wish in wishes for line in requested(wish, keep)), encoding="utf-8")
+            status, output = environment.install("--upgrade", "-r", str(file))
+        if status != 0:
+            return False, report(wishes, "pip cannot install them", output=output)
+        same, moved = environment.run("tools.lock", "--installed")
+        if same == 0 and list(wishes) == ["allowed"]:
+            return True, report(wishes, "the newest allowed transformers is the locked one; nothing else to run", moved)
+        status, output = environment.run("pytest", "-q", "-rfE", *([QUICK] if quick else []))
+        outcome = output.strip().rpartition("\n")[2].strip("= ")
+        failures = output[max(0, output.rfind("short test summary info")) :] if status != 0 else ""
+        return status == 0, report(wishes, outcome, moved, failures)
+
+
+def report(wishes: Sequence[str], outcome: str, moved: str = "", output: str = "") -> str:
+    """What was found, as Markdown: the outcome, the versions that are not as locked, and the end of what failed."""
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    parts = [f"{datetime.date.today()}, {system}, {' '.join(wishes)}: **{outcome}**"]
+    parts += [f"```\n{text[-SHOWN:].strip()}\n```" for text in (moved, output) if text]
+    return "\n\n".join([*parts, f"Once more: `python -m tools.releases {' '.join(wishes)}`"]) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.releases", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("wishes", nargs="+", metavar="RELEASES", help="newest, allowed, oldest or requirements")
+    parser.add_argument("--quick", action="store_true", help="only the tests that tests/quick.txt lists")
+    parser.add_argument("--keep", action="append", default=[], metavar="PACKAGE", help="with newest: stays as locked")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write what was found to this file, as Markdown")
+    options = parser.parse_args(arguments)
+    unknown = sorted({*options.keep} - {name_of(line) for line in lock_lines()})
+    if unknown:
+        parser.error(f"--keep: not in the lock: {', '.join(unknown)}")
+    well, text = try_releases(options.wishes, options.keep, options.quick)
+    print(text, flush=True)
+    if options.report:
+        options.report.write_text(text, encoding="utf-8")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
