@@ -23,7 +23,8 @@ from tiny_folders import make_folder
 ROOT = Path(__file__).resolve().parents[1]
 #: English pages; each has a Chinese one beside it.
 PAGES = [
-    "README.md", "docs/command_line.md", "docs/http_api.md", "docs/python.md", "docs/quantization.md", "docs/web_page.md",
+    "README.md", "docs/command_line.md", "docs/http_api.md", "docs/python.md", "docs/quantization.md",
+    "docs/web_page.md",
 ]  # fmt: skip
 every_page = pytest.mark.parametrize("page", PAGES)
 
