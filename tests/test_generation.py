@@ -1,104 +1,86 @@
-"""The parts of the decode loop that need no network: incremental decoding, stop strings, options."""
+"""The decode loop on its own: with a cache and without, prompts in pieces, batches, names that users import."""
 
 from __future__ import annotations
 
-import random
+import importlib
+import itertools
+from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
 
-from chatglm.generation import AnswerText, GenerationOptions, IncrementalDecoder
+from chatglm import generation
+from chatglm.chat import ids_to_text
+from chatglm.generation import ChatCache, GenerationOptions, decode, generate_text, weights_stamp
+from tiny_chat import CONTEXT, pair
 
-TEXTS = [
-    "plain text with several words, nothing more",
-    "混合 text 与中文，还有 emoji 😀👨‍👩‍👧 和 \t tabs\n\nnew lines   blanks",
-    "e\u0301 combining, \u200d joiners, 𠮷 outside of the BMP" * 5,
-    "literal \ufffd character \ufffd\ufffd in the middle",
-]
+VERSIONS = (1, 2, 3)
 
 
-def byte_decode(ids: list[int]) -> str:
-    """A vocabulary of bytes; id 256 is the word ' word' and id 257 a replacement character that is meant."""
-    parts = b"".join({256: b" word", 257: "\ufffd".encode()}.get(i, bytes([i]) if i < 256 else b"") for i in ids)
-    return parts.decode("utf-8", errors="replace")
+def prompt(version: int, question: str) -> torch.Tensor:
+    model, tokenizer = pair(version)
+    return torch.tensor([model.prepare_turn(tokenizer, question)[0]])
 
 
-@pytest.mark.parametrize("window", [IncrementalDecoder.WINDOW, 20, 17])
-@pytest.mark.parametrize("text", TEXTS)
-def test_text_grows_by_whole_characters_to_the_whole_text(
-    text: str, window: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(IncrementalDecoder, "WINDOW", window)
-    ids = list(text.encode()) + [256] * 3
-    decoder = IncrementalDecoder(byte_decode)
-    shown = ""
-    for token in ids:
-        now = decoder.push(token)
-        assert now.startswith(shown)
-        assert text.startswith(now) or now.startswith(text)
-        shown = now
-    assert decoder.flush() == byte_decode(ids)
+def decoded(model: Any, ids: torch.Tensor, cache: ChatCache | None = None, **options: Any) -> list[int]:
+    *_, (sequence, _) = decode(model, ids, GenerationOptions(**options), ids.shape[1] + 12, cache)
+    return sequence[0].tolist()
 
 
-def test_random_bytes_decode_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(IncrementalDecoder, "WINDOW", 24)
-    for seed in range(200):
-        rng = random.Random(seed)
-        ids = [rng.choice([rng.randrange(256), 256, 257, ord("a")]) for _ in range(120)]
-        decoder = IncrementalDecoder(byte_decode)
-        shown = ""
-        for token in ids:
-            now = decoder.push(token)
-            assert now.startswith(shown)
-            shown = now
-        assert decoder.flush() == byte_decode(ids)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_cache_does_not_change_the_tokens(version: int) -> None:
+    model, _ = pair(version)
+    ids = prompt(version, "你好 " * 10)
+    without = decoded(model, ids, do_sample=False, use_cache=False)
+    cache = ChatCache(weights_stamp(model))
+    assert decoded(model, ids, cache, do_sample=False) == decoded(model, ids, do_sample=False) == without
+    assert cache.token_ids == without[:-1]  # the last token was chosen and not read
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_prompt_that_is_read_in_pieces_gives_the_same(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair(version)
+    ids = prompt(version, "你好 " * 20)
+    whole = decoded(model, ids, do_sample=False)
+    monkeypatch.setattr(generation, "CPU_PROMPT_TOKENS", 7)
+    assert generation.piece_end(model, ids, 0) == (ids.shape[1] if version == 1 else 7)
+    assert generation.piece_end(model, ids, ids.shape[1] - 3) == ids.shape[1]
+    assert decoded(model, ids, do_sample=False) == whole
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_steps_count_and_say_why_they_end(version: int) -> None:
+    model, tokenizer = pair(version)
+    ids = prompt(version, "你好")[0].tolist()
+    options = GenerationOptions(do_sample=False, max_new_tokens=12)
+    steps = list(generate_text(model, ids, options, ids_to_text(tokenizer), CONTEXT))
+    assert [step.completion_tokens for step in steps] == list(range(1, 13))
+    assert [step.finish_reason for step in steps] == [None] * 11 + ["length"]
+    assert {(step.prompt_tokens, step.cached_tokens) for step in steps} == {(len(ids), 0)}
+    assert steps[-1].text == ids_to_text(tokenizer)([step.token_id for step in steps])
+    assert all(before.seconds <= after.seconds for before, after in itertools.pairwise(steps))
+    with pytest.raises(ValueError, match="shorten it"):
+        list(generate_text(model, ids, options, ids_to_text(tokenizer), len(ids)))
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_a_cache_is_taken_up_where_it_fits(version: int) -> None:
+    model, tokenizer = pair(version)
+    ids = prompt(version, "你好")[0].tolist()
+    options, cache = GenerationOptions(do_sample=False, max_new_tokens=4), ChatCache(weights_stamp(model))
+    first, again = (list(generate_text(model, ids, options, ids_to_text(tokenizer), CONTEXT, cache)) for _ in range(2))
+    assert (first[-1].cached_tokens, again[-1].cached_tokens) == (0, len(ids) - 1)
+    assert again[-1].text == first[-1].text
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
-    [("text </en", "text "), ("text #", "text "), ("text", "text"), ("a < b", "a < b"), ("<", "")],
-)
-def test_a_started_stop_string_is_held_back(said: str, shown: str) -> None:
-    answer = AnswerText(GenerationOptions(stop_strings=["</end>", "##"]), byte_decode)
-    texts = [answer.push(token, None) for token in said.encode()]
-    assert texts[-1] == (shown, None)
-    assert answer.push(None, "length") == (said, "length")  # nothing came that would complete it
-
-
-@pytest.mark.parametrize("stops", [["STOP", "##"], "STOP"])
-def test_a_stop_string_ends_the_answer_before_it(stops: str | list[str]) -> None:
-    answer = AnswerText(GenerationOptions(stop_strings=stops), byte_decode)
-    steps = [answer.push(token, None) for token in b"one STtwo STOP"]
-    assert steps[-1] == ("one STtwo ", "stop")
-    assert all("one STtwo ".startswith(text) and reason is None for text, reason in steps[:-1])
-
-
-def test_a_stop_token_is_counted_and_not_shown() -> None:
-    answer = AnswerText(GenerationOptions(eos_token_id=[256]), byte_decode)
-    assert answer.push(ord("a"), None) == ("a", None)
-    assert answer.push(256, "stop") == ("a", "stop")
-    assert answer.tokens == 2
-
-
-def test_the_chain_is_that_of_transformers() -> None:
-    options = GenerationOptions(
-        temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2, no_repeat_ngram_size=3,
-        bad_words_ids=[[3]], min_new_tokens=2, suppress_tokens=[4], eos_token_id=1,
-        logits_processor=LogitsProcessorList(),
-    )  # fmt: skip
-    names = [type(processor).__name__ for processor in options.processors(5, torch.device("cpu"))]
-    assert names == [
-        "RepetitionPenaltyLogitsProcessor", "NoRepeatNGramLogitsProcessor", "NoBadWordsLogitsProcessor",
-        "MinNewTokensLengthLogitsProcessor", "SuppressTokensLogitsProcessor", "TemperatureLogitsWarper",
-        "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper",
-    ]  # fmt: skip
-    assert not GenerationOptions(do_sample=False, temperature=0.8).processors(5, torch.device("cpu"))
-
-
-def test_options_take_what_the_model_says_and_refuse_what_they_do_not_know() -> None:
-    config = GenerationConfig(do_sample=True, top_k=7, eos_token_id=[3, 4])
-    options = GenerationOptions.from_config(config, top_p=0.5)
-    assert (options.top_k, options.top_p, options.stop_ids()) == (7, 0.5, [3, 4])
-    with pytest.raises(TypeError, match="unknown generation option num_beams"):
-        GenerationOptions.from_config(config, num_beams=4)
+    "name",
+    [
+        "AnswerText", "ChatCache", "CPU_PROMPT_TOKENS", "DEFAULT_TOP_K", "FinishReason", "GenerationOptions",
+        "GenerationStep", "GREEDY_BELOW", "IncrementalDecoder", "InvalidScoreLogitsProcessor", "NonFiniteLogitsError",
+        "check_finite", "choose", "decode", "find_non_finite", "generate_text", "piece_end", "weights_stamp",
+    ],
+)  # fmt: skip
+def test_names_that_users_import(name: str) -> None:
+    assert name in importlib.import_module("chatglm.generation").__all__
+    assert hasattr(generation, name)
