@@ -4,28 +4,7 @@ Importing this package registers the family with transformers: from then on `Aut
 `AutoTokenizer` load the original folders and hub ids with the code here, with or without `trust_remote_code`.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
-
-from .chat import (
-    ChatGLM1ForConditionalGeneration,
-    ChatGLM2ForConditionalGeneration,
-    ChatGLM3ForConditionalGeneration,
-    ChatStep,
-)
-from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
-from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
-from .loading import load
-from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
-from .quantization import ChatGLMQuantizationConfig
-from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
-from .tokenization_chatglm2 import ChatGLM2Tokenizer
+import sys
 
 __version__ = "0.1.0"
 
@@ -49,17 +28,43 @@ __all__ = [
     "load",
 ]
 
-AutoConfig.register("chatglm", ChatGLMConfig)
-for _config, _chat_model in (
-    (ChatGLM1Config, ChatGLM1ForConditionalGeneration),
-    (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
-    (ChatGLM3Config, ChatGLM3ForConditionalGeneration),
-):
-    # The originals' AutoModel is the class with chat(), too.
-    for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
-        _auto.register(_config, _chat_model)
-AutoModelForSequenceClassification.register(ChatGLM2Config, ChatGLM2ForSequenceClassification)
-AutoModelForSequenceClassification.register(ChatGLM3Config, ChatGLM3ForSequenceClassification)
-# Registered for the base class, which no config is an instance of by itself: with the class of a config, transformers
-# would run the checkpoint's own tokenizer code under trust_remote_code=True.
-AutoTokenizer.register(ChatGLMConfig, ChatGLMTokenizer)
+# While Python looks for `-m chatglm.doctor`, sys.argv[0] is "-m". The doctor has to start where what follows fails: it
+# asks for it later.
+if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+
+    from .chat import (
+        ChatGLM1ForConditionalGeneration,
+        ChatGLM2ForConditionalGeneration,
+        ChatGLM3ForConditionalGeneration,
+        ChatStep,
+    )
+    from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
+    from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
+    from .loading import load
+    from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
+    from .quantization import ChatGLMQuantizationConfig
+    from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
+    from .tokenization_chatglm2 import ChatGLM2Tokenizer
+
+    AutoConfig.register("chatglm", ChatGLMConfig)
+    for _config, _chat_model in (
+        (ChatGLM1Config, ChatGLM1ForConditionalGeneration),
+        (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
+        (ChatGLM3Config, ChatGLM3ForConditionalGeneration),
+    ):
+        # The originals' AutoModel is the class with chat(), too.
+        for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
+            _auto.register(_config, _chat_model)
+    AutoModelForSequenceClassification.register(ChatGLM2Config, ChatGLM2ForSequenceClassification)
+    AutoModelForSequenceClassification.register(ChatGLM3Config, ChatGLM3ForSequenceClassification)
+    # Registered for the base class, which no config is an instance of by itself: with the class of a config,
+    # transformers would run the checkpoint's own tokenizer code under trust_remote_code=True.
+    AutoTokenizer.register(ChatGLMConfig, ChatGLMTokenizer)

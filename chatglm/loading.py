@@ -298,6 +298,15 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, weights: Weight
     return torch.bfloat16 if fast or too_large else torch.float32
 
 
+def memory_needed(weights: Weights, config: Any, dtype: torch.dtype, bits: int | None = None) -> int:
+    """Bytes that loading takes with the floating-point weights in `dtype`, or quantised to `bits` while loading."""
+    if bits is None:
+        return int(weights.size(dtype.itemsize) * HEADROOM)
+    copies = 1 if config.tie_word_embeddings else 2
+    outside = min(weights.elements, copies * config.vocab_size * config.hidden_size)  # embeddings and head
+    return int(((weights.elements - outside) * bits // 8 + outside * dtype.itemsize) * HEADROOM)
+
+
 def _check_memory(
     folder: Path,
     weights: Weights,
@@ -306,20 +315,16 @@ def _check_memory(
     config: Any,
     quantization: ChatGLMQuantizationConfig | None,
 ) -> None:
-    def quantized_size(bits: int) -> int:
-        copies = 1 if config.tie_word_embeddings else 2
-        outside = min(weights.elements, copies * config.vocab_size * config.hidden_size)  # embeddings and head
-        return (weights.elements - outside) * bits // 8 + outside * dtype.itemsize
-
-    size = quantized_size(quantization.bits) if quantization else weights.size(dtype.itemsize)
-    needed, room = int(size * HEADROOM), memory.available(device)
+    needed = memory_needed(weights, config, dtype, quantization.bits if quantization else None)
+    room = memory.available(device)
     if room is None or needed <= room:
         return
     ways = ["close other programs"]
     if dtype.itemsize > 2:
-        ways.append(f"load with dtype='bfloat16' ({memory.readable(int(weights.size(2) * HEADROOM))})")
+        less = memory_needed(weights, config, torch.bfloat16)
+        ways.append(f"load with dtype='bfloat16' ({memory.readable(less)})")
     if quantization is None and settings_of(config) is None:
-        ways.append(f"load with quantize=4 ({memory.readable(int(quantized_size(4) * HEADROOM))})")
+        ways.append(f"load with quantize=4 ({memory.readable(memory_needed(weights, config, dtype, 4))})")
     if device.type != "cpu":
         ways.append("use device='cpu'")
     raise NotEnoughMemoryError(
