@@ -20,7 +20,7 @@ from chatglm.loading import find_folder
 def main(arguments: list[str] | None = None) -> int:
     """Serves until it is told to stop: the exit status, 0 then, 1 where the model or the address is not to be had."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model_arguments(parser)
+    add_model_arguments(parser, "api")
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     group.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")

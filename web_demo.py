@@ -23,7 +23,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 def main(arguments: list[str] | None = None) -> int:
     """Serves until it is interrupted: the exit status, 1 where the model or the address is not to be had."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model_arguments(parser)
+    add_model_arguments(parser, "web")
     add_generation_arguments(parser)
     parser.add_argument("--system", metavar="TEXT", help="system prompt to begin with (ChatGLM3)")
     parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3)")

@@ -4,21 +4,7 @@ Importing this package registers the family with transformers: from then on `Aut
 `AutoTokenizer` load the original folders and hub ids with the code here, with or without `trust_remote_code`.
 """
 
-from .chat import (
-    ChatGLM1ForConditionalGeneration,
-    ChatGLM2ForConditionalGeneration,
-    ChatGLM3ForConditionalGeneration,
-    ChatStep,
-)
-from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
-from .conversation import ChatFormat
-from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
-from .generations import register_generation
-from .loading import load
-from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
-from .quantization import ChatGLMQuantizationConfig
-from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
-from .tokenization_chatglm2 import ChatGLM2Tokenizer
+import sys
 
 __version__ = "0.1.0"
 
@@ -43,3 +29,22 @@ __all__ = [
     "load",
     "register_generation",
 ]
+
+# While Python looks for `-m chatglm.doctor`, sys.argv[0] is "-m". The doctor has to start where what follows fails: it
+# asks for it later.
+if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
+    from .chat import (
+        ChatGLM1ForConditionalGeneration,
+        ChatGLM2ForConditionalGeneration,
+        ChatGLM3ForConditionalGeneration,
+        ChatStep,
+    )
+    from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
+    from .conversation import ChatFormat
+    from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
+    from .generations import register_generation
+    from .loading import load
+    from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
+    from .quantization import ChatGLMQuantizationConfig
+    from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
+    from .tokenization_chatglm2 import ChatGLM2Tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from .checkpoints.adapters import NAME, default_name
+from .doctor.versions import newer_than_tested
 from .loading import load
+from .messages import TERMINAL, choose_language
 
 
 def _positive_int(text: str) -> int:
@@ -72,8 +75,9 @@ def parse_setting(name: str, text: str) -> tuple[str, int | float]:
         raise ValueError(f"{key} {text!r}: {reason}") from error
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model and how to load it; `load_from_arguments` reads them."""
+def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
+    """--model and how to load it; `load_from_arguments` reads them. `extras`: of pyproject.toml, for this program."""
+    parser.set_defaults(extras=extras)
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="FOLDER_OR_ID", help="a checkpoint folder or hub id (default: $CHATGLM_MODEL, else the demo)"
@@ -92,7 +96,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
-    """Model and tokenizer by the arguments of `add_model_arguments`; raises what `chatglm.load` raises."""
+    """Model and tokenizer by the arguments of `add_model_arguments`; raises what `chatglm.load` raises.
+
+    Libraries that are newer than what was tested are one line on standard error.
+    """
+    newer = newer_than_tested(*args.extras, *(["lora"] if args.adapter else []))
+    if newer:
+        language = getattr(args, "lang", None) or choose_language()
+        names = ", ".join(f"{one.name} {one.found} ({one.tested})" for one in newer)
+        print(TERMINAL["newer"][language].format(names=names), file=sys.stderr, flush=True)
     return load(
         args.model,
         args.device,

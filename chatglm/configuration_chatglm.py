@@ -26,11 +26,21 @@ _V1_NUM_IMAGE_TOKENS = 20000
 
 
 def detect_version(config_dict: dict[str, Any], path: str | os.PathLike[str] | None = None) -> int:
-    """Which generation a `config.json` or `tokenizer_config.json` belongs to: 1, 2 or 3, or one that was registered.
+    """Which generation a `config.json` or `tokenizer_config.json` belongs to; see `version_evidence`."""
+    return version_evidence(config_dict, path)[0]
+
+
+def version_evidence(
+    config_dict: dict[str, Any], path: str | os.PathLike[str] | None = None
+) -> tuple[int, str | None, str | None]:
+    """The generation of a `config.json` or `tokenizer_config.json` (1, 2, 3 or a registered one), and what says so.
 
     The published files of ChatGLM2-6B and ChatGLM3-6B differ in nothing but the name they carry, so the rule is:
     an explicit `chatglm_version`; the keys that only generation 1 has; the name inside the file
     (`_name_or_path`, `name_or_path`); the name of the folder or hub id; else 3.
+
+    Returns:
+        The generation; the key that says so (None: no key does); and the name that says so (None: no name does).
 
     Raises:
         ValueError: `chatglm_version` is present but is no generation.
@@ -41,13 +51,14 @@ def detect_version(config_dict: dict[str, Any], path: str | os.PathLike[str] | N
             *others, last = sorted(CONFIGS)
             known = f"{', '.join(map(str, others))} or {last}"
             raise ValueError(f"chatglm_version must be {known}, not {version!r}")
-        return int(version)
-    if "inner_hidden_size" in config_dict or "num_image_tokens" in config_dict or "gmask_token" in config_dict:
-        return 1
+        return int(version), "chatglm_version", None
+    for key in ("inner_hidden_size", "num_image_tokens", "gmask_token"):
+        if key in config_dict:
+            return 1, key, None
     for name in _names(config_dict, path):
         if found := re.search(r"chatglm[-_]?([23])", name, re.IGNORECASE):
-            return int(found.group(1))
-    return 3
+            return int(found.group(1)), None, name
+    return 3, None, None
 
 
 def _names(config_dict: dict[str, Any], path: str | os.PathLike[str] | None) -> list[str]:

@@ -92,6 +92,10 @@ Ctrl-C              stop the answer""",
     "cancelled": {"zh": "，已中止", "en": ", stopped"},
     "bye": {"zh": "再见！", "en": "Bye!"},
     "error": {"zh": "错误：{reason}", "en": "Error: {reason}"},
+    "newer": {
+        "zh": "注意：比测试过的版本新：{names}。若有异常，请运行 python -m chatglm.doctor",
+        "en": "Note: newer than what was tested: {names}. If something is odd, run python -m chatglm.doctor",
+    },
 }
 
 #: Texts of the web page: key -> language -> text.

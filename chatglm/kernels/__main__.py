@@ -113,21 +113,29 @@ def speed(device: torch.device, bits: int, precision: str, dtype: torch.dtype) -
     )
 
 
+def why_plain_torch(device: torch.device) -> str:
+    """Why `backend_for(device)` is None."""
+    if device.type not in ("cpu", "cuda"):
+        return f"there are no kernels of ours for {device.type}"
+    try:
+        load_backend(device.type)
+    except KernelUnavailable as error:
+        return str(error)
+    return "asked for by CHATGLM_KERNELS"
+
+
+def use_once(device: torch.device) -> None:
+    """A first product: kernels that are built when they are needed are built then, or given up."""
+    linear(torch.zeros(1, 64, device=device), *random_weights(4, (8, 64), device), None, 4)
+
+
 def describe(device: torch.device) -> None:
     """Prints the compiler, the cache and so on, or why there is none of them."""
     backend = backend_for(device)
     if backend is None:
-        if device.type not in ("cpu", "cuda"):
-            reason = f"there are no kernels of ours for {device.type}"
-        else:
-            try:
-                load_backend(device.type)
-                reason = "asked for by CHATGLM_KERNELS"
-            except KernelUnavailable as error:
-                reason = str(error)
-        print(f"  INT4, INT8   plain torch: {reason}")
+        print(f"  INT4, INT8   plain torch: {why_plain_torch(device)}")
         return
-    linear(torch.zeros(1, 64, device=device), *random_weights(4, (8, 64), device), None, 4)  # what is built, is built
+    use_once(device)
     own = f"our {device.type.upper()} kernel, weights read as they are stored"
     for key, text in ({"INT4": own, "INT8": own} | backend.describe()).items():
         print(f"  {key:12s} {text}")

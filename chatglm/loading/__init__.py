@@ -9,7 +9,7 @@ from ..chat import model_class
 from ..checkpoints.files import ModelLoadError
 from ..demo import DEFAULT as DEMO
 from .dtypes import DTYPES, choose_dtype
-from .memory_check import NotEnoughMemoryError
+from .memory_check import NotEnoughMemoryError, memory_needed
 from .one_device import load
 from .plan import AdapterPaths, find_folder
 
@@ -22,5 +22,6 @@ __all__ = [
     "choose_dtype",
     "find_folder",
     "load",
+    "memory_needed",
     "model_class",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..checkpoints import memory
-from ..checkpoints.files import ModelLoadError
+from ..checkpoints.files import ModelLoadError, Weights
 from ..quantization import settings_of
 from .dtypes import HEADROOM
 from .plan import Plan
@@ -15,24 +17,28 @@ class NotEnoughMemoryError(ModelLoadError):
     """The weights would not fit into the memory that is available."""
 
 
+def memory_needed(weights: Weights, config: Any, dtype: torch.dtype, bits: int | None = None) -> int:
+    """Bytes that loading takes with the floating-point weights in `dtype`, or quantised to `bits` while loading."""
+    if bits is None:
+        return int(weights.size(dtype.itemsize) * HEADROOM)
+    copies = 1 if config.tie_word_embeddings else 2
+    outside = min(weights.elements, copies * config.vocab_size * config.hidden_size)  # embeddings and head
+    return int(((weights.elements - outside) * bits // 8 + outside * dtype.itemsize) * HEADROOM)
+
+
 def check_memory(plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
     """Raises NotEnoughMemoryError, which says how much is missing and what to do about it."""
     weights, config, quantization = plan.weights, plan.config, plan.quantization
-
-    def quantized_size(bits: int) -> int:
-        copies = 1 if config.tie_word_embeddings else 2
-        outside = min(weights.elements, copies * config.vocab_size * config.hidden_size)  # embeddings and head
-        return (weights.elements - outside) * bits // 8 + outside * dtype.itemsize
-
-    size = quantized_size(quantization.bits) if quantization else weights.size(dtype.itemsize)
-    needed, room = int(size * HEADROOM), memory.available(device)
+    needed = memory_needed(weights, config, dtype, quantization.bits if quantization else None)
+    room = memory.available(device)
     if room is None or needed <= room:
         return
     ways = ["close other programs"]
     if dtype.itemsize > 2:
-        ways.append(f"load with dtype='bfloat16' ({memory.readable(int(weights.size(2) * HEADROOM))})")
+        less = memory_needed(weights, config, torch.bfloat16)
+        ways.append(f"load with dtype='bfloat16' ({memory.readable(less)})")
     if quantization is None and settings_of(config) is None:
-        ways.append(f"load with quantize=4 ({memory.readable(int(quantized_size(4) * HEADROOM))})")
+        ways.append(f"load with quantize=4 ({memory.readable(memory_needed(weights, config, dtype, 4))})")
     if device.type != "cpu":
         ways.append("use device='cpu'")
     raise NotEnoughMemoryError(

@@ -1,0 +1,354 @@
+"""The self-checks: what has to be equal is computed in two ways, on the bundled demo models.
+
+The measure for everything that generates is `Patient.recomputed`: the likeliest token again and again, each from one
+pass over the whole sequence, without a cache and without transformers' `generate`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from ..adapters import add_lora, add_prefix, merge_lora, save_adapter
+from ..conversation import stop_token_ids
+from ..demo import FOLDERS
+from ..loading import load
+from ..quantization import QuantizedLinear
+from .findings import Finding, cure_for, one_line
+from .messages import say
+from .versions import Library
+
+#: A conversation that both demo models know by heart.
+TURNS = (("你好", "你好！我是ChatGLM小演示，能帮你什么？"), ("17+25", "17+25=30+12=42"))
+TEXTS = ("Hello, world! 1+1=2", "你好 ChatGLM", "a\tb\n\n  c   d", "🤖 ünïcode 龘", "<|user|> [gMASK]")
+KNOWN_IDS = {  # of TEXTS[1]
+    1: [5, 219, 103, 2145, 2148],
+    3: [2401, 2403, 259, 534, 259, 404],
+}
+LIMIT = 24  # tokens of an answer: those above are shorter
+BEAMS, BEAM_TOKENS = 3, 8
+TOLERANCE = 2e-3  # of the logits, over the largest: quantised products round activations to 14 bits (1e-4 each)
+EXACT = 1e-4  # the same in another order of adding
+
+
+class Wrong(Exception):
+    """What was found, as a key of the doctor's texts and the values for its blanks."""
+
+    def __init__(self, key: str, **values: object) -> None:
+        super().__init__(key)
+        self.key, self.values = key, values
+
+
+class NotInstalled(Exception):
+    """The check is for something that this machine does not have and does not need."""
+
+
+@dataclass
+class Patient:
+    """A demo model in float32 on the device that is checked."""
+
+    folder: Path
+    generation: int
+    device: str
+    libraries: list[Library]
+
+    def fresh(self, **options: Any) -> tuple[Any, Any]:
+        return load(self.folder, self.device, "float32", **options)
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        return self.fresh()
+
+    @property
+    def model(self) -> Any:
+        return self.loaded[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.loaded[1]
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """The ids of each turn's question alone, and of the last one after the turns before it; different lengths."""
+        (first, answer), (second, _) = TURNS
+        before: list[Any] = [(first, answer)]
+        if self.generation == 3:
+            before = [{"role": "user", "content": first}, {"role": "assistant", "metadata": "", "content": answer}]
+        asked: list[tuple[str, list[Any]]] = [(first, []), (second, []), (second, before)]
+        return [self.model.prepare_turn(self.tokenizer, question, history)[0] for question, history in asked]
+
+    @cached_property
+    def recomputed(self) -> list[list[int]]:
+        return [recompute(self.model, self.tokenizer, prompt) for prompt in self.prompts]
+
+    def generated(self, model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+        """What transformers' `generate` adds to each prompt, up to the token that ends it."""
+        batch = self.tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
+        stops, width = stop_token_ids(self.tokenizer), batch["input_ids"].shape[1]
+        options = {"max_new_tokens": LIMIT, "do_sample": False, "eos_token_id": stops} | options
+        with torch.no_grad():
+            rows = model.generate(**batch, **options)[:, width:].tolist()
+        return [up_to_stop(row, stops) for row in rows]
+
+    def expect(self, came: list[list[int]], wanted: list[list[int]]) -> None:
+        """Raises Wrong for the first two answers that are not the same, as texts."""
+        for one, other in zip(came, wanted, strict=True):
+            if one != other:
+                expect_text(self.tokenizer.decode(one), self.tokenizer.decode(other))
+                raise Wrong("instead", came=one, wanted=other)  # other ids of the same text
+
+    def logits(self, model: Any) -> torch.Tensor:
+        """(tokens, vocabulary) of the longest prompt, on the CPU."""
+        with torch.no_grad():
+            ids = torch.tensor([self.prompts[-1]], device=model.device)
+            found: torch.Tensor = model(input_ids=ids).logits[0]
+        return found.float().cpu()
+
+    def expect_logits(self, model: Any, wanted: torch.Tensor, tolerance: float) -> None:
+        error = ((self.logits(model) - wanted).abs().max() / wanted.abs().max()).item()
+        if not error <= tolerance:  # NaN, too
+            raise Wrong("differs", what="logits", error=error)
+
+
+def recompute(model: Any, tokenizer: Any, prompt: list[int], limit: int = LIMIT) -> list[int]:
+    """The greedy answer, every token from the whole sequence anew."""
+    stops, answer = stop_token_ids(tokenizer), list[int]()
+    with torch.no_grad():
+        while len(answer) < limit and not (answer and answer[-1] in stops):
+            ids = torch.tensor([prompt + answer], device=model.device)
+            answer.append(int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()))
+    return answer
+
+
+def up_to_stop(row: list[int], stops: Iterable[int]) -> list[int]:
+    ends = [index for index, token in enumerate(row) if token in stops]
+    return row[: ends[0] + 1] if ends else row
+
+
+def expect_text(came: Any, wanted: str) -> None:
+    if came != wanted:
+        raise Wrong("instead", came=shorten(str(came)), wanted=shorten(wanted))
+
+
+def shorten(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
+
+
+# ---- the checks ------------------------------------------------------------------------------------------------------
+
+
+def check_load(patient: Patient) -> None:
+    assert patient.model.config.chatglm_version == patient.generation
+
+
+def check_tokenizer(patient: Patient) -> None:
+    tokenizer = patient.tokenizer
+    for text in TEXTS:
+        expect_text(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)), text)
+    ids = tokenizer.encode(TEXTS[1])
+    if ids != KNOWN_IDS[patient.generation]:
+        raise Wrong("instead", came=ids, wanted=KNOWN_IDS[patient.generation])
+
+
+def check_chat(patient: Patient) -> None:
+    history: list[Any] = []
+    for question, wanted in TURNS:
+        answer, history = patient.model.chat(patient.tokenizer, question, history, do_sample=False)
+        expect_text(answer, wanted)
+
+
+def check_stream_chat(patient: Patient) -> None:
+    question, wanted = TURNS[1]
+    pieces = [piece for piece, _ in patient.model.stream_chat(patient.tokenizer, question, [], do_sample=False)]
+    expect_text(pieces[-1] if pieces else "", wanted)
+    if len(pieces) < 3:
+        raise Wrong("no_pieces")
+
+
+def check_generate(patient: Patient) -> None:
+    for prompt, wanted in zip(patient.prompts, patient.recomputed, strict=True):
+        patient.expect(patient.generated(patient.model, [prompt]), [wanted])
+
+
+def check_generate_uncached(patient: Patient) -> None:
+    patient.expect(
+        patient.generated(patient.model, [patient.prompts[-1]], use_cache=False), [patient.recomputed[-1]]
+    )
+
+
+def check_batch(patient: Patient) -> None:
+    patient.expect(patient.generated(patient.model, patient.prompts), patient.recomputed)
+
+
+def check_beams(patient: Patient) -> None:
+    options = {"num_beams": BEAMS, "max_new_tokens": BEAM_TOKENS}
+    prompt = [patient.prompts[-1]]
+    cached, uncached = (patient.generated(patient.model, prompt, use_cache=one, **options) for one in (True, False))
+    patient.expect(cached, uncached)
+
+
+def check_quantised(patient: Patient, bits: int) -> None:
+    """The logits of a prompt, and an answer, which goes through the kernels for single tokens."""
+    small, _ = patient.fresh(quantize=bits)
+    large, _ = patient.fresh()
+    for name, layer in small.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            large.get_submodule(name).weight.data = layer.dequantize(torch.float32)
+    patient.expect_logits(small, patient.logits(large), TOLERANCE)
+    wanted = recompute(large, patient.tokenizer, patient.prompts[1])
+    question = TURNS[1][0]
+    steps = list(small.stream_steps(patient.tokenizer, question, [], do_sample=False, max_new_tokens=LIMIT))
+    patient.expect([[step.token_id for step in steps if step.token_id is not None]], [wanted])
+
+
+def check_saved(patient: Patient) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        patient.model.save_pretrained(folder)
+        patient.tokenizer.save_pretrained(folder)
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).to(patient.model.device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    state = model.state_dict()
+    for name, tensor in patient.model.state_dict().items():
+        if not torch.equal(state[name], tensor):
+            raise Wrong("differs", what="weights", error=(state[name] - tensor).abs().max().item())
+    question, wanted = TURNS[1]
+    expect_text(model.chat(tokenizer, question, [], do_sample=False)[0], wanted)
+
+
+def check_prefix(patient: Patient) -> None:
+    plain = patient.logits(patient.model)
+    model, _ = patient.fresh()
+    add_prefix(model, 4, name="doctor")
+    tuned = patient.logits(model)
+    if torch.equal(tuned, plain):
+        raise Wrong("no_effect")
+    prompt = patient.prompts[1]
+    patient.expect(patient.generated(model, [prompt]), [recompute(model, patient.tokenizer, prompt)])
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, folder)
+        again, _ = patient.fresh(adapter=folder)
+    patient.expect_logits(again, tuned, 0.0)
+    with again.adapter(None):
+        patient.expect_logits(again, plain, 0.0)
+
+
+def check_lora(patient: Patient) -> None:
+    library = next((one for one in patient.libraries if one.name == "peft"), None)
+    if library is not None and library.found is None:
+        raise NotInstalled("peft")
+    import peft
+
+    plain = patient.logits(patient.model)
+    model, _ = patient.fresh()
+    add_lora(model, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["query_key_value"]), "doctor")
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:  # zeros: LoRA begins without an effect
+            torch.nn.init.normal_(parameter.data, std=0.1)
+    tuned = patient.logits(model)
+    if torch.equal(tuned, plain):
+        raise Wrong("no_effect")
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, folder)
+        again, _ = patient.fresh(adapter=folder)
+    patient.expect_logits(again, tuned, EXACT)
+    with again.adapter(None):
+        patient.expect_logits(again, plain, EXACT)
+    patient.expect_logits(merge_lora(model), tuned, EXACT)
+
+
+#: Name, what it does, and the libraries that have a part in it, the likeliest first.
+CHECKS: tuple[tuple[str, Callable[[Patient], None], tuple[str, ...]], ...] = (
+    ("load", check_load, ("transformers", "safetensors", "torch")),
+    ("tokenizer", check_tokenizer, ("transformers", "sentencepiece")),
+    ("chat", check_chat, ("transformers", "torch")),
+    ("stream_chat", check_stream_chat, ("transformers", "torch")),
+    ("generate", check_generate, ("transformers", "torch")),
+    ("generate_uncached", check_generate_uncached, ("transformers", "torch")),
+    ("batch", check_batch, ("transformers", "torch")),
+    ("beams", check_beams, ("transformers", "torch")),
+    ("int8", lambda patient: check_quantised(patient, 8), ("transformers", "torch")),
+    ("int4", lambda patient: check_quantised(patient, 4), ("transformers", "torch")),
+    ("saved", check_saved, ("transformers", "safetensors", "accelerate")),
+    ("prefix", check_prefix, ("transformers", "safetensors", "torch")),
+    ("lora_adapter", check_lora, ("peft", "transformers")),
+)
+
+
+def run_checks(language: str, device: str, libraries: list[Library], verbose: bool = False) -> Iterator[Finding]:
+    """Every check on the demo model of every generation, each as soon as it is done. Nothing is raised for a fault.
+
+    Args:
+        device: as in `chatglm.load`.
+        verbose: print tracebacks, and what the libraries say meanwhile, to standard error.
+    """
+    with _quiet_libraries(verbose), torch.random.fork_rng():
+        torch.manual_seed(0)
+        for generation, folder in FOLDERS.items():
+            yield from _examine(Patient(folder, generation, device, libraries), language, verbose)
+
+
+@contextlib.contextmanager
+def _quiet_libraries(verbose: bool) -> Iterator[None]:
+    """Without their bars, warnings and notes: what is deprecated is for those who maintain this. And on one thread: the
+    models are so small that more only wait for each other."""
+    level, bars, threads = logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.get_num_threads()
+    with warnings.catch_warnings():
+        torch.set_num_threads(1)
+        logging.disable_progress_bar()
+        if not verbose:
+            warnings.simplefilter("ignore")
+            logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+
+
+def _examine(patient: Patient, language: str, verbose: bool) -> Iterator[Finding]:
+    loaded = True
+    for name, check, packages in CHECKS:
+        start = perf_counter()
+        status, text, cure = "ok", "", None
+        try:
+            if not loaded:
+                raise Wrong("not_run")
+            check(patient)
+        except NotInstalled as missing:
+            status, text = "skipped", say("version_absent", language, name=missing, extra=say("lora", language))
+        except Exception as error:
+            if not loaded:
+                status, text = "skipped", say("not_run", language)
+            else:
+                status, cure = "wrong", cure_for(packages, patient.libraries)
+                text = _words(error, language)
+                if verbose and not isinstance(error, Wrong):
+                    traceback.print_exc()
+        label = say("generation", language, generation=patient.generation, text=say(name, language))
+        seconds = round(perf_counter() - start, 2)
+        text = f"{label}: {text}" if text else label
+        yield Finding(name, status, text, cure, seconds, {"generation": patient.generation})
+        loaded = loaded and not (name == "load" and status == "wrong")
+
+
+def _words(error: Exception, language: str) -> str:
+    if not isinstance(error, Wrong):
+        return one_line(error)
+    values = dict(error.values)
+    if "what" in values:
+        values["what"] = say(str(values["what"]), language)
+    return say(error.key, language, **values)

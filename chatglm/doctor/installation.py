@@ -1,0 +1,48 @@
+"""The libraries beside the versions that were tested, and whether this package can be imported with them."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Iterator
+from time import perf_counter
+
+from .findings import Finding, cure_for, one_line
+from .messages import DOCTOR, say
+from .versions import DISTRIBUTION, Library, installed
+
+#: Libraries below those, without a range of ours: of use in a report.
+ALSO = ("tokenizers", "huggingface_hub", "numpy", "cpm_kernels", "deepspeed", "bitsandbytes", "flash_attn")
+_STATUS = {"ok": "ok", "newer": "note", "older": "wrong", "missing": "wrong", "absent": "skipped"}
+
+
+def versions(language: str, libraries: list[Library]) -> Iterator[Finding]:
+    """Every library with the range that was tested."""
+    if not libraries:
+        yield Finding("versions", "note", say("no_versions", language, name=DISTRIBUTION))
+    for one in libraries:
+        status = _STATUS[one.state]
+        extra = say(one.extra, language) if one.extra in DOCTOR else one.extra
+        text = say(f"version_{one.state}", language, name=one.name, found=one.found, tested=one.tested, extra=extra)
+        cure = one.command if status == "wrong" else None
+        yield Finding(one.name, status, text, cure, data={"found": one.found, "tested": one.tested, "state": one.state})
+    also = [f"{name} {version}" for name in ALSO if (version := installed(name))]
+    if also:
+        yield Finding("also", "ok", say("also", language, names=", ".join(also)))
+
+
+def import_package(language: str, libraries: list[Library], verbose: bool = False) -> Finding:
+    """Imports what `import chatglm` does; see there why that has not been done."""
+    start = perf_counter()
+    text, status, cure = say("import", language), "ok", None
+    try:
+        package = importlib.import_module(__package__.partition(".")[0])
+        if not hasattr(package, "load"):
+            importlib.reload(package)
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        status, text = "wrong", f"{text}: {one_line(error)}"
+        missing = (getattr(error, "name", None) or "").partition(".")[0]
+        cure = cure_for([missing, "transformers", "torch", "safetensors", "sentencepiece", "accelerate"], libraries)
+    return Finding("import", status, text, cure, round(perf_counter() - start, 2))
