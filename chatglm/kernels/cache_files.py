@@ -1,4 +1,4 @@
-"""The folder that compiled kernels are kept in, and whether a file of it is still what was written."""
+"""The folder that compiled kernels are kept in, and the check that a file there is still what was written."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatglm"
     except RuntimeError as error:
-        raise KernelUnavailable("this user has no home folder; set CHATGLM_CACHE to a folder to keep it in") from error
+        raise KernelUnavailable(
+            "this user has no home folder; set CHATGLM_CACHE to a folder for the compiled kernels"
+        ) from error
 
 
 def digest(content: bytes) -> str:
-    """What stands for the content of a CPU library in its name."""
+    """The part of a CPU library's name that identifies its content."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -46,7 +48,7 @@ def read_whole(path: Path) -> bytes | None:
 def damaged_files() -> list[Path]:
     """The files of kernels that are not what was written: cut off by a full disk, for example.
 
-    No program opens them, each builds its own anew; but they tell of a disk or a home folder that loses data.
+    No program opens them, each builds its own anew. But they are a sign that the disk or the home folder loses data.
     """
     try:
         folder = cache_folder()

@@ -1,14 +1,14 @@
-"""What the kernels raise and warn with; in a file of its own so that backends need nothing else from the package."""
+"""What the kernels raise and warn with."""
 
 from __future__ import annotations
 
 
 class KernelUnavailable(RuntimeError):
-    """This backend cannot be used on this machine; the message is the reason and, where there is one, the cure."""
+    """This backend cannot be used on this machine; the message says why and, where something helps, what to do."""
 
 
 class KernelWarning(UserWarning):
-    """Plain torch is used where a kernel of ours would be faster: said once per device, with the cure."""
+    """Plain torch is used where a kernel of ours would be faster: once per device, with what to do about it."""
 
 
 class KernelMismatch(RuntimeError):

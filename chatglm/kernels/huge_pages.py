@@ -1,6 +1,6 @@
 """Memory for weights in pages of 2 MB, where the system has them: CPUs read these 5 to 15 % faster than ordinary ones.
 
-Weights that are mapped from a file need none of this: recent Linux keeps files in large pages by itself.
+Weights that are mapped from a file do not need this: recent Linux keeps files in large pages by itself.
 """
 
 from __future__ import annotations
@@ -25,6 +25,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.int8) -> torch.Tens
         return torch.empty(shape, dtype=dtype, device="cpu")
     memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     skipped = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % PAGE
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(advice, skipped, size // PAGE * PAGE)  # no part of a page: its rest would be memory for nothing
+    with contextlib.suppress(OSError):  # a Linux kernel without them
+        memory.madvise(advice, skipped, size // PAGE * PAGE)  # whole pages: the rest of another would be wasted
     return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=skipped).view(shape)
