@@ -141,8 +141,8 @@ def default_name(path: str | os.PathLike[str]) -> str:
 def generation_of(values: Mapping[str, Any], *names: Any) -> int | None:
     """The generation that a config (of a model or an adapter) is certain of; None where it does not say."""
     version = values.get("chatglm_version")
-    if version in (1, 2, 3):
-        return int(version)
+    if isinstance(version, int):
+        return version
     if "inner_hidden_size" in values:
         return 1
     for name in names:

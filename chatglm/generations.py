@@ -19,7 +19,7 @@ from .chat import (
 )
 from .checkpoint_files import VOCABULARIES
 from .configuration_chatglm import CONFIGS, ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
-from .conversation.formats import ChatFormat, chat_format, register_chat_format
+from .conversation.formats import ChatFormat, chat_format, register_chat_format, unregister_chat_format
 from .loading import MODELS
 from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
 from .placement import NAMES
@@ -55,6 +55,13 @@ def register_generation(
         auto.register(config, model, exist_ok=True)
     if classifier is not None:
         AutoModelForSequenceClassification.register(config, classifier, exist_ok=True)
+
+
+def unregister_generation(generation: int) -> None:
+    """Makes a generation unknown to us again, as tests want it; transformers keeps its classes."""
+    unregister_chat_format(generation)
+    for registry in (CONFIGS, MODELS, ChatGLMTokenizer.classes, VOCABULARIES, NAMES):
+        registry.pop(generation, None)
 
 
 AutoConfig.register("chatglm", ChatGLMConfig)
