@@ -20,7 +20,7 @@ from .chat import (
 )
 from .checkpoints.file_names import VOCABULARIES
 from .configuration_chatglm import CONFIGS, ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
-from .conversation.formats import ChatFormat, chat_format, register_chat_format
+from .conversation.formats import ChatFormat, chat_format, register_chat_format, unregister_chat_format
 from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
 from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
 from .tokenization_chatglm2 import ChatGLM2Tokenizer
@@ -53,6 +53,13 @@ def register_generation(
         auto.register(config, model, exist_ok=True)
     if classifier is not None:
         AutoModelForSequenceClassification.register(config, classifier, exist_ok=True)
+
+
+def unregister_generation(generation: int) -> None:
+    """Makes a generation unknown to us again, as tests want it; transformers keeps its classes."""
+    unregister_chat_format(generation)
+    for registry in (CONFIGS, CHAT_MODELS, ChatGLMTokenizer.classes, VOCABULARIES):
+        registry.pop(generation, None)
 
 
 AutoConfig.register("chatglm", ChatGLMConfig)

@@ -41,7 +41,7 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
     #: Generation -> its control tokens after those that all have. Where there are some, all control tokens are shown.
-    role_tokens: ClassVar[Mapping[int, Sequence[str]]] = {2: (), 3: _ROLES}
+    own_tokens: ClassVar[Mapping[int, Sequence[str]]] = {2: (), 3: _ROLES}
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
         chatglm_version: int = 3,
         **kwargs: Any,
     ) -> None:
-        if chatglm_version not in self.role_tokens:
-            known = " or ".join(map(str, self.role_tokens))
+        if chatglm_version not in self.own_tokens:
+            known = " or ".join(map(str, self.own_tokens))
             raise ValueError(f"chatglm_version must be {known} for a tokenizer.model, not {chatglm_version!r}")
         model = load_sentencepiece(vocab_file)
         size = model.get_piece_size()
         pieces = model.id_to_piece(list(range(size)))
-        roles = self.role_tokens[chatglm_version]
+        roles = self.own_tokens[chatglm_version]
         control = [*_CONTROL, *roles]
         if clash := sorted(set(control) & set(pieces)):
             raise ValueError(f"{vocab_file} has text pieces named like control tokens: {', '.join(clash)}")

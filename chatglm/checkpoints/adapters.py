@@ -144,8 +144,8 @@ def generation_of(values: Mapping[str, Any], *sources: Any) -> int | None:
     sources: folders or hub ids to ask after that, such as the base model that the config names.
     """
     version = values.get("chatglm_version")
-    if version in (1, 2, 3):
-        return int(version)
+    if isinstance(version, int):
+        return version
     if "inner_hidden_size" in values:
         return 1
     for name in sources:

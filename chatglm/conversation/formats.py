@@ -304,6 +304,11 @@ def register_chat_format(chat_format: ChatFormat) -> ChatFormat:
     return known
 
 
+def unregister_chat_format(generation: int) -> None:
+    """Makes a generation unknown again, as tests want it."""
+    _FORMATS.pop(generation, None)
+
+
 def chat_format(generation: int) -> ChatFormat:
     """The format of a generation. Raises ValueError where there is none."""
     if generation not in _FORMATS:

@@ -1,0 +1,63 @@
+"""Histories: copied, and what is wrong with them said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chatglm.conversation import encode_conversation, fit_conversation, validate_history
+from conversations import TOOLS, tiny
+
+
+def test_a_history_is_copied() -> None:
+    pairs = [["q", "a"]]
+    assert validate_history(1, pairs) == validate_history(2, pairs) == [("q", "a")] and pairs == [["q", "a"]]
+    system = {"role": "system", "content": "s", "tools": TOOLS}
+    copied = validate_history(3, [system])
+    copied[0]["tools"][0]["name"] = "other"
+    assert TOOLS[0]["name"] == "get_weather"
+    assert validate_history(3, None) == validate_history(1, ()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "history", "error", "match"),
+    [
+        (1, "text", TypeError, "history must be a list, not str"),
+        (2, {"role": "user"}, TypeError, "history must be a list, not dict"),
+        (3, 7, TypeError, "history must be a list, not int"),
+        (1, [("q",)], ValueError, r"history\[0\] must be a \(question, answer\) pair, but has 1 items"),
+        (1, [("q", "a"), ("q", None)], TypeError, r"the answer of history\[1\] must be a string, not NoneType"),
+        (2, ["qa"], TypeError, r"history\[0\] must be a \(question, answer\) pair, not str"),
+        (2, [{"role": "user", "content": "q"}], TypeError, "For role dicts use tokenizer.apply_chat_template"),
+        (3, [("q", "a")], TypeError, "pairs are for ChatGLM-6B and ChatGLM2-6B"),
+        (3, [{"role": "user"}], ValueError, "needs the keys 'role' and 'content'"),
+        (3, [{"role": "tool", "content": ""}], ValueError, "unknown role 'tool': use one of system, user"),
+        (3, [{"role": [], "content": ""}], ValueError, "unknown role"),
+        (3, [{"role": "user", "content": None}], TypeError, r"the content of history\[0\] must be a string"),
+        (3, [{"role": "assistant", "content": "", "metadata": 3}], TypeError, "the metadata of"),
+        (3, [{"role": "system", "content": "", "tools": "get_weather"}], TypeError, "must be a list of tool"),
+    ],
+)
+def test_a_history_of_the_wrong_shape(version: int, history: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        validate_history(version, history)
+    with pytest.raises(error, match=match):
+        encode_conversation(tiny(version), "q", history)
+    with pytest.raises(error, match=match):
+        fit_conversation(tiny(version), "q", history, 1000)
+
+
+def test_queries_and_roles() -> None:
+    for version in (1, 2, 3):
+        with pytest.raises(TypeError, match="the query must be a string, not NoneType"):
+            encode_conversation(tiny(version), None)  # type: ignore[arg-type]
+        assert encode_conversation(tiny(version), "")
+    for version in (1, 2):
+        with pytest.raises(ValueError, match="for ChatGLM3-6B only"):
+            encode_conversation(tiny(version), "q", role="system")
+    with pytest.raises(ValueError, match="unknown role 'tool'"):
+        encode_conversation(tiny(3), "q", role="tool")
+    system = [{"role": "system", "content": "", "tools": [{"name": object()}]}]
+    with pytest.raises(ValueError, match="cannot be written as JSON"):
+        encode_conversation(tiny(3), "q", system)
