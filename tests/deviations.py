@@ -212,6 +212,11 @@ DEVIATIONS: dict[str, str] = {
         "v3: the originals keep messages behind the last learned one; nothing there has loss, and causal attention"
         " does not see it, so only the token that ends the answer stays"
     ),
+    # several GPUs
+    "no_gpu_is_left_idle": (
+        "the originals round each GPU's share of the blocks up, so that for many numbers of GPUs (7, 9, 11 to 14, 16 and"
+        " more) the last ones get none; ours gives every GPU its part, up to one per block"
+    ),
     # quantisation
     "inputs_of_quantised_matrices_are_rounded": (
         "by default our CPU kernels round what goes into a quantised matrix to about 14 bits (1e-3 of the logits' "

@@ -116,19 +116,19 @@ def test_a_quantised_folder(whole: Path, bits: int, tmp_path: Path) -> None:
 def test_the_memory_is_what_loading_compares(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = look(whole)["memory"].data["memory"]
     for dtype, quantize, size in (("float32", None, sizes["float32"]), ("float16", 4, sizes["INT4"])):
-        monkeypatch.setattr("chatglm.memory.available", lambda device, size=size: size)
+        monkeypatch.setattr("chatglm.checkpoints.memory.available", lambda device, size=size: size)
         load(whole, "cpu", dtype, quantize=quantize)
-        monkeypatch.setattr("chatglm.memory.available", lambda device, size=size: size - 1)
+        monkeypatch.setattr("chatglm.checkpoints.memory.available", lambda device, size=size: size - 1)
         with pytest.raises(OSError, match="are available"):
             load(whole, "cpu", dtype, quantize=quantize)
 
 
 def test_a_machine_that_is_too_small(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatglm.memory.available", lambda device: 10)
+    monkeypatch.setattr("chatglm.checkpoints.memory.available", lambda device: 10)
     memory = look(whole)["memory"]
     assert memory.status == "note"
     assert memory.text.count("more than there is") == 4
-    monkeypatch.setattr("chatglm.memory.available", lambda device: None)
+    monkeypatch.setattr("chatglm.checkpoints.memory.available", lambda device: None)
     assert look(whole)["memory"].status == "ok"
 
 
