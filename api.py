@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from chatglm.arguments import adapter_names, add_model_arguments, load_from_arguments
 from chatglm.demo import is_demo
+from chatglm.front.arguments import adapter_names, add_model_arguments, load_from_arguments
 from chatglm.loading import find_folder
 
 

@@ -7,17 +7,18 @@ import contextlib
 import os
 import sys
 
-from chatglm.arguments import (
+from chatglm.demo import is_demo
+from chatglm.front.arguments import (
     add_generation_arguments,
     add_model_arguments,
     generation_settings,
     load_from_arguments,
     read_tools,
 )
-from chatglm.demo import is_demo
-from chatglm.messages import LANGUAGES, TERMINAL, choose_language
-from chatglm.session import Session
-from chatglm.terminal import Terminal
+from chatglm.front.messages import TERMINAL
+from chatglm.front.session import Session
+from chatglm.front.terminal import Terminal
+from chatglm.language import LANGUAGES, choose_language
 
 
 def main(arguments: list[str] | None = None) -> int:

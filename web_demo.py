@@ -6,15 +6,16 @@ import argparse
 import os
 import sys
 
-from chatglm.arguments import (
+from chatglm.demo import is_demo
+from chatglm.front.arguments import (
     add_generation_arguments,
     add_model_arguments,
     generation_settings,
     load_from_arguments,
     read_tools,
 )
-from chatglm.demo import is_demo
-from chatglm.messages import LANGUAGES, TERMINAL, choose_language
+from chatglm.front.messages import TERMINAL
+from chatglm.language import LANGUAGES, choose_language
 from chatglm.serving.chat_engine import ChatEngine
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; it would call its makers
@@ -41,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         users = read_users(args.auth or [])
         tools = read_tools(args.tools) if args.tools else None
         model, tokenizer = load_from_arguments(args)
-        from chatglm.serving.page import Page  # after the model: importing gradio takes seconds, and errors come first
+        from chatglm.front.page.page import (
+            Page,  # after the model: importing gradio takes seconds, and errors come first
+        )
 
         with ChatEngine(model, tokenizer, max_batch=args.max_batch) as engine:
             page = Page(

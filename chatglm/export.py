@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from .front.messages import TERMINAL
+from .language import choose_language
 from .loading.export import export
-from .messages import TERMINAL, choose_language
 
 __all__ = ["export", "main"]
 

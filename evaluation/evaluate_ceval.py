@@ -25,8 +25,8 @@ if __name__ == "__main__":
 
 import torch
 
-from chatglm.arguments import add_model_arguments, load_from_arguments
 from chatglm.checkpoints.atomic import write_file
+from chatglm.front.arguments import add_model_arguments, load_from_arguments
 
 CHOICES = ("A", "B", "C", "D")
 EXTRACTION = "综上所述，ABCD中正确的选项是："

@@ -22,7 +22,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 from chatglm.checkpoints.atomic import write_file  # noqa: E402
-from chatglm.messages import choose_language  # noqa: E402
+from chatglm.language import choose_language  # noqa: E402
 from ptuning.arguments import Arguments, ArgumentsError, TrainingArguments, method_of, parse  # noqa: E402
 from ptuning.messages import text  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""What fine-tuning says to a person, in Chinese and English, as `chatglm.messages` has it for the front doors."""
+"""What fine-tuning says to a person, in Chinese and English, as `chatglm.front.messages` has it for the front doors."""
 
 from __future__ import annotations
 

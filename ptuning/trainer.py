@@ -21,7 +21,7 @@ from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from chatglm.checkpoints.atomic import put_back, whole_folder
-from chatglm.messages import choose_language
+from chatglm.language import choose_language
 
 from . import methods
 from .batches import WithFillers, divide_evenly

@@ -214,8 +214,8 @@ DEVIATIONS: dict[str, str] = {
     ),
     # several GPUs
     "no_gpu_is_left_idle": (
-        "the originals round each GPU's share of the blocks up, so that for many numbers of GPUs (7, 9, 11 to 14, 16 and"
-        " more) the last ones get none; ours gives every GPU its part, up to one per block"
+        "the originals round each GPU's share of the blocks up, so that for many numbers of GPUs (7, 9, 11 to 14, 16"
+        " and more) the last ones get none; ours gives every GPU its part, up to one per block"
     ),
     # quantisation
     "inputs_of_quantised_matrices_are_rounded": (

@@ -97,7 +97,7 @@ from types import SimpleNamespace
 import toy_generation
 from chatglm import load
 from chatglm.serving.chat_engine import ChatEngine
-from chatglm.serving.page import Page
+from chatglm.front.page.page import Page
 
 toy_generation.register()
 model, tokenizer = load(sys.argv[1], device="cpu")

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import cli_demo
-from chatglm.messages import TERMINAL, choose_language
+from chatglm.front.messages import TERMINAL
+from chatglm.language import choose_language
 from fake_model import load_fake
 
 ROOT = Path(__file__).resolve().parents[1]

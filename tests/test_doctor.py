@@ -20,11 +20,11 @@ import torch
 import transformers
 from packaging.requirements import Requirement
 
-from chatglm import arguments
 from chatglm.doctor import __main__ as command
 from chatglm.doctor import checks, environment, versions
 from chatglm.doctor.messages import DOCTOR
 from chatglm.doctor.versions import Library
+from chatglm.front import arguments
 from chatglm.kernels import KernelUnavailable, cpu
 from chatglm.kernels.__main__ import error_of
 

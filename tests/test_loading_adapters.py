@@ -9,7 +9,7 @@ import torch
 
 import tiny_chat
 from chatglm import load
-from chatglm.arguments import add_model_arguments, load_from_arguments
+from chatglm.front.arguments import add_model_arguments, load_from_arguments
 from tiny_adapters import error_of, every_version, logits, trained
 
 

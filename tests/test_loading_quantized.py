@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from chatglm import load
-from chatglm.arguments import add_model_arguments, load_from_arguments
+from chatglm.front.arguments import add_model_arguments, load_from_arguments
 from chatglm.loading import DEMO, NotEnoughMemoryError
 from chatglm.quantization import quantize_weight, settings_of
 from checkpoints import write_checkpoint

@@ -15,7 +15,7 @@ import chatglm
 import cli_demo
 from chatglm import adapters
 from chatglm.demo.corpus import WEATHER_TOOL
-from chatglm.messages import TERMINAL
+from chatglm.front.messages import TERMINAL
 from chatglm.serving.chat_engine import ChatEngine
 from live_server import serve
 from tiny_folders import make_folder

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ..messages import LANGUAGES, choose_language
+from ..language import LANGUAGES, choose_language
 from .findings import Finding, one_line
 from .messages import say
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 from xml.etree import ElementTree
 
-from ..conversation.formats import ChatFormat
+from ...conversation.formats import ChatFormat
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # mdtex2html 1.3 has invalid escapes in its strings, which Python 3.12 warns of

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .checkpoints.atomic import write_file
-from .conversation.formats import ChatFormat, chat_format, names_of
+from ..checkpoints.atomic import write_file
+from ..conversation.formats import ChatFormat, chat_format, names_of
 
 
 class Session:

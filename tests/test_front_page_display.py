@@ -8,7 +8,7 @@ import time
 import pytest
 
 from chatglm.conversation import chat_format
-from chatglm.serving import display
+from chatglm.front.page import display
 
 HARMLESS = [
     "你好，世界",

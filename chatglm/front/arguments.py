@@ -12,10 +12,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
-from .checkpoints.adapters import NAME, default_name
-from .doctor.versions import newer_than_tested
-from .loading import load
-from .messages import TERMINAL, choose_language
+from ..checkpoints.adapters import NAME, default_name
+from ..doctor.versions import newer_than_tested
+from ..language import choose_language
+from ..loading import load
+from .messages import TERMINAL
 
 
 def _positive_int(text: str) -> int:

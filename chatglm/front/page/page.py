@@ -18,12 +18,13 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ..conversation.formats import ChatFormat
-from ..messages import LANGUAGES, PAGE, TERMINAL
+from ...conversation.formats import ChatFormat
+from ...language import LANGUAGES
+from ..messages import PAGE, TERMINAL
 from ..session import Session
 from . import display
 from .browser_store import FORGET, KEEP, ONE, READ
-from .page_style import CLOSE_SIDE, CODE_FONTS, FONTS, STYLE, LocalOnly
+from .style import CLOSE_SIDE, CODE_FONTS, FONTS, STYLE, LocalOnly
 
 #: (question, history, settings, cancel) -> the steps of the answer, as `Engine.chat` gives them. Settings are its
 #: keyword arguments, `role` and, where there is a choice, `adapter` among them; once `cancel` is set, the answer ends
