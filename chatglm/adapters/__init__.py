@@ -1,7 +1,6 @@
-"""What fine-tuning leaves behind, on top of a model: P-tuning prefixes and LoRA adapters, several at once, one in use.
+"""P-tuning prefixes and LoRA adapters: made, read, saved and merged. A model has several at once, and uses one.
 
-A prefix is found at `model.transformer.prefix_encoder` while it is in use, and is out of the model's way (no parameter
-of it, not in its state dict) while it is not. LoRA is PEFT's, which is needed for it and for nothing else here.
+They sit in the slots of the network (`chatglm.network.slots`). LoRA needs PEFT; nothing else here does.
 """
 
 from __future__ import annotations

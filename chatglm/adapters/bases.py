@@ -14,6 +14,7 @@ SAMPLES = 64  # numbers in a fingerprint
 
 
 def check_generation(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Raises ModelLoadError where an adapter says that it was trained for another generation."""
     ours, config = model.config.chatglm_version, adapter.config
     base = config.get("base_model_name_or_path") or config.get("_name_or_path")
     theirs = generation_of(config, base)
@@ -26,9 +27,9 @@ def check_generation(model: PreTrainedModel, adapter: Adapter) -> None:
 
 
 def fingerprint(model: PreTrainedModel) -> str | None:
-    """Tells base models from each other: some numbers of their norms and biases, as float16 in hexadecimal.
+    """Tells base models apart: some numbers of their norms and biases, as float16 in hexadecimal.
 
-    Those stay as they are in a quantised model. None where the weights are not in memory as a whole.
+    Quantising leaves those unchanged. None where not all weights are in memory.
     """
     vectors = {
         name.replace(".base_layer.", "."): parameter.detach()
@@ -44,7 +45,7 @@ def fingerprint(model: PreTrainedModel) -> str | None:
 
 
 def same_base(one: str | None, other: Any) -> bool:
-    """Whether two fingerprints are of the same weights, one of which may have been rounded to bfloat16."""
+    """Whether two fingerprints are of the same weights; either model may have been rounded to bfloat16."""
     if one is None or not isinstance(other, str) or len(one) != len(other):
         return True  # nothing to compare: no reason to warn
     try:

@@ -25,10 +25,10 @@ def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None
 
     Raises:
         ModelLoadError: PEFT is not installed.
-        ValueError: the name is taken, or a name among `target_modules` is that of no layer of this model.
+        ValueError: the name is taken, or `target_modules` names a layer that this model does not have.
     """
     targets = getattr(config, "target_modules", None)
-    if isinstance(targets, (list, tuple, set)):  # PEFT takes a list if any name of it is right
+    if isinstance(targets, (list, tuple, set)):  # PEFT accepts a list if any of its names exists
         layers = {path.rsplit(".", 1)[-1] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
         known = {path for path, _ in model.named_modules()}
         wrong = [name for name in targets if not any(path == name or path.endswith(f".{name}") for path in known)]
@@ -39,6 +39,7 @@ def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None
 
 
 def attach_lora(model: PreTrainedModel, lora: Lora, name: str) -> None:
+    """Puts what was read from the files of a LoRA adapter on the model. Raises ModelLoadError if it does not fit."""
     peft = import_peft()
     _check_lora(model, lora)
     try:
@@ -68,10 +69,10 @@ def _inject(model: PreTrainedModel, config: Any, name: str) -> set[str]:
     peft = import_peft()
     slots: AdapterSlots = model.adapter_slots
     before = slots.current
-    slots.use(None)  # PEFT freezes all that is not its own: a parked prefix is out of its reach
+    slots.use(None)  # PEFT freezes everything but its own: a parked prefix is out of its reach
     known = set(model.state_dict())
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several: that is meant
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several are intended
         try:
             # Not transformers' add_adapter: it demands a release of PEFT that may not exist yet.
             peft.inject_adapter_in_model(config, model, name)
@@ -129,8 +130,8 @@ def merge_lora(model: PreTrainedModel, name: str | None = None) -> PreTrainedMod
         The model itself, as if loaded from a checkpoint of the merged weights.
 
     Raises:
-        ValueError: there is no such LoRA adapter, or others are loaded as well (trained beside weights that are gone
-            then), or a layer is quantised or tied to another.
+        ValueError: there is no such LoRA adapter, or others are loaded as well (the weights that they were trained on
+            would be gone), or a layer is quantised or tied to another.
     """
     slots: AdapterSlots = model.adapter_slots
     name = slots.current if name is None else name

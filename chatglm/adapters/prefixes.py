@@ -1,4 +1,4 @@
-"""P-tuning prefixes: fresh ones, and those of files."""
+"""P-tuning prefixes: fresh ones, and those read from files."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def add_prefix(
 
 
 def attach_prefix(model: PreTrainedModel, prefix: Prefix, name: str) -> None:
+    """Puts what was read from the files of a prefix on the model. Raises ModelLoadError if it does not fit."""
     with torch.device("meta"):
         encoder: PrefixEncoder = model.base_model.make_prefix_encoder(prefix.length, prefix.projection)
     wanted = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
@@ -48,7 +49,7 @@ def attach_prefix(model: PreTrainedModel, prefix: Prefix, name: str) -> None:
             f"the prefix {prefix.path} is for another model{theirs}: it has {given}, "
             f"this one ({describe(model.config.to_dict())}) needs {wanted}"
         )
-    # As it was trained: float32 beside half-precision weights. A copy, as the file may be written again.
+    # Float32 beside half-precision weights, as it was trained. A copy: the file may be overwritten.
     copies = {key: tensor.to(torch.float32, copy=True) for key, tensor in prefix.tensors.items()}
     encoder.load_state_dict(copies, assign=True)
     ours, recorded = fingerprint(model), prefix.config.get("base_fingerprint")

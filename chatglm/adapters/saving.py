@@ -1,4 +1,4 @@
-"""An adapter's files, written."""
+"""Saving adapters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def save_prefix(
     }
     config = json.loads(model.config.to_json_string())
     for key in ("quantization_config", "quantization_bit", "quantization_embeddings"):
-        config.pop(key, None)  # of this base, and no matter to the prefix
+        config.pop(key, None)  # a property of this base, not of the prefix
     config |= {
         "chatglm_version": model.config.chatglm_version,
         "pre_seq_len": encoder.pre_seq_len,

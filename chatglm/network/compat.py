@@ -1,7 +1,7 @@
 """What differs between the supported releases of transformers, and which keywords a forward takes.
 
 transformers 5.24 renamed the KV cache of models from `past_key_values` to `cache`: in forwards, in outputs and in the
-mask functions. We take both names everywhere and hand on the one that the release knows.
+mask functions. We take both names everywhere and pass on the one that the release knows.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ CACHE_NAME = next(
     field.name for field in dataclasses.fields(BaseModelOutputWithPast) if field.name in CACHE_NAMES
 )
 
-#: Keywords that a forward takes beside its own parameters. All others are a TypeError: a keyword that is dropped may be
-#: the KV cache under a new name, and the text would be wrong without an error.
+#: Keywords that a forward takes beside its own parameters. Any other is a TypeError: an ignored keyword may be the KV
+#: cache under a new name, and the text would be wrong without an error.
 FORWARD_KEYWORDS = {
     "output_attentions": "read by transformers' capture_outputs",
     "output_hidden_states": "read by transformers' capture_outputs",
     "debug_io": "read by transformers' merge_with_config_defaults",
     "debug_io_dir": "read by transformers' merge_with_config_defaults",
     "prune_layers": "read by transformers' merge_with_config_defaults",
-    "tokenizer": "of stop_strings: generate hands it on to the model although it has read it",
-    "num_items_in_batch": "read by the loss: what the sum over a batch that is spread over steps is divided by",
+    "tokenizer": "belongs to stop_strings: generate reads it, and passes it on to the model",
+    "num_items_in_batch": "read by the loss: the divisor of the sum over a batch that is accumulated in several steps",
 }
 
-#: Where packed sequences begin and end: read by flash attention only, so they are unknown keywords with any other.
+#: Where packed sequences begin and end: read by flash attention only, so unknown keywords to any other.
 PACKING_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 

@@ -12,7 +12,7 @@ AngleFunction = Callable[[int, torch.dtype, torch.device], torch.Tensor]
 
 
 class RotaryTable(nn.Module):
-    """cos and sin of every position up to `length`; grows by itself when a longer position is asked for.
+    """cos and sin of every position up to `length`; grows when a position beyond it is asked for.
 
     Args:
         angles: computes the angles of the first n positions.
@@ -36,7 +36,7 @@ class RotaryTable(nn.Module):
             return torch.stack((angles.cos(), angles.sin()), dim=-1).float()  # (length, rotated dims / 2, 2)
 
     def reset(self) -> None:
-        """Fill the table anew where it stands (after it was created on the meta device)."""
+        """Recomputes the table on its device, after it was created on the meta device."""
         self.table = self._compute(len(self.table), self.table.device)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> RotaryTable:
