@@ -31,6 +31,14 @@ DEVIATIONS: dict[str, str] = {
     "rotary_tables_grow": (
         "v2/v3: an input longer than seq_length raises in the original; ours computes a longer table"
     ),
+    "rotary_tables_are_float32": (
+        "v1/v2: in half precision the originals compute angles, cosines and sines in the model's dtype (in bfloat16, "
+        'positions above 256 coincide); ours are float32 and cast. rope_precision="original" gives the old numbers'
+    ),
+    "the_classifier_reads_the_last_real_token": (
+        "v2/v3: the originals' sequence classifier takes the last position, a pad where rows are padded on the right; "
+        "ours takes the last token that the mask shows"
+    ),
     "inputs_embeds_are_accepted": ("the originals crash on inputs_embeds without input_ids; soft prompts need them"),
     "plain_masks_are_accepted": (
         "v1: the original accepts only its own bool 4-D mask; a plain 2-D int mask (1 = real token) is what "
@@ -90,6 +98,10 @@ DEVIATIONS: dict[str, str] = {
     "old_turns_make_room_for_the_answer": (
         "a history that leaves no room: the originals feed all of it, up to memory or max_length; ours leaves out the "
         "oldest turns so that 512 tokens (a quarter of a small max_length) are left; answer_room=1 keeps all that fits"
+    ),
+    "temperature_zero_is_greedy": (
+        "temperature=0 is a ValueError in the originals' chat, and means the default in their API; ours takes the most "
+        "likely token"
     ),
     "arguments_are_left_alone": (
         "v3's chat appends the question to the caller's history, all append to the caller's logits_processor, and the "
@@ -199,6 +211,11 @@ DEVIATIONS: dict[str, str] = {
         "v3: finetune_hf.py gives the messages of the role observation loss, and ignores `loss`; what a tool returned"
         " is given, not said by the model, as in the originals' older preprocess_utils.py"
     ),
+    "a_row_with_an_empty_list_of_tools_has_none": (
+        "v3: the originals put the message with the tools (`[]`) in front of a row whose `tools` is an empty list; "
+        "that is how data with one schema for all rows says that there are none, and a system message with "
+        '`"tools": []` of its own is written as in chat'
+    ),
     "one_system_message_with_tools": (
         "v3: the originals put the message with the tools in front of the row's own system message; ours makes one"
         " of the two, as chat and the API do"
@@ -207,7 +224,16 @@ DEVIATIONS: dict[str, str] = {
         "v3: the originals keep messages behind the last learned one; nothing there has loss, and causal attention"
         " does not see it, so only the token that ends the answer stays"
     ),
+    # several GPUs
+    "no_gpu_is_left_idle": (
+        "the originals round each GPU's share of the blocks up, so that for many numbers of GPUs (7, 9, 11 to 14, 16 "
+        "and more) the last ones get none; ours gives every GPU its part, up to one per block"
+    ),
     # quantisation
+    "inputs_of_quantised_matrices_are_rounded": (
+        "by default our CPU kernels round what goes into a quantised matrix to about 14 bits (1e-3 of the logits' "
+        'scale in the goldens) for speed; precision="exact" gives the originals\' numbers up to the noise of float32'
+    ),
     "scales_are_float16": (
         "v2/v3: quantising a float32 or bfloat16 model gives scales of that type in the original; ours are float16 as"
         " in generation 1 and in every published checkpoint, and bfloat16 weights are divided in float32"

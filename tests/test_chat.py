@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor
 import chatglm
 from chatglm import generation
 from chatglm.generation import ChatCache, GenerationOptions
+from deviations import DEVIATIONS
 from tiny_chat import TOOLS_SYSTEM, pair
 
 VERSIONS = (1, 2, 3)
@@ -170,6 +171,7 @@ def test_seed_and_temperature(version: int) -> None:
 
     assert answer(seed=1) == answer(seed=1)
     assert len({answer(seed=seed, temperature=5.0, top_k=0, top_p=1.0) for seed in range(4)}) > 1
+    assert DEVIATIONS["temperature_zero_is_greedy"]
     assert answer(temperature=0) == answer(do_sample=False) == answer(top_p=0)
     state = torch.random.get_rng_state()
     answer(seed=2)

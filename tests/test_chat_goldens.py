@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ import torch
 from transformers import LogitsProcessor
 
 import chatglm
+from chatglm.conversation.responses import parse_response
 from chatglm.generation import GenerationOptions, InvalidScoreLogitsProcessor
 from conftest import SHARED, needs_shared
 from deviations import DEVIATIONS
-from goldens import golden_model, read_json, stream_model
+from goldens import golden_model, read_json, stream_model, weights_recipe
 from tokenizer_goldens import golden as tokenizer_golden
 
 pytestmark = needs_shared
@@ -143,6 +145,15 @@ def test_no_case_is_forgotten(version: str) -> None:
     assert {kind: range(len(golden[kind])) for kind in ("chat", "stream_chat")} == CASES[version]
 
 
+@pytest.mark.parametrize("version", MODELS)
+def test_the_weights_are_those_of_the_originals(version: str) -> None:
+    golden = read_json(f"stream/{version}.json")
+    state = weights_recipe().stream_state_dict(golden)
+    assert {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in state.items()} == {
+        name: value for name, value in golden["weights_sha256"].items() if not name.endswith("inv_freq")
+    }
+
+
 @pytest.mark.parametrize(("version", "index"), parameters("chat"))
 def test_chat(version: str, index: int) -> None:
     model, tokenizer = load(version)
@@ -214,6 +225,26 @@ def test_stream_chat(version: str, index: int) -> None:
         assert all(isinstance(response, str) for response, _ in ours[:-1])
         call = {"name": "get_weather", "parameters": {"city": "北京"}}  # the original crashed in the middle of it
         assert whole == golden[-1] if case["error"] is None else whole[0] == call
+
+
+@pytest.mark.parametrize(("version", "index"), [key[::2] for key, why in DIFFERENT.items() if "cached_turn" in why])
+def test_a_cached_turn_fed_as_the_originals_feed_it(version: str, index: int) -> None:
+    """All that went through the network in the turns before, and the new round as they tokenize it: their answer."""
+    model, tokenizer = load(version)
+    cases = read_json(f"stream/{version}.json")["stream_chat"]
+    first = {"v2": 6, "v3": 12}[version]
+    before = [token for case in cases[first:index] for token in case["last_input_ids"][0]]
+    case, (prompt,) = cases[index], cases[index]["prompt_ids"]
+    limit = case["kwargs"]["max_length"] - len(prompt)
+    whole = torch.tensor([before + prompt])
+    steps = [step[0].tolist() for step in model.stream_generate(whole, do_sample=False, max_new_tokens=limit)]
+    assert steps[-1][len(before) : -1] == case["last_input_ids"][0]
+    if version == "v3":
+        assert DEVIATIONS["the_last_token_is_kept"]
+        steps = steps[:-1]
+    texts = [parse_response(int(version[1]), tokenizer.decode(ids[whole.shape[1] :])).content for ids in steps]
+    yielded = [text for text in texts if text and not text.endswith("\ufffd")]
+    assert yielded == [text for text, _ in shown(case["yields"])]
 
 
 @pytest.mark.parametrize("version", MODELS)
@@ -331,6 +362,7 @@ def captured(version: str) -> list[dict[str, Any]]:
     cases = tokenizer_golden("chat")[version]["chat"]
     if version == "v3":
         return [case["result"]["ok"]["generate_kwargs"] for case in cases if "ok" in case["result"]]
+    cases = cases + tokenizer_golden("chat")["v1_0"]["chat"] if version == "v1" else cases
     return [case["captured"] for case in cases]
 
 
@@ -359,6 +391,7 @@ def test_the_defaults_of_chat(version: str, method: str, monkeypatch: pytest.Mon
 def test_arguments_of_chat_reach_generate(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load(version)
     golden = dict(tokenizer_golden("chat")[version]["chat_kwargs_forwarded"])
+    assert version != "v1" or golden == tokenizer_golden("chat")["v1_0"]["chat_kwargs_forwarded"]
     processor, seen = InvalidScoreLogitsProcessor(), {}
     assert golden.pop("logits_processor") == [type(processor).__name__]
 

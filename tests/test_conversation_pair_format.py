@@ -32,6 +32,7 @@ def test_prompts_of_pairs(name: str) -> None:
             assert golden("chat")["v1_0"]["process_response"] == "no such method in v1.0 revision"
             (new,) = {other["response"] for other in golden("chat")["v1"]["chat"]}
             assert response == new  # the same ids, 20,000 lower
+            assert case["new_history"] == [*map(list, history), [query, case["response"]]]
         else:
             assert response == case["response"]
             assert [*map(list, history), [query, response]] == case["new_history"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from chatglm.configuration_chatglm import ChatGLM1Config
@@ -391,11 +392,11 @@ def test_step_by_step(version: int, folder: str, name: str) -> None:
             if version == 1:
                 step_inputs["attention_mask"] = golden.tensors.get(f"step{step}.attention_mask")
             elif "attention_mask" in golden:
-                step_inputs["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, step), value=1)
+                step_inputs["attention_mask"] = F.pad(inputs["attention_mask"], (0, step), value=1)
             output = model(**step_inputs, past_key_values=output.past_key_values, use_cache=True)
             assert_close_to_scale(output.logits, golden[f"step{step}.logits"], NOISE[version])
     if "past_last.key" in golden:
-        rows = torch.nn.functional.pad(rows, (0, forced.shape[1]), value=True)
+        rows = F.pad(rows, (0, forced.shape[1]), value=True)
         check_cache(output.past_key_values, golden, rows, NOISE[version])
 
 
@@ -448,6 +449,9 @@ def test_generate_with_one_kind_of_positions() -> None:
 @pytest.mark.parametrize("version", (2, 3))
 def test_variants(version: int, name: str) -> None:
     golden = case(f"v{version}/variants", name)
+    if not name.startswith("rope_ratio"):  # the same config once more, as a file
+        file = find(f"v{version}/variant_{name}/config.json")
+        assert json.loads(file.read_text(encoding="utf-8")) == golden.meta["config"]
     check_pass(variant_model(version, name), golden, version)
 
 
@@ -475,6 +479,11 @@ def test_classifier(version: int) -> None:
     assert set(golden.meta["state_dict_extra"]) <= set(state)
     assert_close_to_scale(output.logits, golden["logits"], NOISE[version])
     assert_relative(output.loss.item(), golden["loss"].item())
+    assert DEVIATIONS["the_classifier_reads_the_last_real_token"]
+    ids = golden["input_ids"][:1]
+    with torch.no_grad():
+        padded = model(F.pad(ids, (0, 3)), attention_mask=F.pad(torch.ones_like(ids), (0, 3))).logits
+        assert_close_to_scale(padded, model(ids).logits, NOISE[version])
 
 
 # ---- half precision ------------------------------------------------------------------------------------------------
@@ -492,6 +501,7 @@ def test_half_precision(version: int, dtype: str, attention: str) -> None:
     exact = case(f"v{version}/forward", "gmask_tok" if version == 1 else "padded")
     assert torch.equal(golden["input_ids"], exact["input_ids"])
     torch_dtype = DTYPES[dtype]
+    assert DEVIATIONS["rotary_tables_are_float32"]
     model = golden_model(version, dtype=torch_dtype, rope_precision="original", attention=attention)
     with torch.no_grad():
         logits = model(**golden.inputs()).logits
@@ -633,9 +643,12 @@ def generate_cases(version: int, folder: str, *kinds: str) -> list[dict[str, Any
 def prompt_inputs(version: int, config: Any, entry: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The arguments that belong to a golden generate() case."""
     prompts = entry.get("prompts") or [entry["prompt"]]
-    if version == 1 and entry.get("mode") == "tokenizer_mask":
-        return tokenizer_inputs_v1(prompts, config)
+    if version == 1 and entry["mode"] == "tokenizer_mask":
+        inputs = tokenizer_inputs_v1(prompts, config)
+        assert inputs["input_ids"].tolist() == entry.get("input_ids", prompts)
+        return inputs
     input_ids = pad_left(prompts, config.pad_token_id)
+    assert input_ids.tolist() == entry.get("input_ids", prompts)
     if version == 1:
         assert DEVIATIONS["ids_alone_are_read_as_padded"]
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
@@ -706,6 +719,18 @@ def test_an_eos_of_the_caller_stops(version: int, folder: str) -> None:
         assert output.sequences.tolist() == entry["sequences"], entry["kind"]
 
 
+def log_probability(model: Any, prompt: list[int], sequence: list[int], eos: int) -> tuple[float, int, bool]:
+    """Of what was generated after the prompt, up to an eos; the number of these tokens; whether an eos ended them."""
+    generated = sequence[len(prompt) :]
+    ended = eos in generated
+    if ended:
+        generated = generated[: generated.index(eos) + 1]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *generated]])).logits[0, len(prompt) - 1 : -1]
+    total = logits.log_softmax(-1).gather(1, torch.tensor(generated)[:, None]).sum().item()
+    return total, len(generated), ended
+
+
 @pytest.mark.parametrize("folder", SETS)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_beams_that_may_stop(version: int, folder: str) -> None:
@@ -715,31 +740,17 @@ def test_beams_that_may_stop(version: int, folder: str) -> None:
     """
     model = model_of(version, folder)
     for entry in generate_cases(version, folder, *ENDED_BEAMS):
-        kind, eos, prompt = entry["kind"], entry["eos_token_id"], torch.tensor([entry["prompt"]])
+        kind, eos, prompt = entry["kind"], entry["eos_token_id"], entry["prompt"]
         penalty = ENDED_BEAMS[kind].get("length_penalty", 1.0)
-
-        def log_probability(
-            sequence: list[int], eos: int = eos, prompt: torch.Tensor = prompt
-        ) -> tuple[float, int, bool]:
-            """Of what was generated, its length, and whether an eos ended it."""
-            generated = torch.tensor(sequence[prompt.shape[1] :])
-            ended = eos in sequence[prompt.shape[1] :]
-            if ended:
-                generated = generated[: generated.tolist().index(eos) + 1]
-            with torch.no_grad():
-                logits = model(torch.cat([prompt[0], generated])[None]).logits[0, prompt.shape[1] - 1 : -1]
-            return logits.log_softmax(-1).gather(1, generated[:, None]).sum().item(), len(generated), ended
-
-        output = run(
-            model, {"input_ids": prompt}, num_beams=3, output_scores=True, eos_token_id=eos, **ENDED_BEAMS[kind]
-        )
+        options = {"num_beams": 3, "output_scores": True, "eos_token_id": eos, **ENDED_BEAMS[kind]}
+        output = run(model, {"input_ids": torch.tensor([prompt])}, **options)
         assert len(output.sequences) == len(entry["sequences"])
         for sequence, score in zip(output.sequences.tolist(), output.sequences_scores.tolist(), strict=True):
-            total, length, _ = log_probability(sequence)
+            total, length, _ = log_probability(model, prompt, sequence, eos)
             assert_relative(score, total / length**penalty)
         for sequence, score in zip(entry["sequences"], entry["sequences_scores"], strict=True):
-            total, length, ended = log_probability(sequence)
-            assert_relative(total / (prompt.shape[1] + length - ended) ** penalty, score)
+            total, length, ended = log_probability(model, prompt, sequence, eos)
+            assert_relative(total / (len(prompt) + length - ended) ** penalty, score)
         assert DEVIATIONS["beam_scores_count_generated_tokens"]
         same = output.sequences.tolist() == entry["sequences"]
         assert same == ((version, folder, kind) not in OTHER_BEAMS), kind

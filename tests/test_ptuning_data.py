@@ -85,11 +85,17 @@ def golden_rows(tmp_path: Path, version: int, column: str | None) -> list[Row]:
 @pytest.mark.parametrize("version", [1, 2])
 def test_rows_of_the_originals(tmp_path: Path, version: int, column: str | None) -> None:
     data, tok = golden("ptuning_preprocess"), tokenizer(f"v{version}")
+    assert set(data) == {"examples", "args", "source", "v1", "v2"}
+    parts = {f"{what},history_column={name}" for what in ("train", "eval") for name in (None, "history")}
+    assert set(data["v1"]) == set(data["v2"]) == parts
     source, target = data["args"]["max_source_length"], data["args"]["max_target_length"]
+    assert data["args"]["ignore_pad_token_for_loss"]  # the labels of pads are -100
     expected = data[f"v{version}"][f"train,history_column={column}"]["ok"]
     predicted = data[f"v{version}"][f"eval,history_column={column}"]["ok"]
     lost = []
-    for index, row in enumerate(golden_rows(tmp_path, version, column)):
+    rows = golden_rows(tmp_path, version, column)
+    assert {len(values) for part in (expected, predicted) for values in part.values()} == {len(rows)}
+    for index, row in enumerate(rows):
         example = encode_row(tok, row, source, target)
         (prediction,) = encode_for_prediction(tok, row, source, target)
         lost.append(example["truncated"])
@@ -99,12 +105,18 @@ def test_rows_of_the_originals(tmp_path: Path, version: int, column: str | None)
         length = source + target + (version == 2)
         assert len(example["input_ids"]) <= length and len(prediction["prompt_ids"]) <= source
         marks = [tok.get_command(name) for name in (("[gMASK]", "<sop>") if version == 1 else ("[gMASK]", "sop"))]
-        assert prediction["target_ids"] == [i for i in predicted["labels"][index] if i not in marks]
+        # The originals' labels have the marks of a prompt, which nothing shows of when they are decoded.
+        around = [prediction["target_ids"], marks] if version == 1 else [marks, prediction["target_ids"]]
+        assert predicted["labels"][index] == [*around[0], *around[1]]
+        assert tok.decode(predicted["labels"][index], skip_special_tokens=True) == tok.decode(prediction["target_ids"])
         # The answers are the originals' always, the prompts where nothing of them was lost.
         answer = [label for label in expected["labels"][index] if label != -100]
         assert learned(example) == answer
         if version == 1 and column and index == 1:
             assert deviation("training_prompts_are_those_of_chat")
+            asked = tok.build_chat_input(row.messages[0]["content"])["input_ids"][0].tolist()
+            assert example["input_ids"] == [*asked[:-1], *answer] and prediction["prompt_ids"] == asked
+            assert prediction["prompt_ids"] == [i for i in predicted["input_ids"][index] if i != tok.pad_token_id]
         elif (lost[-1] & OLD_TURNS) or (version == 2 and lost[-1] & QUESTION):
             assert deviation("truncation_keeps_the_question")
             asked = tok.decode(example["input_ids"])
@@ -164,10 +176,9 @@ def test_a_prompt_is_what_chat_feeds(tmp_path: Path, version: int, history: list
     assert prediction["prompt_ids"] == prompt == example["input_ids"][: len(prompt)]
     answer = example["input_ids"][len(prompt) :]
     assert answer[:-1] == prediction["target_ids"]
-    assert (
-        tok.decode(answer[:-1], skip_special_tokens=True).strip() == tok.decode(tok.encode_text("Hello, 世界")).strip()
-    )
-    assert answer[-1] in (tok.get_command("<eop>" if version == 1 else "<eos>"),)
+    said = "Hello, 世界"
+    assert answer[:-1] == (encode_message(tok, "assistant", "", said)[1:] if version == 3 else tok.encode_text(said))
+    assert answer[-1] == tok.get_command("<eop>" if version == 1 else "<eos>")
     assert learned(example) == ([tok.get_command("<sop>")] if version == 1 else []) + answer
 
 
@@ -187,7 +198,7 @@ def test_a_conversation_with_tools(tmp_path: Path) -> None:
         part = encode_message(tok, role, metadata, content)
         ids, mask = ids + part, mask + [role == "assistant"] * len(part)
     ids.append(tok.eos_token_id)
-    labels = [index if shown else -100 for index, shown in zip(ids, [False, *mask], strict=False)]
+    labels = [index if shown else -100 for index, shown in zip(ids, [False, *mask], strict=True)]
     assert (example["input_ids"], example["labels"], example["truncated"]) == (ids, labels, 0)
 
     # To be predicted: what the assistant says in one go, thought and call; the answer to the observation; the last.
@@ -198,7 +209,7 @@ def test_a_conversation_with_tools(tmp_path: Path) -> None:
     ]
     prompts = [fed(3, said[at][2], history[:at], said[at][0]) for at in (1, 4, 6)]
     assert [item["prompt_ids"] for item in made] == prompts
-    assert tok.decode(made[0]["target_ids"]).split("<|assistant|>")[1].strip() == f"get_weather\n {call}"
+    assert made[0]["target_ids"] == [*encode_message(tok, *said[2])[1:], *encode_message(tok, *said[3])]
     ends = [item["labels"][-1] for item in made]
     assert ends == [tok.get_command("<|observation|>"), tok.get_command("<|user|>"), tok.eos_token_id]
 
@@ -214,6 +225,17 @@ def test_the_same_as_openai_messages(tmp_path: Path) -> None:
     ]
     record = {"messages": messages, "tools": [{"type": "function", "function": TOOLS[0]}]}
     assert encode_row(ids_of(3), one_row(tmp_path, record), 400, 100) == ours
+
+
+def test_a_row_with_an_empty_list_of_tools(tmp_path: Path) -> None:
+    assert deviation("a_row_with_an_empty_list_of_tools_has_none")
+    talk = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "a"}]
+    plain = one_row(tmp_path, {"conversations": talk})
+    assert one_row(tmp_path, {"conversations": talk, "tools": []}).messages == plain.messages
+    system = {"role": "system", "content": "s", "tools": []}
+    row = one_row(tmp_path, {"conversations": [system, *talk]})
+    (made,) = encode_for_prediction(ids_of(3), row, 100, 20)
+    assert made["prompt_ids"] == fed(3, "A", [system]) == fed(3, "A", [{"role": "system", "content": "s\n[]"}])
 
 
 def test_a_system_message_and_tools_are_one(tmp_path: Path) -> None:
