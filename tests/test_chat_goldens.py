@@ -14,7 +14,7 @@ import torch
 from transformers import LogitsProcessor
 
 import chatglm
-from chatglm.conversation.responses import parse_response
+from chatglm.conversation import parse_response
 from chatglm.generation import GenerationOptions, InvalidScoreLogitsProcessor
 from conftest import SHARED, needs_shared
 from deviations import DEVIATIONS
