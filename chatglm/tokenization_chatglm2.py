@@ -10,7 +10,9 @@ import sentencepiece
 from transformers.utils import PaddingStrategy
 
 from .conversation import encode_message
-from .tokenization_chatglm import ChatGLMTokenizer, clean_text, load_sentencepiece
+from .tokenizers.base import ChatGLMTokenizer
+from .tokenizers.sentencepiece_files import load_sentencepiece
+from .tokenizers.texts import clean_text
 
 _CONTROL = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
 _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from chatglm.conversation import clean_response, stable_response
@@ -58,7 +60,9 @@ def test_an_answer_is_the_same_at_once_and_piece_by_piece(version: int, raw: str
     assert at_once.messages(raw) == parts
     assert at_once.text(parts) == at_once.advance(parts, whole=True) == at_once.shown == shown
     growing = AnswerCleaner(tiny(version))
-    deltas = [growing.advance(growing.messages(raw[:end]), whole=False) for end in range(len(raw) + 1)]
+    tokens = re.findall(r"(?s)<\|assistant\|>|.", raw)
+    so_far = ("".join(tokens[:end]) for end in range(len(tokens) + 1))
+    deltas = [growing.advance(growing.messages(text), whole=False) for text in so_far]
     deltas.append(growing.advance(parts, whole=True))
     assert "".join(deltas) == growing.shown == shown
 
