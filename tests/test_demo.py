@@ -1,4 +1,4 @@
-"""The bundled demo checkpoints and their corpus. The whole evaluation is a command: chatglm.demo.evaluate."""
+"""The bundled demo checkpoints and their corpus. The whole evaluation is a command: tools.demo.evaluate."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 import chatglm
 from chatglm.conversation import encode_conversation, validate_history
-from chatglm.demo import FOLDERS, corpus, is_demo, with_vocabulary_of
-from chatglm.demo.batches import Encoder, batches
-from chatglm.demo.evaluate import is_right, items, same
-from chatglm.demo.phrases import expand, parse, read
+from chatglm.demo import FOLDERS, is_demo, with_vocabulary_of
+from tools.demo import corpus
+from tools.demo.batches import Encoder, batches
+from tools.demo.evaluate import is_right, items, same
+from tools.demo.phrases import expand, parse, read
 
 MEGABYTES = 12
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[1] / "chatglm" / "demo" / "evaluation"
+FOLDER = Path(__file__).resolve().parents[1] / "tools" / "demo" / "evaluation"
 LANGUAGES = ("zh", "en")
 KEYS = ("id", "kind", "intent", "lang", "turns", "tools")
 CHECKS = ("intent", "number", "contains", "translation", "tool", "refusal")

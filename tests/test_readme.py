@@ -14,11 +14,11 @@ import pytest
 import chatglm
 import cli_demo
 from chatglm import adapters
-from chatglm.demo.corpus import WEATHER_TOOL
 from chatglm.front.messages import TERMINAL
 from chatglm.serving.chat_engine import ChatEngine
 from live_server import serve
 from tiny_folders import make_folder
+from tools.demo.corpus import WEATHER_TOOL
 
 ROOT = Path(__file__).resolve().parents[1]
 #: English pages; each has a Chinese one beside it.

@@ -1,1 +1,1 @@
-"""What keeps the project going: the lock of its requirements, and tests with other releases than the locked ones."""
+"""What keeps the project going: the lock, tests with other releases than the locked ones, the making of the demo."""

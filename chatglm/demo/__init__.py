@@ -1,4 +1,4 @@
-"""The bundled demo checkpoints, and the scripts that make them. See README.md beside this file."""
+"""Where the bundled demo checkpoints lie; `tools/demo` makes them. See README.md beside this file."""
 
 from __future__ import annotations
 

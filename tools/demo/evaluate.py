@@ -1,4 +1,4 @@
-"""Measures a demo checkpoint: `python -m chatglm.demo.evaluate FOLDER`.
+"""Measures a demo checkpoint: `python -m tools.demo.evaluate FOLDER`.
 
 Asks the questions of `evaluation/*.jsonl`, which were written without sight of the phrase files, through `chat()` as a
 user would, and compares the answers with the one that is right.
@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.atomic import write_file
-from ..conversation import TOOLS_SYSTEM_PROMPT
-from ..loading import load
+from chatglm.checkpoints.atomic import write_file
+from chatglm.conversation import TOOLS_SYSTEM_PROMPT
+from chatglm.loading import load
+
 from . import corpus
 
 FOLDER = Path(__file__).parent / "evaluation"

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ..conversation.segments import encode_segments
+from chatglm.conversation.segments import encode_segments
+
 from . import corpus
 
 #: Dialogues that are sorted by length together.

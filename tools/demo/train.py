@@ -1,4 +1,4 @@
-"""Trains a demo checkpoint from scratch: `python -m chatglm.demo.train --generation 3 --output DIR --seed 0`.
+"""Trains a demo checkpoint from scratch: `python -m tools.demo.train --generation 3 --output DIR --seed 0`.
 
 Makes the vocabulary, trains on dialogues made by `corpus.py`, writes the checkpoint and evaluates it. Two CPU cores
 are enough. With `--steps` the result depends on the seed alone; with `--minutes` also on the speed of the machine.
@@ -17,12 +17,13 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from .. import ChatGLM1Tokenizer, ChatGLMTokenizer
-from ..chat import ChatGLM1ForConditionalGeneration, ChatGLM3ForConditionalGeneration
-from ..checkpoints.atomic import files_into
-from ..checkpoints.file_names import TOKENIZER_CONFIG
-from ..configuration_chatglm import ChatGLM1Config, ChatGLM3Config
-from ..conversation import chat_format
+from chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
+from chatglm.chat import ChatGLM1ForConditionalGeneration, ChatGLM3ForConditionalGeneration
+from chatglm.checkpoints.atomic import files_into
+from chatglm.checkpoints.file_names import TOKENIZER_CONFIG
+from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM3Config
+from chatglm.conversation import chat_format
+
 from . import vocabulary
 from .batches import Batch, batches
 

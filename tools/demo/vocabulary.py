@@ -11,7 +11,8 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from ..conversation import ChatFormat
+from chatglm.conversation import ChatFormat
+
 from . import corpus, strings
 
 BLANK = "▁"

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from ..conversation import TOOLS_SYSTEM_PROMPT
+from chatglm.conversation import TOOLS_SYSTEM_PROMPT
+
 from . import strings
 from .phrases import CLOSE, FOLDER, OPEN, Slots, add_noise, pick, read
 
