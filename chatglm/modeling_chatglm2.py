@@ -27,7 +27,7 @@ from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
 from .network import compat
 from .network.backbone import Backbone
 from .network.heads import CausalLMHead, ClassifierHead
-from .network.layers import RMSNorm, eager_attention
+from .network.layers import Embedding, RMSNorm, apply_rotary, eager_attention, make_norm
 from .network.pretrained import ChatGLMPreTrainedModel, PartNames
 from .network.rotary import RotaryTable
 
@@ -46,24 +46,6 @@ def rotary_angles(length: int, dtype: torch.dtype, device: torch.device, *, conf
     frequencies = 1.0 / (base ** (torch.arange(0, half, 2, dtype=dtype, device=device) / half))
     positions = torch.arange(length, dtype=dtype, device=device) / stretch
     return torch.outer(positions, frequencies).float()
-
-
-def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate neighbouring pairs in the first dims of each head.
-
-    Args:
-        states: (batch, heads, tokens, head_dim)
-        cos, sin: (batch, 1, tokens, rotated dims / 2)
-    """
-    rotated_dims = 2 * cos.shape[-1]
-    even, odd = states[..., 0:rotated_dims:2], states[..., 1:rotated_dims:2]
-    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    return torch.cat((rotated, states[..., rotated_dims:]), dim=-1)
-
-
-def make_norm(config: ChatGLM2Config) -> nn.Module:
-    norm = RMSNorm if config.rmsnorm else nn.LayerNorm
-    return norm(config.hidden_size, eps=config.layernorm_epsilon)
 
 
 class ChatGLM2Attention(nn.Module):
@@ -200,15 +182,6 @@ class ChatGLM2Block(GradientCheckpointingLayer):
         normed = self.post_attention_layernorm(hidden_states)
         residual = normed if self.residual_after_norm else hidden_states
         return residual + F.dropout(self.mlp(normed.to(dtype)), p=self.dropout, training=self.training)
-
-
-class Embedding(nn.Module):
-    def __init__(self, config: ChatGLM2Config) -> None:
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.word_embeddings(input_ids)
 
 
 def block_layout(config: ChatGLM2Config) -> BlockLayout:

@@ -1,4 +1,4 @@
-"""The rows of an optimizer step, divided among several processes without a row being learnt twice."""
+"""The order of the rows, and how the rows of an optimizer step are divided among several processes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 IGNORED = -100  # the label of what is not learnt
 
@@ -56,3 +57,32 @@ def divide_evenly(loader: Any) -> None:
     if isinstance(shard, BatchSamplerShard) and not shard.split_batches and not shard.drop_last:
         shard.batch_sampler = EvenBatches(shard.batch_sampler.sampler, shard.batch_size, shard.num_processes)
         shard.batch_size = None  # not always the same
+
+
+class StepSampler(Sampler[int]):
+    """An order for every epoch, the same for any number of processes, and after resuming.
+
+    With lengths, the rows of one optimizer step are about equally long: little padding. Steps come in random order.
+    """
+
+    def __init__(self, rows: int, step: int, lengths: Sequence[int] | None, seed: int) -> None:
+        self.rows, self.step, self.lengths, self.seed = rows, step, lengths, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order: list[int] = torch.randperm(self.rows, generator=generator).tolist()
+        if self.lengths is None:
+            return iter(order)
+        lengths, window = self.lengths, 50 * self.step
+        steps: list[list[int]] = []
+        for start in range(0, self.rows, window):
+            chunk = sorted(order[start : start + window], key=lambda row: lengths[row])
+            steps += [chunk[place : place + self.step] for place in range(0, len(chunk), self.step)]
+        full = [rows for rows in steps if len(rows) == self.step]
+        rest = [row for rows in steps if len(rows) < self.step for row in rows]  # of the last window only
+        shuffled = torch.randperm(len(full), generator=generator).tolist()
+        return iter([row for place in shuffled for row in full[place]] + rest)

@@ -287,7 +287,7 @@ class _Say:
 
 def resume_from(training_args: TrainingArguments, say: _Say) -> str | None:
     """The checkpoint to go on from: the named one, or for `true` or an output_dir with checkpoints the last one."""
-    from ptuning.trainer import OPTIMIZERS, STATE, CheckpointError, last_checkpoint
+    from ptuning.checkpoints import OPTIMIZERS, STATE, CheckpointError, last_checkpoint
 
     wanted = training_args.resume_from_checkpoint
     choice = (wanted or "").lower()
@@ -313,7 +313,7 @@ def resume_from(training_args: TrainingArguments, say: _Say) -> str | None:
 
 def step_of(checkpoint: str | os.PathLike[str]) -> int:
     """The number of the step after which a checkpoint was written. Raises CheckpointError if it does not say."""
-    from ptuning.trainer import STATE, CheckpointError, broken
+    from ptuning.checkpoints import STATE, CheckpointError, broken
 
     try:
         return int(json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"])

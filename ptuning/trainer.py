@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -16,29 +15,23 @@ import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.nn import functional
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from chatglm.checkpoints.atomic import put_back, whole_folder
+from chatglm.checkpoints.atomic import whole_folder
 from chatglm.language import choose_language
 
 from . import methods
-from .batches import WithFillers, divide_evenly
+from .batches import StepSampler, WithFillers, divide_evenly
+from .checkpoints import OLD, STATE, CheckpointError, last_checkpoint, reading
 from .messages import text
 
-STATE = "trainer_state.json"
-OLD = "old-"  # in front of the name of a checkpoint that is being replaced
-OPTIMIZERS = ("optimizer*", "global_step*", "pytorch_model_fsdp*")  # as Trainer, DeepSpeed and FSDP call its state
 ZEROS = 10  # micro-batches in a row with a loss of exactly 0
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message is a diagnosis."""
-
-
-class CheckpointError(OSError):
-    """A checkpoint cannot be written or found."""
 
 
 class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
@@ -330,11 +323,11 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             methods.restore(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
+        with reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
+        with reading(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
@@ -346,35 +339,6 @@ def _row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
     pairs = zip(logits[:, :-1], labels[:, 1:], strict=True)
     sums = torch.stack([functional.cross_entropy(row.float(), wanted, reduction="sum") for row, wanted in pairs])
     return sums, (labels[:, 1:] != -100).sum(-1).float()
-
-
-class StepSampler(Sampler[int]):
-    """An order for every epoch, the same for any number of processes, and after resuming.
-
-    With lengths, the rows of one optimizer step are about equally long: little padding. Steps come in random order.
-    """
-
-    def __init__(self, rows: int, step: int, lengths: Sequence[int] | None, seed: int) -> None:
-        self.rows, self.step, self.lengths, self.seed = rows, step, lengths, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order: list[int] = torch.randperm(self.rows, generator=generator).tolist()
-        if self.lengths is None:
-            return iter(order)
-        lengths, window = self.lengths, 50 * self.step
-        steps: list[list[int]] = []
-        for start in range(0, self.rows, window):
-            chunk = sorted(order[start : start + window], key=lambda row: lengths[row])
-            steps += [chunk[place : place + self.step] for place in range(0, len(chunk), self.step)]
-        full = [rows for rows in steps if len(rows) == self.step]
-        rest = [row for rows in steps if len(rows) < self.step for row in rows]  # of the last window only
-        shuffled = torch.randperm(len(full), generator=generator).tolist()
-        return iter([row for place in shuffled for row in full[place]] + rest)
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -403,31 +367,3 @@ class _Watch(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def _check(self, control: Any) -> None:
         if control.should_save or control.should_evaluate or control.should_training_stop:
             self.trainer.check_step()
-
-
-def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint that was written last; one whose replacement was interrupted is put back first."""
-    folder = Path(output_dir)
-    for old in folder.glob(f"{OLD}checkpoint-*"):
-        put_back(old, folder / old.name.removeprefix(OLD))
-    found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
-    return max(found, key=lambda path: ((path / STATE).stat().st_mtime_ns, path.name), default=None)
-
-
-def broken(checkpoint: str | os.PathLike[str], error: Exception) -> str:
-    """What to do about a checkpoint that training cannot resume from."""
-    reason = " ".join(str(error).split())
-    return (
-        f"cannot go on from {checkpoint} ({reason}): go on with the arguments it was made with; if it is broken, "
-        "remove it, and the one before is taken"
-    )
-
-
-@contextlib.contextmanager
-def _reading(checkpoint: str | None) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # torch has many for a broken file
-        if checkpoint is None or isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(broken(checkpoint, error)) from error

@@ -19,7 +19,9 @@ import pytest
 import torch
 import transformers
 from packaging.requirements import Requirement
+from safetensors.torch import save_file
 
+from chatglm.chat import ChatMixin
 from chatglm.doctor import __main__ as command
 from chatglm.doctor import checks, environment, versions
 from chatglm.doctor.messages import DOCTOR
@@ -27,6 +29,7 @@ from chatglm.doctor.versions import Library
 from chatglm.front import arguments
 from chatglm.kernels import KernelUnavailable, cpu
 from chatglm.kernels.__main__ import error_of
+from chatglm.quantization import QuantizedLinear
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "CHATGLM"))}
@@ -152,6 +155,94 @@ def test_a_generate_that_loses_the_cache(doctor: Doctor, monkeypatch: pytest.Mon
             assert " instead of '" in line
             assert 'pip install' in line and '"transformers' in line
     assert "wrong" in done.stdout.splitlines()[-1]
+
+
+def longer_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = transformers.PreTrainedTokenizerBase.decode
+    monkeypatch.setattr(
+        transformers.PreTrainedTokenizerBase, "decode", lambda self, *given, **more: decode(self, *given, **more) + "!"
+    )
+
+
+def one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = ChatMixin._stream_chat
+    monkeypatch.setattr(ChatMixin, "_stream_chat", lambda *given: list(stream(*given))[-1:])
+
+
+Change = Callable[[torch.Tensor, dict[str, Any]], torch.Tensor]
+
+
+def change_inputs(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    """`change` gets the ids and the other arguments of transformers' generate, and returns the ids to generate from."""
+    generate = transformers.GenerationMixin.generate
+
+    def changed(self: Any, inputs: Any = None, *, input_ids: torch.Tensor, **more: Any) -> Any:
+        options = {name: value for name, value in more.items() if not name.endswith("position_ids")}
+        seen = change(input_ids, options)
+        options["attention_mask"] = torch.ones_like(seen)
+        output = generate(self, inputs, input_ids=seen, **options)
+        new = output.sequences[:, seen.shape[1] :]
+        output.sequences = torch.cat((input_ids.repeat_interleave(len(new) // len(input_ids), 0), new), 1)
+        return output
+
+    monkeypatch.setattr(transformers.GenerationMixin, "generate", changed)
+
+
+def short_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last tokens alone, where there is no cache to have the others in."""
+    change_inputs(monkeypatch, lambda ids, options: ids[:, -2:] if options.get("use_cache") is False else ids)
+
+
+def seen_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    change_inputs(monkeypatch, lambda ids, options: ids)
+
+
+def mixed_beams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.DynamicCache, "reorder_cache", lambda self, order: None)
+
+
+def other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    dequantize = QuantizedLinear.dequantize
+    monkeypatch.setattr(QuantizedLinear, "dequantize", lambda self, dtype: dequantize(self, dtype) * 1.02)
+
+
+def other_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(tensors: dict[str, torch.Tensor], *given: Any, **more: Any) -> None:
+        save_file({name: tensor * 1.02 for name, tensor in tensors.items()}, *given, **more)
+
+    monkeypatch.setattr("chatglm.adapters.saving.save_file", save)
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", save)
+
+
+@pytest.mark.parametrize(
+    ("check", "break_it", "words"),
+    [
+        ("tokenizer", longer_texts, "instead of"),
+        ("chat", longer_texts, "instead of"),
+        ("stream_chat", one_piece, "does not come in pieces"),
+        ("generate_uncached", short_sight, "instead of"),
+        ("batch", seen_padding, ""),
+        ("beams", mixed_beams, ""),
+        ("int8", other_weights, "the logits differ by"),
+        ("int4", other_weights, "the logits differ by"),
+        ("saved", other_files, "the weights differ by"),
+        ("prefix", other_files, "the logits differ by"),
+        ("lora_adapter", other_files, "the logits differ by"),
+    ],
+)
+def test_every_check_notices_its_fault(
+    doctor: Doctor,
+    monkeypatch: pytest.MonkeyPatch,
+    check: str,
+    break_it: Callable[[pytest.MonkeyPatch], None],
+    words: str,
+) -> None:
+    only(monkeypatch, check)
+    break_it(monkeypatch)
+    done = doctor()
+    assert done.returncode == 1
+    assert len(done.wrong) == 2, done.stdout
+    assert all(words in line for line in done.wrong), done.wrong
 
 
 def test_a_check_that_crashes_is_one_line(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,9 @@ from transformers import TrainerCallback
 import chatglm
 from chatglm.quantization import QuantizedLinear
 from ptuning import data
-from ptuning.trainer import STATE, CheckpointError, StepSampler, TrainingError, Tuner, last_checkpoint
+from ptuning.batches import StepSampler
+from ptuning.checkpoints import STATE, CheckpointError, last_checkpoint
+from ptuning.trainer import TrainingError, Tuner
 from tiny_chat import FOLDERS
 from tiny_folders import make_folder
 from tuning import METHODS, arguments, losses, make_tuner, write_rows

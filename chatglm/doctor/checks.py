@@ -1,7 +1,8 @@
 """The self-checks: what has to be equal is computed in two ways, on the bundled demo models.
 
-The measure for everything that generates is `Patient.recomputed`: the likeliest token again and again, each from one
-pass over the whole sequence, without a cache and without transformers' `generate`.
+The measure for everything that generates is one pass of the network over prompt and answer, without a cache: at every
+place of the answer, its likeliest token has to be the one that was generated, and its logits those that were generated
+from. transformers' `generate` has no part in it.
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ from .versions import Library
 
 #: A conversation that both demo models know by heart.
 TURNS = (("你好", "你好！我是ChatGLM小演示，能帮你什么？"), ("17+25", "17+25=30+12=42"))
+UNSURE = "zebra 7"  # what neither has an answer to: beams take turns
 TEXTS = ("Hello, world! 1+1=2", "你好 ChatGLM", "a\tb\n\n  c   d", "🤖 ünïcode 龘", "<|user|> [gMASK]")
 KNOWN_IDS = {  # of TEXTS[1]
     1: [5, 219, 103, 2145, 2148],
     3: [2401, 2403, 259, 534, 259, 404],
 }
 LIMIT = 24  # tokens of an answer: those above are shorter
-BEAMS, BEAM_TOKENS = 3, 8
+BEAMS = 3
 TOLERANCE = 2e-3  # of the logits, over the largest: quantised products round activations to 14 bits (1e-4 each)
-EXACT = 1e-4  # the same in another order of adding
+EXACT = 1e-4  # the same, added in another order
+SCORE = 1e-3  # the same, of the sum over a beam
 
 
 class Wrong(Exception):
@@ -89,52 +92,66 @@ class Patient:
         asked: list[tuple[str, list[Any]]] = [(first, []), (second, []), (second, before)]
         return [self.model.prepare_turn(self.tokenizer, question, history)[0] for question, history in asked]
 
-    @cached_property
-    def recomputed(self) -> list[list[int]]:
-        return [recompute(self.model, self.tokenizer, prompt) for prompt in self.prompts]
-
-    def generated(self, model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-        """What transformers' `generate` adds to each prompt, up to the token that ends it."""
+    def generate(self, model: Any, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], Any]:
+        """What transformers' `generate` adds to each prompt, up to the token that ends it; and all that it returns."""
         batch = self.tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
         stops, width = stop_token_ids(self.tokenizer), batch["input_ids"].shape[1]
         options = {"max_new_tokens": LIMIT, "do_sample": False, "eos_token_id": stops} | options
         with torch.no_grad():
-            rows = model.generate(**batch, **options)[:, width:].tolist()
-        return [up_to_stop(row, stops) for row in rows]
+            output = model.generate(**batch, **options, return_dict_in_generate=True, output_logits=True)
+        return [up_to_stop(row, stops) for row in output.sequences[:, width:].tolist()], output
 
-    def expect(self, came: list[list[int]], wanted: list[list[int]]) -> None:
-        """Raises Wrong for the first two answers that are not the same, as texts."""
-        for one, other in zip(came, wanted, strict=True):
-            if one != other:
-                expect_text(self.tokenizer.decode(one), self.tokenizer.decode(other))
-                raise Wrong("instead", came=one, wanted=other)  # other ids of the same text
+    def expect_greedy(self, model: Any, prompts: list[list[int]], **options: Any) -> None:
+        """Raises Wrong where `generate` gives other tokens than recomputing, or the same from other logits."""
+        answers, output = self.generate(model, prompts, **options)
+        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            logits = self.expect_likeliest(model, prompt, answer)
+            steps = torch.stack([step[index] for step in output.logits[: len(answer)]])
+            expect_close(steps.float().cpu(), logits, EXACT)
+
+    def expect_likeliest(self, model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
+        """Raises Wrong unless every token is the likeliest after all those before it.
+
+        Returns:
+            (tokens of the answer, vocabulary): the logits, recomputed, on the CPU.
+        """
+        logits = recompute(model, prompt + answer)[len(prompt) - 1 : -1]
+        if logits.argmax(-1).tolist() != answer:
+            raise Wrong("instead", came=self.text(answer), wanted=self.text(self.greedy(model, prompt)))
+        return logits
+
+    def greedy(self, model: Any, prompt: list[int]) -> list[int]:
+        """The right answer, for those who got another: every token from the whole sequence anew."""
+        stops, answer = stop_token_ids(self.tokenizer), list[int]()
+        while len(answer) < LIMIT and not (answer and answer[-1] in stops):
+            answer.append(int(recompute(model, prompt + answer)[-1].argmax()))
+        return answer
+
+    def text(self, ids: list[int]) -> str:
+        return shorten(self.tokenizer.decode(ids))
 
     def logits(self, model: Any) -> torch.Tensor:
         """(tokens, vocabulary) of the longest prompt, on the CPU."""
-        with torch.no_grad():
-            ids = torch.tensor([self.prompts[-1]], device=model.device)
-            found: torch.Tensor = model(input_ids=ids).logits[0]
-        return found.float().cpu()
-
-    def expect_logits(self, model: Any, wanted: torch.Tensor, tolerance: float) -> None:
-        error = ((self.logits(model) - wanted).abs().max() / wanted.abs().max()).item()
-        if not error <= tolerance:  # NaN, too
-            raise Wrong("differs", what="logits", error=error)
+        return recompute(model, self.prompts[-1])
 
 
-def recompute(model: Any, tokenizer: Any, prompt: list[int], limit: int = LIMIT) -> list[int]:
-    """The greedy answer, every token from the whole sequence anew."""
-    stops, answer = stop_token_ids(tokenizer), list[int]()
+def recompute(model: Any, ids: list[int]) -> torch.Tensor:
+    """The logits (tokens, vocabulary) of one pass over a sequence, in float32 on the CPU."""
     with torch.no_grad():
-        while len(answer) < limit and not (answer and answer[-1] in stops):
-            ids = torch.tensor([prompt + answer], device=model.device)
-            answer.append(int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()))
-    return answer
+        found: torch.Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+    return found.float().cpu()
 
 
 def up_to_stop(row: list[int], stops: Iterable[int]) -> list[int]:
     ends = [index for index, token in enumerate(row) if token in stops]
     return row[: ends[0] + 1] if ends else row
+
+
+def expect_close(came: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
+    """Raises Wrong where the largest difference of logits is more than `tolerance` times the largest of them."""
+    error = ((came - wanted).abs().max() / wanted.abs().max()).item()
+    if not error <= tolerance:  # NaN, too
+        raise Wrong("differs", what="logits", error=error)
 
 
 def expect_text(came: Any, wanted: str) -> None:
@@ -150,7 +167,9 @@ def shorten(text: str) -> str:
 
 
 def check_load(patient: Patient) -> None:
-    assert patient.model.config.chatglm_version == patient.generation
+    found = patient.model.config.chatglm_version
+    if found != patient.generation:
+        raise Wrong("instead", came=found, wanted=patient.generation)
 
 
 def check_tokenizer(patient: Patient) -> None:
@@ -178,25 +197,32 @@ def check_stream_chat(patient: Patient) -> None:
 
 
 def check_generate(patient: Patient) -> None:
-    for prompt, wanted in zip(patient.prompts, patient.recomputed, strict=True):
-        patient.expect(patient.generated(patient.model, [prompt]), [wanted])
+    for prompt in patient.prompts:
+        patient.expect_greedy(patient.model, [prompt])
 
 
 def check_generate_uncached(patient: Patient) -> None:
-    patient.expect(
-        patient.generated(patient.model, [patient.prompts[-1]], use_cache=False), [patient.recomputed[-1]]
-    )
+    patient.expect_greedy(patient.model, patient.prompts[-1:], use_cache=False)
 
 
 def check_batch(patient: Patient) -> None:
-    patient.expect(patient.generated(patient.model, patient.prompts), patient.recomputed)
+    patient.expect_greedy(patient.model, patient.prompts)
 
 
 def check_beams(patient: Patient) -> None:
-    options = {"num_beams": BEAMS, "max_new_tokens": BEAM_TOKENS}
-    prompt = [patient.prompts[-1]]
-    cached, uncached = (patient.generated(patient.model, prompt, use_cache=one, **options) for one in (True, False))
-    patient.expect(cached, uncached)
+    """The same beams as without a cache, with the scores that their tokens have when they are recomputed."""
+    options = {"num_beams": BEAMS, "num_return_sequences": BEAMS, "max_new_tokens": LIMIT // 2, "length_penalty": 0.0}
+    prompt = patient.model.prepare_turn(patient.tokenizer, UNSURE, [])[0]
+    cached, output = patient.generate(patient.model, [prompt], output_scores=True, **options)
+    uncached, _ = patient.generate(patient.model, [prompt], use_cache=False, **options)
+    for one, other in zip(cached, uncached, strict=True):
+        if one != other:
+            raise Wrong("instead", came=patient.text(one), wanted=patient.text(other))
+    for answer, score in zip(cached, output.sequences_scores.tolist(), strict=True):
+        chances = recompute(patient.model, prompt + answer)[len(prompt) - 1 : -1].log_softmax(-1)
+        wanted = chances.gather(-1, torch.tensor(answer)[:, None]).sum().item()
+        if not abs(score - wanted) <= SCORE:
+            raise Wrong("differs", what="scores", error=abs(score - wanted))
 
 
 def check_quantised(patient: Patient, bits: int) -> None:
@@ -206,11 +232,10 @@ def check_quantised(patient: Patient, bits: int) -> None:
     for name, layer in small.named_modules():
         if isinstance(layer, QuantizedLinear):
             large.get_submodule(name).weight.data = layer.dequantize(torch.float32)
-    patient.expect_logits(small, patient.logits(large), TOLERANCE)
-    wanted = recompute(large, patient.tokenizer, patient.prompts[1])
-    question = TURNS[1][0]
-    steps = list(small.stream_steps(patient.tokenizer, question, [], do_sample=False, max_new_tokens=LIMIT))
-    patient.expect([[step.token_id for step in steps if step.token_id is not None]], [wanted])
+    expect_close(patient.logits(small), patient.logits(large), TOLERANCE)
+    steps = list(small.stream_steps(patient.tokenizer, TURNS[1][0], [], do_sample=False, max_new_tokens=LIMIT))
+    answer = [step.token_id for step in steps if step.token_id is not None]
+    patient.expect_likeliest(large, patient.prompts[1], answer)
 
 
 def check_saved(patient: Patient) -> None:
@@ -234,14 +259,13 @@ def check_prefix(patient: Patient) -> None:
     tuned = patient.logits(model)
     if torch.equal(tuned, plain):
         raise Wrong("no_effect")
-    prompt = patient.prompts[1]
-    patient.expect(patient.generated(model, [prompt]), [recompute(model, patient.tokenizer, prompt)])
+    patient.expect_greedy(model, patient.prompts[1:2])
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)
         again, _ = patient.fresh(adapter=folder)
-    patient.expect_logits(again, tuned, 0.0)
+    expect_close(patient.logits(again), tuned, EXACT)
     with again.adapter(None):
-        patient.expect_logits(again, plain, 0.0)
+        expect_close(patient.logits(again), plain, EXACT)
 
 
 def check_lora(patient: Patient) -> None:
@@ -262,10 +286,10 @@ def check_lora(patient: Patient) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)
         again, _ = patient.fresh(adapter=folder)
-    patient.expect_logits(again, tuned, EXACT)
+    expect_close(patient.logits(again), tuned, EXACT)
     with again.adapter(None):
-        patient.expect_logits(again, plain, EXACT)
-    patient.expect_logits(merge_lora(model), tuned, EXACT)
+        expect_close(patient.logits(again), plain, EXACT)
+    expect_close(patient.logits(merge_lora(model)), tuned, EXACT)
 
 
 #: Name, what it does, and the libraries that have a part in it, the likeliest first.

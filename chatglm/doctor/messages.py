@@ -103,6 +103,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "differs": {"zh": "{what}相差 {error:.1e}", "en": "{what} differ by {error:.1e}"},
     "logits": {"zh": "logits ", "en": "the logits"},
     "weights": {"zh": "权重", "en": "the weights"},
+    "scores": {"zh": "得分", "en": "the scores"},
     "no_effect": {"zh": "它不起作用", "en": "it has no effect"},
     "no_pieces": {"zh": "回答没有逐步到来", "en": "the answer does not come in pieces"},
     "not_run": {"zh": "模型没有加载，未检查", "en": "the model did not load, not checked"},

@@ -23,6 +23,23 @@ class RMSNorm(nn.Module):
         return (wide * self.weight).to(hidden_states.dtype)
 
 
+def make_norm(config: Any) -> nn.Module:
+    """The kind of norm that a config of generations 2 and later names."""
+    norm = RMSNorm if config.rmsnorm else nn.LayerNorm
+    return norm(config.hidden_size, eps=config.layernorm_epsilon)
+
+
+class Embedding(nn.Module):
+    """The embeddings one level deeper, as the checkpoints of generations 2 and later name them."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.word_embeddings(input_ids)
+
+
 def eager_attention(
     module: Any,
     query: torch.Tensor,
@@ -50,3 +67,16 @@ def eager_attention(
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate neighbouring pairs in the first dims of each head.
+
+    Args:
+        states: (batch, heads, tokens, head_dim)
+        cos, sin: (batch, 1, tokens, rotated dims / 2)
+    """
+    rotated_dims = 2 * cos.shape[-1]
+    even, odd = states[..., 0:rotated_dims:2], states[..., 1:rotated_dims:2]
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((rotated, states[..., rotated_dims:]), dim=-1)

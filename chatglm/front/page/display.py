@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ...conversation.formats import ChatFormat
+from ..messages import TERMINAL
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # mdtex2html 1.3 has invalid escapes in its strings, which Python 3.12 warns of
@@ -144,3 +145,16 @@ def _markup(element: ElementTree.Element) -> str:
 def _text(text: str | None) -> str:
     """Everything but letters and digits as a number: neither Markdown nor HTML find anything of theirs in it."""
     return "".join(char if char.isalnum() else f"&#{ord(char)};" for char in text or "")
+
+
+def speed(step: Any, language: str) -> str:
+    """The line under an answer: how many tokens, how fast, and why it ended where that is not for the model to say."""
+    note = TERMINAL[step.finish_reason][language] if step.finish_reason != "stop" else ""
+    rate = step.completion_tokens / max(step.seconds, 1e-9)
+    return TERMINAL["speed"][language].format(tokens=step.completion_tokens, rate=rate, note=note)
+
+
+def title(chat_format: ChatFormat, history: list[Any]) -> str:
+    """The beginning of the first question."""
+    first = " ".join(next(iter(texts(chat_format, history)), "").split())
+    return first if len(first) <= 40 else first[:39] + "…"

@@ -290,7 +290,7 @@ class Page:
                 del self.running[session_hash]
         if not failure and step is not None and (step.text.strip() or step.finish_reason != "cancelled"):
             history = step.history[head:]
-            yield {self.chat: self._messages(history), self.history: history, self.speed: speed(step, language)}
+            yield {self.chat: self._messages(history), self.history: history, self.speed: display.speed(step, language)}
             return
         if failure:
             gr.Warning(html.escape(TERMINAL["error"][language].format(reason=failure)))
@@ -335,7 +335,7 @@ class Page:
 
     def list_chats(self, chats: Any, chat_id: str) -> tuple[Any, list[dict[str, Any]]]:
         known = self._known(chats)
-        return gr.Dataset(samples=[[title(self.chat_format, chat["history"])] for chat in known]), known
+        return gr.Dataset(samples=[[display.title(self.chat_format, chat["history"])] for chat in known]), known
 
     def copy(self, history: list[Any], copied: gr.CopyData) -> str:
         """The raw text of the message whose display copy went to the clipboard."""
@@ -387,16 +387,3 @@ def read_tools(text: str, language: str) -> list[Any] | None:
         return json.loads(text) if text.strip() else None
     except ValueError as error:
         raise ValueError(PAGE["tools_json"][language].format(reason=error)) from error
-
-
-def speed(step: Any, language: str) -> str:
-    """The line under an answer: how many tokens, how fast, and why it ended where that is not for the model to say."""
-    note = TERMINAL[step.finish_reason][language] if step.finish_reason != "stop" else ""
-    rate = step.completion_tokens / max(step.seconds, 1e-9)
-    return TERMINAL["speed"][language].format(tokens=step.completion_tokens, rate=rate, note=note)
-
-
-def title(chat_format: ChatFormat, history: list[Any]) -> str:
-    """The beginning of the first question."""
-    first = " ".join(next(iter(display.texts(chat_format, history)), "").split())
-    return first if len(first) <= 40 else first[:39] + "…"
