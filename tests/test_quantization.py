@@ -828,7 +828,7 @@ def test_the_memory_check_counts_quantised_weights(checkpoint: Path, monkeypatch
     tensors = load_file(checkpoint / "model.safetensors")
     outside = 2 * config.vocab_size * config.hidden_size
     needed = 1.1 * ((sum(tensor.numel() for tensor in tensors.values()) - outside) / 2 + outside * 4)
-    monkeypatch.setattr("chatglm.memory.available", lambda device: int(needed) + 100)
+    monkeypatch.setattr("chatglm.checkpoints.memory.available", lambda device: int(needed) + 100)
     with pytest.raises(NotEnoughMemoryError, match=r"load with quantize=4"):
         load(checkpoint, device="cpu", dtype="float32")
     assert quantized_layers(load(checkpoint, device="cpu", dtype="float32", quantize=4)[0])
