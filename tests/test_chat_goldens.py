@@ -376,7 +376,7 @@ def test_the_defaults_of_chat(version: str, method: str, monkeypatch: pytest.Mon
         seen.append(options)
         raise InterruptedError
 
-    monkeypatch.setattr("chatglm.chat.generate_text", look)
+    monkeypatch.setattr("chatglm.chat_methods.generate_text", look)
     with pytest.raises(InterruptedError):
         list(getattr(model, method)(tokenizer, "x"))
     assert DEVIATIONS["numbers_that_are_not_finite_are_an_error"]

@@ -299,6 +299,7 @@ def test_clearing_ends_the_answer_and_nothing_of_it_comes_back(visit: Callable[.
         visitor.open_side()
         visitor.page.locator("#new").click()
     expect(visitor.questions).to_have_count(0)
+    expect(visitor.answers).to_have_count(0)
     expect(visitor.send).to_be_visible()
     assert visitor.history() == []
     assert visitor.ask_and_wait("active") == "active: 0"

@@ -86,9 +86,8 @@ class Patient:
     def prompts(self) -> list[list[int]]:
         """The ids of each turn's question alone, and of the last one after the turns before it; different lengths."""
         (first, answer), (second, _) = TURNS
-        before: list[Any] = [(first, answer)]
-        if self.generation == 3:
-            before = [{"role": "user", "content": first}, {"role": "assistant", "metadata": "", "content": answer}]
+        turn = [{"role": "user", "content": first}, {"role": "assistant", "metadata": "", "content": answer}]
+        before = self.tokenizer.chat_format.from_messages(turn)
         asked: list[tuple[str, list[Any]]] = [(first, []), (second, []), (second, before)]
         return [self.model.prepare_turn(self.tokenizer, question, history)[0] for question, history in asked]
 

@@ -23,6 +23,7 @@ from ..checkpoints.files import (
     read_json,
 )
 from ..configuration_chatglm import ChatGLMConfig, version_evidence
+from ..conversation import chat_format
 from ..kernels.__main__ import devices
 from ..loading import memory_needed, model_class
 from ..quantization import settings_of
@@ -167,7 +168,7 @@ def _generation(raw: dict[str, Any], path: Path, version: int, language: str) ->
         status, why = "ok", say("why_name", language, name=name)
     else:
         status, why = "note", say("why_default", language, name=named)
-    text = say("is_generation", language, generation=version, number="" if version == 1 else version, why=why)
+    text = say("is_generation", language, generation=version, model=chat_format(version).model_name, why=why)
     data = {"generation": version, "evidence": key or name, "model_name": named}
     return Finding("generation", status, text, data=data)
 

@@ -124,8 +124,8 @@ DOCTOR: dict[str, dict[str, str]] = {
         "en": "a P-tuning prefix, for --adapter: base model {base}, {length} positions; {count:,} parameters",
     },
     "is_generation": {
-        "zh": "第 {generation} 代（ChatGLM{number}-6B）：{why}",
-        "en": "generation {generation} (ChatGLM{number}-6B): {why}",
+        "zh": "第 {generation} 代（{model}）：{why}",
+        "en": "generation {generation} ({model}): {why}",
     },
     "why_key": {"zh": "config.json 中有 {key}", "en": "config.json has {key}"},
     "why_name": {"zh": "名称是 {name}", "en": "its name is {name}"},
