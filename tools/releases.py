@@ -91,7 +91,17 @@ class Environment:
 
 
 def try_releases(wishes: Sequence[str], keep: Sequence[str], quick: bool) -> tuple[bool, str]:
-    """Installs what is wished and runs the tests with it; returns whether all is well, and what to report."""
+    """Installs what is wished and runs the tests with it; returns whether all is well, and a report in Markdown."""
+    options = ["--quick"] * quick + [f"--keep {name}" for name in keep]
+    command = " ".join(["python -m tools.releases", *wishes, *options])
+
+    def report(outcome: str, moved: str = "", output: str = "") -> str:
+        """The outcome, the versions that are not as locked, and the end of what failed."""
+        system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+        parts = [f"`{command}` on {datetime.date.today()}, {system}: **{outcome}**"]
+        parts += [f"```\n{text[-SHOWN:].strip()}\n```" for text in (moved, output) if text]
+        return "\n\n".join(parts) + "\n"
+
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environment = Environment(Path(folder) / "venv")
         status, output = 0, ""
@@ -102,22 +112,14 @@ def try_releases(wishes: Sequence[str], keep: Sequence[str], quick: bool) -> tup
             file.write_text("\n".join(line for wish in wishes for line in requested(wish, keep)), encoding="utf-8")
             status, output = environment.install("--upgrade", "-r", str(file))
         if status != 0:
-            return False, report(wishes, "pip cannot install them", output=output)
+            return False, report("pip cannot install them", output=output)
         same, moved = environment.run("tools.lock", "--installed")
         if same == 0 and list(wishes) == ["allowed"]:
-            return True, report(wishes, "the newest allowed transformers is the locked one; nothing else to run", moved)
+            return True, report("the newest allowed transformers is the locked one; nothing else to run", moved)
         status, output = environment.run("pytest", "-q", "-rfE", *([QUICK] if quick else []))
         outcome = output.strip().rpartition("\n")[2].strip("= ")
         failures = output[max(0, output.rfind("short test summary info")) :] if status != 0 else ""
-        return status == 0, report(wishes, outcome, moved, failures)
-
-
-def report(wishes: Sequence[str], outcome: str, moved: str = "", output: str = "") -> str:
-    """What was found, as Markdown: the outcome, the versions that are not as locked, and the end of what failed."""
-    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    parts = [f"{datetime.date.today()}, {system}, {' '.join(wishes)}: **{outcome}**"]
-    parts += [f"```\n{text[-SHOWN:].strip()}\n```" for text in (moved, output) if text]
-    return "\n\n".join([*parts, f"Once more: `python -m tools.releases {' '.join(wishes)}`"]) + "\n"
+        return status == 0, report(outcome, moved, failures)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ class Report:
 
     def __init__(self, language: str, as_json: bool, verbose: bool) -> None:
         self.language, self.as_json, self.verbose = language, as_json, verbose
-        self.content: dict[str, Any] = {}
+        self.content: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
         self.wrong = 0
         self.start = perf_counter()
 
@@ -148,7 +148,7 @@ def _examine(args: argparse.Namespace, language: str, report: Report) -> None:
 
         yield from run_checks(language, args.device, known, args.verbose)
 
-    report.line(say("title", language, python=platform.python_version(), platform=platform.platform()))
+    report.line(say("title", language, **report.content))
     report.part("versions", installation)
     if not imported:
         return

@@ -43,6 +43,11 @@ def import_package(language: str, libraries: list[Library], verbose: bool = Fals
         if verbose:
             traceback.print_exc()
         status, text = "wrong", f"{text}: {one_line(error)}"
-        missing = (getattr(error, "name", None) or "").partition(".")[0]
-        cure = cure_for([missing, "transformers", "torch", "safetensors", "sentencepiece", "accelerate"], libraries)
+        culprit = (getattr(error, "name", None) or "").partition(".")[0]
+        if any(one.name == culprit for one in libraries):
+            cure = cure_for([culprit], libraries)
+        elif isinstance(error, ModuleNotFoundError) and culprit:
+            cure = f"pip install {culprit}"
+        else:
+            cure = cure_for(["transformers", "torch", "safetensors", "sentencepiece", "accelerate"], libraries)
     return Finding("import", status, text, cure, round(perf_counter() - start, 2))
