@@ -121,16 +121,15 @@ class TokenChooser:
             check_finite(self._model, scores, ids)
         scores = self._processors(ids, scores)
         tokens = choose(scores, self._do_sample, self._generator)
-        if any(self._ended):
-            tokens[self._ended] = self._pad
-        token_ids = tokens[:, 0].tolist()
-        ended = [token_id in self._stop_ids for token_id in token_ids]
-        if self._criteria:
-            by_criteria = self._criteria(torch.cat((ids, tokens), dim=-1), scores).tolist()
-            ended = [one or other for one, other in zip(ended, by_criteria, strict=True)]
-        self._ended = [before or now for before, now in zip(self._ended, ended, strict=True)]
+        ended = self._ended
+        if any(ended):
+            tokens[ended] = self._pad
+        token_ids = [token_id for (token_id,) in tokens.tolist()]
+        by_criteria = self._criteria(torch.cat((ids, tokens), dim=-1), scores).tolist() if self._criteria else ended
+        for row, token_id in enumerate(token_ids):
+            ended[row] = ended[row] or by_criteria[row] or token_id in self._stop_ids
         reason: FinishReason | None = None
-        if all(self._ended):
+        if all(ended):
             reason = "stop"
         elif ids.shape[1] + 1 >= self._limit:
             reason = "length"
