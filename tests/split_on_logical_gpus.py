@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,3 +227,16 @@ def test_one_device_by_any_name(folders: dict[int, Path]) -> None:
     assert set(split(folders[3], device_map="auto").hf_device_map.values()) == {0, 1, 2}
     for name in (2, "cuda:2", {"": torch.device("cuda", 2)}):
         assert device_of(split(folders[3], device_map=name)) == "logical:2"
+
+
+def test_the_block_of_the_page_about_python(
+    folders: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```py\n(.*?)```", page, re.DOTALL) if "load_model_on_gpus" in block)
+    (tmp_path / "THUDM").mkdir()
+    (tmp_path / "THUDM" / "chatglm3-6b").symlink_to(folders[3])
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(compile(block, "docs/python.md", "exec"), namespace)
+    assert set(namespace["model"].hf_device_map.values()) == {0, 1}
