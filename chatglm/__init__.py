@@ -1,4 +1,4 @@
-"""ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B on today's transformers.
+"""ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B on current transformers.
 
 Importing this package registers the family with transformers: from then on `AutoConfig`, `AutoModel` and
 `AutoTokenizer` load the original folders and hub ids with the code here, with or without `trust_remote_code`.
@@ -30,8 +30,8 @@ __all__ = [
     "register_generation",
 ]
 
-# While Python looks for `-m chatglm.doctor`, sys.argv[0] is "-m". The doctor has to start where what follows fails: it
-# asks for it later.
+# While Python looks for `-m chatglm.doctor`, sys.argv[0] is "-m". The doctor must start even where these imports fail:
+# it makes them later.
 if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
     from .chat import (
         ChatGLM1ForConditionalGeneration,

@@ -26,24 +26,25 @@ _V1_NUM_IMAGE_TOKENS = 20000
 
 
 def detect_version(config_dict: dict[str, Any], path: str | os.PathLike[str] | None = None) -> int:
-    """Which generation a `config.json` or `tokenizer_config.json` belongs to; see `version_evidence`."""
+    """The generation that a `config.json` or `tokenizer_config.json` belongs to; see `version_evidence`."""
     return version_evidence(config_dict, path)[0]
 
 
 def version_evidence(
     config_dict: dict[str, Any], path: str | os.PathLike[str] | None = None
 ) -> tuple[int, str | None, str | None]:
-    """The generation of a `config.json` or `tokenizer_config.json` (1, 2, 3 or a registered one), and what says so.
+    """The generation of a `config.json` or `tokenizer_config.json` (1, 2, 3 or a registered one), and the evidence.
 
     The published files of ChatGLM2-6B and ChatGLM3-6B differ in nothing but the name they carry, so the rule is:
     an explicit `chatglm_version`; the keys that only generation 1 has; the name inside the file
     (`_name_or_path`, `name_or_path`); the name of the folder or hub id; else 3.
 
     Returns:
-        The generation; the key that says so (None: no key does); and the name that says so (None: no name does).
+        The generation; the key that decides it (None if no key does); and the name that decides it (None if no name
+        does).
 
     Raises:
-        ValueError: `chatglm_version` is present but is no generation.
+        ValueError: `chatglm_version` is present but names no known generation.
     """
     version = config_dict.get("chatglm_version")
     if version is not None:
@@ -62,18 +63,18 @@ def version_evidence(
 
 
 def _names(config_dict: dict[str, Any], path: str | os.PathLike[str] | None) -> list[str]:
-    """What a checkpoint calls itself, most trustworthy first."""
+    """The names that a checkpoint gives itself, most trustworthy first."""
     names = [config_dict.get("_name_or_path"), config_dict.get("name_or_path"), path and Path(path).name]
     return [str(name) for name in names if name]
 
 
 def _names_a_base_model(config_dict: dict[str, Any], path: str | os.PathLike[str] | None) -> bool:
-    """Whether a checkpoint is one without chat training, such as chatglm3-6b-base: only its name says so."""
+    """Whether a checkpoint has had no chat training, such as chatglm3-6b-base: only its name shows that."""
     return any(re.search(r"chatglm[23].*-base\b", name, re.IGNORECASE) for name in _names(config_dict, path))
 
 
 class ChatGLMConfig(PreTrainedConfig):
-    """What all generations share. `ChatGLMConfig.from_pretrained` returns the class of the right generation."""
+    """The base of all generations' configs. `ChatGLMConfig.from_pretrained` returns the right generation's class."""
 
     model_type = "chatglm"
     keys_to_ignore_at_inference = list(CACHE_NAMES)
@@ -97,7 +98,7 @@ class ChatGLMConfig(PreTrainedConfig):
             raise ValueError(f"rope_precision must be one of {ROPE_PRECISIONS}, not {self.rope_precision!r}")
         super().__post_init__(**kwargs)
         if self.quantization_bit and getattr(self, "quantization_config", None) is None:
-            # The published INT4 and INT8 folders, in the words of transformers: its quantizers are found by this.
+            # Describes the published INT4 and INT8 folders in transformers' form, by which it finds the quantizer.
             self.quantization_config = {
                 "quant_method": "chatglm",
                 "bits": self.quantization_bit,
@@ -175,7 +176,7 @@ class ChatGLM1Config(ChatGLMConfig):
 
 
 class ChatGLM2Config(ChatGLMConfig):
-    """ChatGLM2-6B with its long-context variant, and what later generations share with it."""
+    """ChatGLM2-6B and its long-context variant; the base of later generations' configs."""
 
     attribute_map = {
         "num_hidden_layers": "num_layers",
@@ -217,12 +218,12 @@ class ChatGLM2Config(ChatGLMConfig):
     attention_dropout: float = 0.0
     classifier_dropout: float | None = None
     rope_ratio: float = 1
-    # Without chat training (chatglm3-6b-base): chat() refuses, generate() completes texts.
+    # True for a model without chat training (chatglm3-6b-base): chat() refuses, generate() completes texts.
     is_base_model: bool = False
     eos_token_id: int | list[int] | None = 2
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = False
-    # Read by the first public code, without effect on torch 2; kept so that a saved config holds what it came with.
+    # The first public code read these; they have no effect with torch 2, and are kept so that saving loses no field.
     original_rope: bool = True
     apply_query_key_layer_scaling: bool = True
     attention_softmax_in_fp32: bool = True
@@ -246,7 +247,7 @@ class ChatGLM2Config(ChatGLMConfig):
 
 
 class ChatGLM3Config(ChatGLM2Config):
-    """ChatGLM3-6B, with its -base and long-context variants: the network of ChatGLM2-6B, another prompt format."""
+    """ChatGLM3-6B, with its -base and long-context variants: ChatGLM2-6B's network with another prompt format."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.chatglm_version = 3

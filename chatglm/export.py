@@ -1,7 +1,7 @@
-"""`python -m chatglm.export BASE ADAPTER OUT`: a base model and what was trained on it, as one checkpoint.
+"""`python -m chatglm.export BASE ADAPTER OUT`: exports a base model and its adapter as one checkpoint.
 
-LoRA is added to the weights, so that PEFT is not needed any more; a P-tuning prefix is stored beside them. OUT is a
-whole checkpoint, tokenizer included, that loads like any other.
+LoRA is added to the weights, so PEFT is no longer needed; a P-tuning prefix is stored beside them. OUT is a complete
+checkpoint, including the tokenizer, and loads like any other.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["export", "main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 where something failed; SystemExit(2) for wrong arguments."""
+    """Returns the exit status: 0, or 1 if something failed. Wrong arguments raise SystemExit(2)."""
     parser = argparse.ArgumentParser(prog="python -m chatglm.export", description=__doc__)
     parser.add_argument("base", metavar="BASE", help="folder or hub id of the model that was fine-tuned")
     parser.add_argument("adapter", metavar="ADAPTER", help="its LoRA adapter or P-tuning prefix")
-    parser.add_argument("out", metavar="OUT", help="folder to make")
+    parser.add_argument("out", metavar="OUT", help="new folder to write")
     args = parser.parse_args(arguments)
     try:
         print(export(args.base, args.adapter, args.out))

@@ -1,4 +1,4 @@
-"""The languages of messages, and which one a person wants."""
+"""The languages of messages, and the choice between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LANGUAGES = ("zh", "en")
 
 
 def choose_language(environment: Mapping[str, str] | None = None) -> str:
-    """ "zh" where the locale of the environment is Chinese, else "en"."""
+    """Returns "zh" if the locale of the environment is Chinese, else "en"."""
     env = os.environ if environment is None else environment
     names = [env[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if env.get(name)]
     # Windows sets none of the variables but knows its language: "Chinese (Simplified)_China".

@@ -1,9 +1,9 @@
 """The network of ChatGLM-6B, the first generation.
 
-A GLM block (https://arxiv.org/abs/2103.10360): the tokens before `<sop>` see each other both ways, those after it only
-what came before; positions have two parts, one for the place in the context and one counting the answer. Residuals
-start from the normalised input (DeepNorm, https://arxiv.org/abs/2203.00555). Parameter names are those of the published
-checkpoints. Tensors are batch-first.
+GLM blocks (https://arxiv.org/abs/2103.10360): tokens before `<sop>` attend to each other in both directions, tokens
+after it only to earlier ones. Positions have two parts: the place in the context, and a count over the answer.
+Residuals start from the normalised input (DeepNorm, https://arxiv.org/abs/2203.00555). Parameter names are those of the
+published checkpoints. Tensors are batch-first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .network.backbone import Backbone
 from .network.pretrained import ChatGLMPreTrainedModel, PartNames
 from .network.rotary import RotaryTable
 
-#: (cos, sin) by place in the context, and by place in the answer with 2-D positions.
+#: (cos, sin) for the place in the context and, with 2-D positions, for the place in the answer.
 RotaryEmbeddings = list[tuple[torch.Tensor, torch.Tensor]]
 
 # The originals leave the block's depth at its default of 28 whatever num_layers is, so alpha is a constant.
@@ -38,7 +38,7 @@ RESIDUAL_SCALE = (2 * 28) ** 0.5
 
 
 def rotary_angles(length: int, dtype: torch.dtype, device: torch.device, *, dim: int) -> torch.Tensor:
-    # The published frequencies are float16 numbers (a buffer of the checkpoint), whatever the model's dtype is.
+    # The published frequencies are float16 (a buffer of the checkpoint), whatever the model's dtype is.
     frequencies = (1.0 / (10000.0 ** (torch.arange(0, dim, 2, device=device).float() / dim))).half().to(dtype)
     return torch.outer(torch.arange(length, dtype=dtype, device=device), frequencies)
 
@@ -79,7 +79,7 @@ class ChatGLM1Attention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.is_causal = False  # a mask says what is visible; without one everything is
+        self.is_causal = False  # the mask decides what is visible; without one, everything is
         self.head_dim = config.head_dim
         self.scaling = self.head_dim**-0.5
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
@@ -113,7 +113,7 @@ class ChatGLM1Attention(nn.Module):
 
     @staticmethod
     def _rotate(states: torch.Tensor, rotary: RotaryEmbeddings) -> torch.Tensor:
-        """Each kind of position turns its own share of the head."""
+        """Rotates each share of a head by its own kind of position."""
         shares = states.chunk(len(rotary), dim=-1)
         rotated = [
             apply_rotary(share, cos.unsqueeze(1), sin.unsqueeze(1))
@@ -153,8 +153,8 @@ class ChatGLM1Block(GradientCheckpointingLayer):
             mlp=mlp,
         )
 
-    # The prefix is positional so that reentrant checkpointing carries its gradient; so is the cache, which
-    # transformers takes away where it finds it among the keywords (see Backbone.cache_to_fill).
+    # The prefix is positional so that reentrant checkpointing carries its gradient. So is the cache, because
+    # transformers drops one that is passed as a keyword (see Backbone.cache_to_fill).
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -175,7 +175,7 @@ class ChatGLM1Block(GradientCheckpointingLayer):
 
 
 def block_layout(config: ChatGLM1Config) -> BlockLayout:
-    """For `BlockRunner`: the heads as `ChatGLM1Attention` splits them, and the pairs of `apply_rotary`."""
+    """The layout for `BlockRunner`: heads as `ChatGLM1Attention` splits them, pairs as `apply_rotary` takes them."""
     size = config.head_dim
     return BlockLayout(
         heads=config.num_attention_heads,
@@ -239,7 +239,7 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
         """Positions of whole sequences, from their start.
 
         Row 0 counts the context and stays at the place of `[gMASK]` (else `[MASK]`) from `<sop>` on; row 1 is 0 in the
-        context and counts 1, 2, ... from `<sop>` on. Left padding named by `attention_mask` is not counted.
+        context and counts 1, 2, ... from `<sop>` on. Left padding in `attention_mask` is not counted.
 
         Args:
             input_ids: (batch, tokens)
@@ -270,15 +270,15 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
         Args:
             input_ids: (batch, tokens), or give `inputs_embeds` (batch, tokens, hidden) with a 4-D mask and positions.
             attention_mask: (batch, past + tokens), 0 for padding; or (batch, 1, tokens, keys), boolean with True =
-                hidden as the original tokenizer makes it, or additive. Without one it follows from `<sop>`.
-            position_ids: (batch, 2, tokens), see `get_position_ids`; found from `input_ids` where there is no past.
+                hidden as the original tokenizer makes it, or additive. Without one, the mask follows from `<sop>`.
+            position_ids: (batch, 2, tokens), see `get_position_ids`; computed from `input_ids` if there is no past.
             past_key_values: any transformers `Cache`; the trained prefix is never in it.
-            cache: another name of `past_key_values`, as transformers has it from 5.24 on.
+            cache: transformers' name for `past_key_values` since 5.24.
 
         Raises:
             TypeError: a keyword is unknown (see `compat.FORWARD_KEYWORDS`).
-            ValueError: `[gMASK]` or `<sop>` is missing where mask or positions have to be found, or positions are
-                missing on top of a cache.
+            ValueError: `[gMASK]` or `<sop>` is missing and the mask or the positions have to be computed from it, or
+                `position_ids` are missing and the cache is not empty.
         """
         past_key_values = self.cache_to_fill(past_key_values, cache, use_cache)
         inputs_embeds, attention_mask = self.embed(
@@ -301,7 +301,7 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
         if len(kinds) != (2 if self.config.position_encoding_2d else 1):
             raise ValueError(
                 f"position_ids of shape {tuple(position_ids.shape)}: ChatGLM-6B takes (batch, 2, tokens), the place in "
-                "the context and in the answer; leave them out to have them found, or see get_position_ids()."
+                "the context and in the answer; leave them out to have them computed, or see get_position_ids()."
             )
         rotary = [self.rotary_emb(kind, inputs_embeds.dtype) for kind in kinds]
         hidden_states = inputs_embeds
@@ -351,6 +351,6 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, glm.GLMHead):
         return self.transformer.get_position_ids(input_ids, attention_mask)[..., start:]
 
     def reusable_prefix(self, input_ids: list[int], common: int) -> int:
-        """How many of `common` cached leading tokens hold for `input_ids`: context tokens see all of the context."""
+        """How many of the first `common` cached tokens hold for `input_ids`: context tokens see the whole context."""
         sop = self.config.bos_token_id
         return common if sop in input_ids and common >= input_ids.index(sop) else 0

@@ -35,7 +35,7 @@ RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]
 
 
 def rotary_angles(length: int, dtype: torch.dtype, device: torch.device, *, config: ChatGLM2Config) -> torch.Tensor:
-    """The angles of ChatGLM2 and 3; long-context variants differ in how `rope_ratio` enters."""
+    """The angles of ChatGLM2 and ChatGLM3; their long-context variants use `rope_ratio` differently."""
     half = config.kv_channels // 2
     base, stretch = 10000.0, 1.0
     if config.stretches_positions:
@@ -73,7 +73,7 @@ class ChatGLM2Attention(nn.Module):
         if self.config.multi_query_attention:
             sizes = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
             parts = fused.unflatten(-1, (-1, self.head_dim)).split(sizes, dim=2)
-        else:  # all three parts of one head stand together
+        else:  # all three parts of one head are adjacent
             parts = fused.unflatten(-1, (self.num_heads, 3 * self.head_dim)).chunk(3, dim=-1)
         query, key, value = (part.transpose(1, 2) for part in parts)
         return query, key, value
@@ -159,8 +159,8 @@ class ChatGLM2Block(GradientCheckpointingLayer):
             mlp=mlp,
         )
 
-    # The prefix is positional so that reentrant checkpointing carries its gradient; so is the cache, which
-    # transformers takes away where it finds it among the keywords (see Backbone.cache_to_fill).
+    # The prefix is positional so that reentrant checkpointing carries its gradient. So is the cache, because
+    # transformers drops one that is passed as a keyword (see Backbone.cache_to_fill).
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -185,7 +185,7 @@ class ChatGLM2Block(GradientCheckpointingLayer):
 
 
 def block_layout(config: ChatGLM2Config) -> BlockLayout:
-    """For `BlockRunner`: where `ChatGLM2Attention.split` finds its parts, and `apply_rotary` its pairs."""
+    """The layout for `BlockRunner`: parts as `ChatGLM2Attention.split` finds them, pairs as `apply_rotary` does."""
     size, heads, kv_heads = config.kv_channels, config.num_attention_heads, config.num_key_value_heads
     apart = config.multi_query_attention
     return BlockLayout(
@@ -269,9 +269,9 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel, Backbone):
         Args:
             input_ids: (batch, tokens), or give `inputs_embeds` (batch, tokens, hidden).
             attention_mask: (batch, past + tokens), 1 for real tokens and 0 for padding; or a prepared 4-D mask.
-            position_ids: (batch, tokens); if absent, counted from the cache's length, or by a mask's ones.
+            position_ids: (batch, tokens); by default they continue from the cache's length, or count a mask's ones.
             past_key_values: any transformers `Cache`; the trained prefix is never in it.
-            cache: another name of `past_key_values`, as transformers has it from 5.24 on.
+            cache: transformers' name for `past_key_values` since 5.24.
 
         Raises:
             TypeError: a keyword is unknown (see `compat.FORWARD_KEYWORDS`).
@@ -283,11 +283,11 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel, Backbone):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(tokens, device=inputs_embeds.device) + past).unsqueeze(0)
             if attention_mask is not None and attention_mask.dim() == 2:
-                # Left pads take no position: they would move the text away from a trained prefix, which has none.
+                # Left padding takes no position: it would move the text away from a trained prefix, which has none.
                 places = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
                 position_ids = places.gather(1, position_ids.expand(batch_size, -1))
 
-        # position_ids stay out of it: transformers would read restarting positions as packed sequences.
+        # Without position_ids: transformers would take positions that restart for packed sequences.
         mask = compat.causal_mask(
             self.config,
             inputs_embeds,
@@ -345,7 +345,7 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, CausalLMHead):
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, start:]
 
     def reusable_prefix(self, input_ids: list[int], common: int) -> int:
-        """How many of `common` cached leading tokens hold for `input_ids`: all, as no token sees a later one."""
+        """How many of the first `common` cached tokens hold for `input_ids`: all, as no token sees a later one."""
         return common
 
     @can_return_tuple

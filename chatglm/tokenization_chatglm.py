@@ -1,4 +1,4 @@
-"""The tokenizer of ChatGLM-6B; `ChatGLMTokenizer`, which loads that of any generation, is here, too."""
+"""The tokenizer of ChatGLM-6B; also exports `ChatGLMTokenizer`, which loads the tokenizer of any generation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["ChatGLM1Tokenizer", "ChatGLMTokenizer"]
 
 
 class ChatGLM1Tokenizer(ChatGLMTokenizer):
-    """ChatGLM-6B: `ice_text.model`, of v1.1 or (with 20,000 image tokens in front of the text) of v1.0.
+    """The tokenizer of ChatGLM-6B: `ice_text.model` of v1.1, or of v1.0 (with 20,000 image tokens before the text).
 
-    A text alone gives `text [gMASK] <sop>`, a pair `text [gMASK] <sop> answer <eop>`. Padded or truncated calls also
-    give the bool mask `(1, tokens, tokens)`, True = hidden, and the 2-D positions `(2, tokens)`.
+    A single text becomes `text [gMASK] <sop>`, a pair `text [gMASK] <sop> answer <eop>`. Padded or truncated calls also
+    return the bool mask `(1, tokens, tokens)`, True = hidden, and the 2-D positions `(2, tokens)`.
     """
 
     vocab_files_names = {"vocab_file": "ice_text.model"}
@@ -54,7 +54,7 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
             kwargs.setdefault(name, default)
         extra = [self.gmask_token, self.eop_token, *(kwargs.get("extra_special_tokens") or [])]
         kwargs["extra_special_tokens"] = [token for token in dict.fromkeys(extra) if token != kwargs["eos_token"]]
-        kwargs.setdefault("clean_up_tokenization_spaces", num_image_tokens == 0)  # v1.0's decoder left blanks alone
+        kwargs.setdefault("clean_up_tokenization_spaces", num_image_tokens == 0)  # v1.0's decoder left spaces alone
         super().__init__(vocab_file=vocab_file, chatglm_version=1, **kwargs)
         self.init_kwargs |= named | {"do_lower_case": do_lower_case, "remove_space": remove_space}
         self.init_kwargs["num_image_tokens"] = num_image_tokens
@@ -108,9 +108,9 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
         """The ids of plain text.
 
         Args:
-            linebreak: keep line breaks (else they count as blanks).
-            whitespaces: keep tabs and runs of blanks.
-            add_dummy_prefix: treat the text as the start of a text: a blank in front of it.
+            linebreak: keep line breaks (else they count as spaces).
+            whitespaces: keep tabs and runs of spaces.
+            add_dummy_prefix: treat it as the start of a text, with a space in front.
         """
         text = self._preprocess(clean_text(text), linebreak, whitespaces)
         ids = self.sp_model.encode_as_ids(text if add_dummy_prefix else "<n>" + text)
@@ -119,7 +119,7 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
     def _segments(self, text: str, control: bool) -> Iterator[tuple[str, bool]]:
         segments = list(super()._segments(text, control))
         for index, (segment, is_token) in enumerate(segments):
-            if not is_token:  # blanks beside a control token go, except beside [gMASK]
+            if not is_token:  # drops spaces next to a control token, except next to [gMASK]
                 before = segments[index - 1][0] if index else self.gmask_token
                 after = segments[index + 1][0] if index + 1 < len(segments) else self.gmask_token
                 segment = segment if before == self.gmask_token else segment.lstrip()
@@ -131,7 +131,7 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
         return _BLANK_PIECE.sub(lambda found: " " * int(found[1]), text)
 
     def _pieces_to_decode(self, ids: list[int]) -> list[str]:
-        # Left out altogether: bytes before and after padding belong together.
+        # Padding is left out entirely, so that the bytes before and after it are joined.
         pad = self.pad_token_id
         return super()._pieces_to_decode([index for index in ids if index >= self.num_image_tokens and index != pad])
 
@@ -155,7 +155,7 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
         return ids if token_ids_1 is None else [*ids, *token_ids_1, self.eop_token_id]
 
     def pad(self, encoded_inputs: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
-        # Masks and positions follow from the ids; those of an earlier call have another size.
+        # Masks and positions follow from the ids; those from an earlier call have the wrong size.
         def ids_only(row: Mapping[str, Any]) -> dict[str, Any]:
             return {name: value for name, value in row.items() if name not in ("attention_mask", "position_ids")}
 
@@ -175,7 +175,7 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
         encoded = super()._pad(
             encoded_inputs, max_length, padding_strategy, pad_to_multiple_of, padding_side, return_attention_mask=False
         )
-        # The model builds mask and positions of an unpadded text itself.
+        # The model itself computes the mask and positions of an unpadded text.
         is_sized = max_length is not None or padding_strategy == PaddingStrategy.LONGEST
         if is_sized and return_attention_mask is not False:
             encoded["attention_mask"], encoded["position_ids"] = self._mask_and_positions(encoded["input_ids"])
@@ -217,10 +217,10 @@ _BLANK_PIECE = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 
 
 def _complete_v1(data: bytes, model: sentencepiece.SentencePieceProcessor) -> bytes:
-    """v1.0's file lacks the control, blank and byte pieces, which its code added at run time: adds them.
+    """Adds the control, blank and byte pieces that v1.0's file lacks, as its code added them at run time.
 
-    A SentencePiece model is a protobuf message, of which appended fields continue the list of pieces (field 1) and
-    overwrite a setting (field 2, trainer_spec: byte_fallback, field 35).
+    A SentencePiece model is a protobuf message: appended fields extend the list of pieces (field 1) and override a
+    setting (field 2, trainer_spec: byte_fallback, field 35).
     """
     names = dict.fromkeys(_V1_CONTROL, _SP_CONTROL)
     names |= dict.fromkeys(["<|tab|>", *(f"<|blank_{count}|>" for count in range(2, 81))], _SP_USER_DEFINED)

@@ -20,7 +20,7 @@ _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 
 @dataclass(frozen=True)
 class SPView:
-    """What programs for the originals read under `tokenizer.tokenizer`."""
+    """What code written for the originals reads from `tokenizer.tokenizer`."""
 
     sp_model: sentencepiece.SentencePieceProcessor
     special_tokens: dict[str, int]
@@ -31,18 +31,18 @@ class SPView:
 
 
 class ChatGLM2Tokenizer(ChatGLMTokenizer):
-    """Generations 2 and 3: `tokenizer.model`; control tokens follow its pieces.
+    """The tokenizer of generations 2 and 3: the pieces of `tokenizer.model`, then the control tokens.
 
-    A text gives `[gMASK] sop text`, a pair `[gMASK] sop text answer </s>`; with a mask of 0 and 1 and positions that
-    count from the first token that is no padding.
+    A single text becomes `[gMASK] sop text`, a pair `[gMASK] sop text answer </s>`; with a mask of 0 and 1, and
+    positions that count from the first token that is not padding.
 
-    Control tokens decode to nothing in generation 2 and to their names in 3, where `skip_special_tokens=True` leaves
-    them out. With `encode_special_tokens=True` (or `split_special_tokens=False`) generation 3 recognises role tokens
+    Control tokens decode to nothing in generation 2 and to their names in 3, where `skip_special_tokens=True` omits
+    them. With `encode_special_tokens=True` (or `split_special_tokens=False`) generation 3 recognises role tokens
     in text.
     """
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
-    #: Generation -> its control tokens after those that all have. Where there are some, all control tokens are shown.
+    #: Generation -> its control tokens beyond the common ones. If it has any, decoding shows all control tokens.
     own_tokens: ClassVar[Mapping[int, Sequence[str]]] = {2: (), 3: _ROLES}
 
     def __init__(
@@ -67,7 +67,7 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
         self._set_vocabulary(model, pieces + control)
         self._commands = {token: size + index for index, token in enumerate(control)}
         self._commands |= {"<bos>": model.bos_id(), "<eos>": model.eos_id(), "<pad>": model.unk_id()}
-        # unk, bos and eos have no text; nor have the control tokens of generation 2.
+        # unk, bos and eos have no text, nor do the control tokens of generation 2.
         self._silent_ids = {*range(3), *(() if roles else range(size, size + len(control)))}
         kwargs = {"eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"} | kwargs
         extra = dict.fromkeys([*control, *(kwargs.get("extra_special_tokens") or [])])
@@ -121,7 +121,7 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
         """The ids of one message of generation 3: `<|role|>`, `metadata` and a line break, the message.
 
         Raises:
-            ValueError: an unknown role, or generation 2, which has none.
+            ValueError: the role is unknown, or the tokenizer is of generation 2, which has no roles.
         """
         return encode_message(self, role, metadata, message)
 

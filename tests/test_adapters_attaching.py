@@ -102,6 +102,6 @@ def test_numbers_that_are_none(
     save_file(tensors, file, metadata={"format": "pt"})
     model = tiny(version)
     message = error_of(lambda: adapters.load_adapter(model, folder))
-    assert f"{folder} holds NaN or infinite numbers (in " in message and "take an earlier checkpoint" in message
+    assert f"{folder} holds NaN or infinite values (in " in message and "take an earlier checkpoint" in message
     assert model.adapter_names == []
     assert error_of(lambda: load(tiny_chat.FOLDERS[version], "cpu", adapter=folder)) == message

@@ -177,7 +177,7 @@ def test_what_does_not_fit_together() -> None:
     weight, scale = random_weights(4, (6, 16), CPU)
     with pytest.raises(ValueError, match=r"15 columns and the INT4 weights 16"):
         kernels.linear(torch.zeros(2, 15), weight, scale, None, 4)
-    with pytest.raises(ValueError, match=r"bring them to one device"):
+    with pytest.raises(ValueError, match=r"move them to one device"):
         kernels._check(torch.zeros(2, 16, device="meta"), weight, scale, 4)  # a second device that every machine has
 
 

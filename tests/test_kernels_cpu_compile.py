@@ -118,7 +118,7 @@ def test_a_damaged_library_is_built_anew_and_never_opened(
 def test_a_cache_below_a_file_is_named_in_the_reason(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write_text("a file")
     monkeypatch.setenv("CHATGLM_CACHE", str(cache / "below"))
-    with pytest.raises(KernelUnavailable, match="set CHATGLM_CACHE to a folder"):
+    with pytest.raises(KernelUnavailable, match="set CHATGLM_CACHE to a writable folder"):
         cpu.load()
 
 

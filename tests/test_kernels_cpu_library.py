@@ -72,7 +72,7 @@ def test_a_change_in_python_stops_the_loading(monkeypatch: pytest.MonkeyPatch) -
     library.load_library.cache_clear()
     backend.load_variant.cache_clear()
     for _ in range(2):
-        with pytest.raises(KernelMismatch, match=r"Tokens.angle_type is int .* Install the package anew"):
+        with pytest.raises(KernelMismatch, match=r"Tokens.angle_type is int .* Reinstall the package"):
             kernels.load_backend("cpu")
     monkeypatch.undo()
     assert kernels.load_backend("cpu")

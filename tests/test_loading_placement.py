@@ -145,8 +145,8 @@ def test_limits_as_transformers_takes_them(text: int | str, size: int) -> None:
         ((2, 4), "no generation 4"),
         ((2, 3, {0: "1GiB"}), "give the config"),
         ((2, chatglm.ChatGLM3Config(num_layers=2), {5: "1GiB"}), "max_memory names 5: use 0, 1, 'cpu' and 'disk'"),
-        ((2, chatglm.ChatGLM3Config(num_layers=2), {0: "much"}), "'much' is no size"),
-        ((2, chatglm.ChatGLM3Config(num_layers=2), {0: -1}), "-1 is no size"),
+        ((2, chatglm.ChatGLM3Config(num_layers=2), {0: "much"}), "'much' is not a size"),
+        ((2, chatglm.ChatGLM3Config(num_layers=2), {0: -1}), "-1 is not a size"),
     ],
 )
 def test_mistakes(arguments: tuple[Any, ...], message: str) -> None:

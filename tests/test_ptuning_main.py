@@ -333,7 +333,7 @@ def test_weights_that_are_no_numbers_predict_nothing(
                "--disable_tqdm", "True", "--use_cpu", "--max_target_length", "8"]  # fmt: skip
     assert program.main([*model, *predict]) == 1
     printed = capsys.readouterr()
-    message = "the loss on these rows is nan" if method == "full" else f"{file.parent} holds NaN or infinite numbers"
+    message = "the loss on these rows is nan" if method == "full" else f"{file.parent} holds NaN or infinite values"
     assert f"error: {message}" in printed.err and "take an earlier checkpoint" in printed.err
     assert not (out / "generated_predictions.txt").exists()
 

@@ -626,7 +626,7 @@ def test_chat_template_truncates_by_whole_turns(any_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("messages", "options", "error", "match"),
     [
-        ([], {}, ValueError, "an empty conversation"),
+        ([], {}, ValueError, "an empty conversation, or no message list"),
         ("hi", {}, ValueError, "no list of messages"),
         ([{"role": "robot", "content": "x"}], {}, ValueError, "robot"),
         ([{"content": "x"}], {}, TypeError, r"messages\[0\] must be a dict like"),

@@ -1,6 +1,6 @@
-"""P-tuning prefixes and LoRA adapters: made, read, saved and merged. A model has several at once, and uses one.
+"""Creates, reads, saves and merges P-tuning prefixes and LoRA adapters. A model can hold several, and uses one.
 
-They sit in the slots of the network (`chatglm.network.slots`). LoRA needs PEFT; nothing else here does.
+The slots of the network (`chatglm.network.slots`) hold them. LoRA needs PEFT; nothing else here does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the files of an adapter onto a model."""
+"""Attaches adapters to a model from their files."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from .switching import check_name, free_name
 
 
 def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], name: str | None = None) -> str:
-    """Puts a prefix or LoRA adapter from its files on `model`, beside those it has, and makes it the current one.
+    """Attaches a prefix or LoRA adapter from its files to `model`, beside those it has, and makes it the current one.
 
     Everything but adapters is frozen, as for training them. Their weights stay in float32 beside a half-precision or
     quantised model.
 
     Args:
         path: see `read_adapter`.
-        name: to switch by; letters, digits, `-` and `_`. By default `default_name`, with a number if that is taken.
+        name: letters, digits, `-` and `_`; by default `default_name`, with a number if that is taken.
 
     Returns:
         The name.
 
     Raises:
         ModelLoadError: the files are missing or broken, or made for another model; or PEFT is not installed.
-        ValueError: the name is taken, or no name.
+        ValueError: the name is taken or invalid.
     """
     return attach(model, read_adapter(path), name)
 
 
 def attach(model: PreTrainedModel, adapter: Adapter, name: str | None = None) -> str:
-    """`load_adapter` for what `read_adapter` has read."""
+    """`load_adapter` for an adapter that `read_adapter` has read."""
     name = free_name(model, default_name(adapter.path)) if name is None else check_name(model, name)
     check_generation(model, adapter)
     if isinstance(adapter, Prefix):

@@ -1,4 +1,4 @@
-"""Which base an adapter was trained on."""
+"""Checks which base model an adapter was trained on."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from ..checkpoints.adapters import Adapter, Prefix, describe, generation_of
 from ..checkpoints.files import ModelLoadError
 
-SAMPLES = 64  # numbers in a fingerprint
+SAMPLES = 64  # values in a fingerprint
 
 
 def check_generation(model: PreTrainedModel, adapter: Adapter) -> None:
-    """Raises ModelLoadError where an adapter says that it was trained for another generation."""
+    """Raises ModelLoadError if an adapter's config says that it was trained for another generation."""
     ours, config = model.config.chatglm_version, adapter.config
     base = config.get("base_model_name_or_path") or config.get("_name_or_path")
     theirs = generation_of(config, base)
@@ -27,9 +27,9 @@ def check_generation(model: PreTrainedModel, adapter: Adapter) -> None:
 
 
 def fingerprint(model: PreTrainedModel) -> str | None:
-    """Tells base models apart: some numbers of their norms and biases, as float16 in hexadecimal.
+    """Tells base models apart: some values of their norms and biases, as float16 in hexadecimal.
 
-    Quantising leaves those unchanged. None where not all weights are in memory.
+    Quantising leaves those unchanged. None if some of them are not in memory.
     """
     vectors = {
         name.replace(".base_layer.", "."): parameter.detach()

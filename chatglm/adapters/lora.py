@@ -1,4 +1,4 @@
-"""LoRA: fresh, from files, and added to the weights."""
+"""LoRA adapters: creates them, attaches them from files, and merges them into the weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .switching import check_name, remove_adapter
 
 
 def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None:
-    """Fresh LoRA weights to train, current from now on: float32, all else frozen.
+    """Adds fresh float32 LoRA weights to train, makes them current and freezes all else.
 
     Args:
         config: a `peft.LoraConfig`. Its `target_modules` are `query_key_value`, `dense`, `dense_h_to_4h` and
             `dense_4h_to_h`, or some of them; the first is PEFT's default.
-        name: to switch by.
+        name: the adapter's name, used to switch to it.
 
     Raises:
         ModelLoadError: PEFT is not installed.
@@ -39,14 +39,14 @@ def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None
 
 
 def attach_lora(model: PreTrainedModel, lora: Lora, name: str) -> None:
-    """Puts what was read from the files of a LoRA adapter on the model. Raises ModelLoadError if it does not fit."""
+    """Attaches a LoRA adapter that was read from its files. Raises ModelLoadError if it does not fit."""
     peft = import_peft()
     _check_lora(model, lora)
     try:
         config = peft.PeftConfig.from_pretrained(str(lora.path))
         config.inference_mode = False
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelLoadError(f"{lora.path / LORA_CONFIG} is no LoRA configuration ({error})") from error
+        raise ModelLoadError(f"{lora.path / LORA_CONFIG} is not a LoRA configuration ({error})") from error
     slots: AdapterSlots = model.adapter_slots
     before = slots.current
     try:
@@ -92,7 +92,7 @@ def _inject(model: PreTrainedModel, config: Any, name: str) -> set[str]:
 
 
 def _check_lora(model: PreTrainedModel, lora: Lora) -> None:
-    """Raises ModelLoadError unless every tensor has its layer: before anything of the model is changed."""
+    """Raises ModelLoadError unless every tensor has its layer; called before the model is changed."""
     modules = dict(model.named_modules())
     for key, tensor in lora.tensors.items():
         path, found, kind = key.removeprefix("base_model.model.").partition(".lora_")
@@ -122,9 +122,9 @@ def _other_model(model: PreTrainedModel, lora: Lora, keys: list[str]) -> str:
 
 
 def merge_lora(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
-    """Adds a LoRA adapter (by default the current one) to the weights; the model needs no PEFT from then on.
+    """Adds a LoRA adapter (by default the current one) to the weights; the model then no longer needs PEFT.
 
-    Half-precision weights are added to in float32 and rounded once.
+    Half-precision weights are summed in float32 and rounded once.
 
     Returns:
         The model itself, as if loaded from a checkpoint of the merged weights.

@@ -1,4 +1,4 @@
-"""The methods of a model for its adapters: our own, and transformers' without its check of PEFT's version.
+"""A model's adapter methods: our own, and those of transformers without its check of PEFT's version.
 
 The adapter methods of transformers 5.24 refuse every release of PEFT that exists; PEFT's own functions work with it.
 """
@@ -18,7 +18,7 @@ from . import attaching, lora, switching
 
 
 class AdapterMethods:
-    """For a model: P-tuning prefixes and LoRA by name. A model has at most one adapter in use, for all threads."""
+    """Mixin for models: P-tuning prefixes and LoRA by name. At most one adapter is in use, for all threads."""
 
     adapter_slots: AdapterSlots  # of ChatGLMPreTrainedModel
 
@@ -29,22 +29,22 @@ class AdapterMethods:
 
     @property
     def current_adapter(self) -> str | None:
-        """The one of `adapter_names` in use; None for the base model alone."""
+        """The name of the adapter in use; None for the base model alone."""
         return self.adapter_slots.current
 
     def adapter(self, name: str | None) -> AbstractContextManager[Any]:
         """`with model.adapter("adverts"):` answers with this adapter, `with model.adapter(None):` with the base model.
 
-        An answer that is streamed is computed when its steps are asked for: ask for them inside the block. To switch
-        for good: `chatglm.adapters.use_adapter`.
+        A streamed answer is computed as its steps are consumed: consume them inside the block. To switch permanently,
+        use `chatglm.adapters.use_adapter`.
 
         Raises:
-            ValueError: there is none of this name.
+            ValueError: there is no adapter of this name.
         """
         return self.adapter_slots.using(name)
 
     def prefix(self, name: str | None) -> AbstractContextManager[Any]:
-        """`adapter`, by the name that users of P-tuning look for."""
+        """`adapter`, under the name that users of P-tuning look for."""
         return self.adapter_slots.using(name)
 
     # ---- transformers' methods, for LoRA ---------------------------------------------------------------------------
@@ -62,9 +62,9 @@ class AdapterMethods:
         load_config: Any = None,
         **unsupported: Any,
     ) -> str:
-        """`chatglm.adapters.load_adapter`, under transformers' name. Options of the download are refused.
+        """`chatglm.adapters.load_adapter`, under transformers' name. Download options are refused.
 
-        `from_pretrained` calls it for the folder of a LoRA adapter, with `load_config` for how the base was loaded.
+        `from_pretrained` calls it for the folder of a LoRA adapter; `load_config` then says how the base was loaded.
         """
         unsupported |= {name: value for name, value in (adapter_kwargs or {}).items() if value not in (None, False)}
         if unsupported:
@@ -82,11 +82,11 @@ class AdapterMethods:
         self.adapter_slots.use(names[0])
 
     def disable_adapters(self) -> None:
-        """The base model alone, until `enable_adapters` or `set_adapter`. Raises ValueError without an adapter."""
+        """Uses the base model alone until `enable_adapters` or `set_adapter`. Raises ValueError without an adapter."""
         self._enable_lora(False)
 
     def enable_adapters(self) -> None:
-        """The LoRA that was in use before `disable_adapters`. Raises ValueError without an adapter."""
+        """Switches back to the LoRA in use before `disable_adapters`. Raises ValueError without an adapter."""
         self._enable_lora(True)
 
     def _enable_lora(self, enabled: bool) -> None:
@@ -100,13 +100,13 @@ class AdapterMethods:
         return layers
 
     def active_adapters(self) -> list[str]:
-        """The name of the LoRA in its layers, also while it is disabled. Raises ValueError without an adapter."""
+        """The name of the LoRA in the layers, even while it is disabled. Raises ValueError without an adapter."""
         return list(self._lora_layers()[0].active_adapters)
 
     def get_adapter_state_dict(
         self, adapter_name: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
-        """The tensors of a LoRA adapter (by default of the one in its layers) under PEFT's names."""
+        """The tensors of a LoRA adapter (by default of the one in the layers) under PEFT's names."""
         name = adapter_name or self.active_adapters()[0]
         given = None if state_dict is None else dict(state_dict)
         tensors: dict[str, torch.Tensor] = import_peft().get_peft_model_state_dict(

@@ -1,4 +1,4 @@
-"""P-tuning prefixes: fresh ones, and those read from files."""
+"""P-tuning prefixes: creates them, and attaches them from files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .switching import check_name
 def add_prefix(
     model: PreTrainedModel, pre_seq_len: int, prefix_projection: bool = False, name: str = "default"
 ) -> PrefixEncoder:
-    """A fresh prefix to train, current from now on: float32, on the device of the embeddings, all else frozen.
+    """Adds a fresh float32 prefix to train, on the device of the embeddings; makes it current and freezes all else.
 
     Args:
-        pre_seq_len: prefix positions.
-        prefix_projection: make it by a small MLP from a narrower table.
-        name: to switch by.
+        pre_seq_len: number of prefix positions.
+        prefix_projection: compute it with a small MLP from a narrower table.
+        name: the prefix's name, used to switch to it.
 
     Raises:
         ValueError: the name is taken, or the length is not 1 or more.
@@ -38,7 +38,7 @@ def add_prefix(
 
 
 def attach_prefix(model: PreTrainedModel, prefix: Prefix, name: str) -> None:
-    """Puts what was read from the files of a prefix on the model. Raises ModelLoadError if it does not fit."""
+    """Attaches a prefix that was read from its files. Raises ModelLoadError if it does not fit."""
     with torch.device("meta"):
         encoder: PrefixEncoder = model.base_model.make_prefix_encoder(prefix.length, prefix.projection)
     wanted = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
@@ -49,7 +49,7 @@ def attach_prefix(model: PreTrainedModel, prefix: Prefix, name: str) -> None:
             f"the prefix {prefix.path} is for another model{theirs}: it has {given}, "
             f"this one ({describe(model.config.to_dict())}) needs {wanted}"
         )
-    # Float32 beside half-precision weights, as it was trained. A copy: the file may be overwritten.
+    # Float32 even beside half-precision weights, as it was trained. A copy, because the file may be overwritten.
     copies = {key: tensor.to(torch.float32, copy=True) for key, tensor in prefix.tensors.items()}
     encoder.load_state_dict(copies, assign=True)
     ours, recorded = fingerprint(model), prefix.config.get("base_fingerprint")

@@ -1,4 +1,4 @@
-"""Saving adapters."""
+"""Saves adapters."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def save_prefix(
     `base_model_name_or_path` and `base_fingerprint`. Both are written aside first, then renamed.
 
     Args:
-        base: what to call the base model; by default where it was loaded from.
+        base: the base model's folder or hub id to record; by default where it was loaded from.
         name: the prefix to save; by default the current one.
-        state_dict: the tensors, gathered, where a distributed run has the model in pieces; by default its own.
+        state_dict: the gathered tensors, if a distributed run has sharded the model; by default the model's own.
 
     Raises:
         ValueError: no prefix is current, or there is none of this name.
-        OSError: the files cannot be written; those that were there before are as they were.
+        OSError: the files cannot be written; existing ones are left unchanged.
     """
     slots: AdapterSlots = model.adapter_slots
     name = slots.current if name is None else name
@@ -75,7 +75,7 @@ def save_adapter(
 ) -> None:
     """`save_prefix`, or for LoRA what PEFT saves: `adapter_model.safetensors` and `adapter_config.json`.
 
-    Raises as `save_prefix`.
+    It raises the same errors as `save_prefix`.
     """
     slots: AdapterSlots = model.adapter_slots
     name = slots.current if name is None else name

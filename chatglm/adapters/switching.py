@@ -1,4 +1,4 @@
-"""Adapters by name: which one a model uses, the names they may have, and taking one off again."""
+"""Adapters by name: switches between them, checks their names, and removes them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..network.slots import AdapterSlots
 
 
 def use_adapter(model: PreTrainedModel, name: str | None) -> None:
-    """Makes an adapter the current one until further notice; None: the base model alone. See `model.adapter`.
+    """Makes an adapter the current one until further notice; None stands for the base model alone. See `model.adapter`.
 
-    Parameters stay trainable or frozen as they are. Raises ValueError where there is no adapter of this name.
+    Parameters stay trainable or frozen as they are. Raises ValueError if there is no adapter of this name.
     """
     model.adapter_slots.use(name)
 
 
 def remove_adapter(model: PreTrainedModel, name: str) -> None:
-    """Removes an adapter; where it was current, the base model is. Raises ValueError where there is no such adapter."""
+    """Removes an adapter; if it was current, the base model is used. Raises ValueError if there is no such adapter."""
     slots: AdapterSlots = model.adapter_slots
     slots.check_known(name)
     if slots.current == name:

@@ -1,4 +1,4 @@
 """Checkpoint folders: their files, the hub they come from, the memory they need, and writing them whole.
 
-These modules know files and configs, not networks. This one imports nothing, so that each can be had alone.
+These modules deal with files and configs, not networks. This one imports nothing, so each can be imported alone.
 """

@@ -1,4 +1,4 @@
-"""The files of P-tuning prefixes and LoRA adapters: found, checked and read without a model, and written whole."""
+"""The files of P-tuning prefixes and LoRA adapters: finds, checks and reads them without a model, and writes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .atomic import files_into
 from .file_names import LORA_CONFIG, LORA_WEIGHTS
 from .files import ModelLoadError, read_contents, read_json, weight_files
 
-#: Names of a prefix's tensors in a checkpoint; what follows is their name in the `PrefixEncoder`.
+#: How the names of a prefix's tensors start in a checkpoint; the rest is their name in the `PrefixEncoder`.
 PREFIX = re.compile(r"^(?:module\.)?(?:transformer\.)?prefix_encoder\.")
 NAME = re.compile(r"[\w-]+")
 NEEDS_PEFT = "LoRA needs PEFT, which is not installed: pip install peft"
@@ -56,12 +56,13 @@ Adapter = Prefix | Lora
 
 
 def read_adapter(path: str | os.PathLike[str]) -> Adapter:
-    """What a prefix file, the folder of one, or a LoRA folder holds.
+    """Reads an adapter from a prefix file, the folder of one, or a LoRA folder.
 
     A prefix may be in a `pytorch_model.bin` of the originals' training, in our `model.safetensors`, or among all the
-    weights of a whole checkpoint. Nothing is unpickled but tensors.
+    weights of a whole checkpoint. Only tensors are unpickled.
 
-    Raises ModelLoadError where there is neither, a file is broken, or a number of it is NaN or infinite.
+    Raises:
+        ModelLoadError: there is no adapter, a file is broken, or it holds NaN or infinite values.
     """
     path = Path(path).expanduser()
     if path.is_dir() and (path / LORA_CONFIG).is_file():
@@ -73,7 +74,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     for name, tensor in adapter.tensors.items():
         if not torch.isfinite(tensor.float()).all():
             raise ModelLoadError(
-                f"{path} holds NaN or infinite numbers (in {name}), so its training went wrong: take an earlier "
+                f"{path} holds NaN or infinite values (in {name}), so its training went wrong: take an earlier "
                 "checkpoint, or train again with a lower learning rate"
             )
     return adapter
@@ -97,7 +98,7 @@ def _read_prefix(path: Path) -> Prefix:
     for file in files:
         tensors |= {PREFIX.sub("", name): tensor for name, tensor in _tensors(file, PREFIX).items()}
     if "embedding.weight" not in tensors or tensors["embedding.weight"].dim() != 2:
-        raise ModelLoadError(f"{path} holds no tensors of transformer.prefix_encoder: it is no P-tuning checkpoint")
+        raise ModelLoadError(f"{path} holds no tensors of transformer.prefix_encoder: it is not a P-tuning checkpoint")
     config = read_json(folder / file_names.CONFIG) if (folder / file_names.CONFIG).is_file() else {}
     return Prefix(path, tensors, config)
 
@@ -107,7 +108,7 @@ def _read_lora(path: Path) -> Lora:
     config = read_json(path / LORA_CONFIG)
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise ModelLoadError(f"{path} is a PEFT adapter of type {kind!r}: LoRA adapters and P-tuning prefixes can load")
+        raise ModelLoadError(f"{path} is a PEFT adapter of type {kind!r}: give a LoRA adapter or a P-tuning prefix")
     for key in ("modules_to_save", "trainable_token_indices"):
         if config.get(key):
             raise ModelLoadError(
@@ -131,7 +132,7 @@ def _tensors(path: Path, wanted: re.Pattern[str]) -> dict[str, torch.Tensor]:
 
 
 def default_name(path: str | os.PathLike[str]) -> str:
-    """The name of an adapter that nobody has named: that of its folder, with `-` for characters not allowed in one."""
+    """The default name of an adapter: that of its folder, with `-` for characters that are not allowed."""
     path = Path(path).expanduser()
     if path.is_file() or path.suffix in (".bin", ".safetensors"):
         path = path.parent
@@ -139,9 +140,10 @@ def default_name(path: str | os.PathLike[str]) -> str:
 
 
 def generation_of(values: Mapping[str, Any], *sources: Any) -> int | None:
-    """The generation that a config of a model or an adapter names for certain; None where it does not.
+    """The generation that the config of a model or an adapter states for certain; None if it states none.
 
-    sources: folders or hub ids to ask after that, such as the base model that the config names.
+    Args:
+        sources: folders or hub ids to look at next, such as the base model that the config names.
     """
     version = values.get("chatglm_version")
     if isinstance(version, int):
@@ -171,7 +173,7 @@ def describe(config: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """`files_into` for an adapter's files. Raises OSError where safetensors cannot write them, too."""
+    """`files_into` for an adapter's files; raises OSError also if safetensors cannot write them."""
     try:
         with files_into(folder) as aside:
             yield aside
@@ -180,7 +182,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
 
 
 def import_peft() -> Any:
-    """PEFT. Raises ModelLoadError where it is not installed, or too old to be imported beside these transformers."""
+    """Imports PEFT. Raises ModelLoadError if it is not installed, or too old for this release of transformers."""
     try:
         import peft
         import peft.functional

@@ -1,6 +1,6 @@
-"""Files and folders that are whole or absent: written aside, flushed to the disk, then renamed into place.
+"""Writes files and folders that are complete or absent: written aside, flushed to disk, then renamed into place.
 
-Only the standard library is used here, so that modules without torch can write this way too.
+Only the standard library is used here, so that modules without torch can use it too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ UNFINISHED = ".unfinished-"
 
 
 def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a file (text as UTF-8), or replaces the one that is there, in one step.
+    """Writes a file (text as UTF-8), or replaces the existing one, in one step.
 
     Raises:
-        OSError: the file cannot be written; the error names it, and the old one is as it was.
+        OSError: the file cannot be written; the error names it, and the old one is left unchanged.
     """
     path, data = Path(path), content.encode() if isinstance(content, str) else content
     aside = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
@@ -40,7 +40,7 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def files_into(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to write files in: those of the same names in `folder` are replaced once all are written.
+    """Yields a folder to write files in: those of the same names in `folder` are replaced once all are written.
 
     They are replaced in reverse alphabetical order: the weights before the config.json that describes them.
     """
@@ -65,16 +65,16 @@ def whole_folder(
     old: Path | None = None,
     writes: bool = True,
 ) -> Iterator[Path]:
-    """A folder to fill, which becomes `final` once everything in it is written.
+    """Yields a folder to fill, which becomes `final` once everything in it is written.
 
     Args:
-        aside: where it is filled; what a killed process left there is removed first. By default beside `final`.
-        old: where a `final` that exists already is kept until the new one has taken its place. A process that is killed
-            just then leaves it there: `put_back` restores it. Without `old`, `final` must not exist.
-        writes: False in a process that fills the folder together with another one, which makes and renames it.
+        aside: the folder to fill, by default beside `final`; leftovers of a killed process are removed first.
+        old: where an existing `final` is kept until the new one has taken its place. If the process is killed just
+            then, `put_back` restores it. Without `old`, `final` must not exist.
+        writes: False in a process that fills the folder together with another one, which creates and renames it.
 
     Raises:
-        OSError: it cannot be written, or `final` exists; nothing new is left behind then.
+        OSError: it cannot be written, or `final` exists; nothing new is left behind.
     """
     final = Path(final)
     aside = aside or final.with_name(f".{final.name}.unfinished")
@@ -107,7 +107,7 @@ def put_back(old: Path, final: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Flushes all files of a folder, and gives them the permissions of new ones: safetensors makes private files."""
+    """Flushes all files of a folder, and gives them default permissions, as safetensors creates private files."""
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
@@ -122,7 +122,7 @@ def _settle(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk; Windows has no such thing for folders."""
+    """Flushes a file, or the entries of a folder, to disk; Windows cannot do that for folders."""
     if os.name == "posix":
         flags = os.O_RDONLY
     elif path.is_file():

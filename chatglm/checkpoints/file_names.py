@@ -1,4 +1,4 @@
-"""What the files in a checkpoint folder are called."""
+"""The names of the files in a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOCABULARIES = {1: "ice_text.model", 2: "tokenizer.model", 3: "tokenizer.model"}
 
 SAFETENSORS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"
-INDEX = ".index.json"  # follows the name of the weights that are in shards
+INDEX = ".index.json"  # follows the name of weights that are in shards
 
 LORA_CONFIG = "adapter_config.json"
 LORA_SAFETENSORS = "adapter_model.safetensors"

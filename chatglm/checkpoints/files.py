@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, read without loading it: which files, how large, whole or broken.
+"""The contents of a checkpoint folder, read without loading it: which files, how large, intact or broken.
 
 Every error names the file and says what to do; a broken download is found here, before minutes of loading.
 """
@@ -30,16 +30,16 @@ class ModelLoadError(OSError):
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight files of a folder and what their tables of contents say."""
+    """The weight files of a folder, and a summary of their tables of contents."""
 
     files: tuple[Path, ...]
     names: frozenset[str]  # of the tensors
-    elements: int  # floating-point numbers in all
+    elements: int  # floating-point parameters in all
     other_bytes: int  # bytes of the tensors of other types
-    dtype: torch.dtype  # what most of the numbers are stored in
+    dtype: torch.dtype  # of most floating-point parameters
 
     def size(self, itemsize: int) -> int:
-        """Bytes of the weights once the floating-point numbers are `itemsize` bytes each."""
+        """Bytes of the weights if each floating-point parameter has `itemsize` bytes."""
         return self.elements * itemsize + self.other_bytes
 
 
@@ -54,15 +54,15 @@ def check_folder(folder: Path) -> None:
             raise ModelLoadError(f"{folder} is a LoRA adapter: load the model it was made for, with this as adapter")
         below = sorted(path.parent.name for path in folder.glob(f"*/{file_names.CONFIG}"))
         hint = f"did you mean the folder {folder / below[0]}?" if below else "give the folder of a ChatGLM checkpoint"
-        raise ModelLoadError(f"{folder} has no config.json, so it is no checkpoint: {hint}")
+        raise ModelLoadError(f"{folder} has no config.json, so it is not a checkpoint: {hint}")
     config = folder / file_names.CONFIG
     kind = read_json(config).get("model_type")
     if kind != "chatglm":
-        raise ModelLoadError(f"{config} is of a model of type {kind!r}: only 'chatglm' can be loaded")
+        raise ModelLoadError(f"{config} describes a model of type {kind!r}: only 'chatglm' can be loaded")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that has to be there."""
+    """Reads a JSON object from a file that must exist. Raises ModelLoadError."""
     _check_file(path)
     try:
         content = json.loads(path.read_bytes())
@@ -139,7 +139,7 @@ def _torch_contents(path: Path) -> Contents:
             name: (tensor.dtype if tensor.is_floating_point() else None, tensor.numel(), tensor.nbytes)
             for name, tensor in tensors.items()
         }
-    except Exception as error:  # torch raises many kinds for a file that it has not written
+    except Exception as error:  # torch raises many kinds for files that it did not write
         raise ModelLoadError(f"{path} is not a file of weights, or broken: {GET_AGAIN}") from error
 
 

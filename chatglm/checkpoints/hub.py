@@ -1,4 +1,4 @@
-"""The files of a model on the hub; without a network, those that were fetched before."""
+"""Fetches a model's files from the hub; without a network, finds those that were fetched before."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 from .files import ModelLoadError
 
-SOON = 4.0  # seconds without an answer after which the user is told what takes so long
-PATIENCE = 30.0  # seconds without an answer after which the hub counts as out of reach
+SOON = 4.0  # seconds without an answer after which a warning explains the wait
+PATIENCE = 30.0  # seconds without an answer after which the hub counts as unreachable
 
 
 def fetch(repo_id: str, revision: str | None = None) -> Path:
-    """The folder of a hub repository's data files, after fetching what is not there yet; never code.
+    """Fetches the missing data files of a hub repository, never code, and returns their folder.
 
-    Raises ModelLoadError where there is no such repository or revision, its terms are not accepted, or the hub cannot
-    be reached and the files are not on this machine.
+    Raises:
+        ModelLoadError: there is no such repository or revision, its terms are not accepted, or the hub cannot be
+            reached and the files are not on this machine.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
@@ -48,13 +49,13 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
             return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
         except LocalEntryNotFoundError:
             raise ModelLoadError(
-                f"there is no folder {repo_id}, and as a hub model it is neither on this machine nor can the hub be "
+                f"there is no folder {repo_id}, no hub model of this name on this machine, and the hub cannot be "
                 f"reached ({type(error).__name__}): download it elsewhere and give the folder"
             ) from error
 
 
 def _answer(ask: Callable[[], Any]) -> Any:
-    """What `ask` returns or raises; TimeoutError after PATIENCE, because name lookup and connecting have no limit."""
+    """What `ask` returns or raises; TimeoutError after PATIENCE, as name lookup and connecting have no time limit."""
     outcome: list[tuple[bool, Any]] = []
 
     def run() -> None:
@@ -69,7 +70,7 @@ def _answer(ask: Callable[[], Any]) -> Any:
     if not outcome:
         warnings.warn(
             f"the hub has not answered for {SOON:g} s: waiting up to {PATIENCE:g} s; without a network give a folder, "
-            "or set HF_HUB_OFFLINE=1 for what was fetched before",
+            "or set HF_HUB_OFFLINE=1 to use files fetched before",
             stacklevel=6,  # the line that calls `chatglm.load`
         )
         thread.join(PATIENCE - SOON)

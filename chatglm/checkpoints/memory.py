@@ -1,4 +1,4 @@
-"""How much memory there is for weights: on this machine (container limits counted) and on its accelerators."""
+"""The memory available for weights, on this machine (within its container's limits) and on its accelerators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Run = Callable[[list[str]], str]
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can be allocated on `device` now; None where the system does not say."""
+    """Bytes that can be allocated on `device` now; None if the system does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     host = host_available()
@@ -36,7 +36,7 @@ def host_available() -> int | None:
 
 
 def linux_available(root: Path) -> int | None:
-    """The minimum of what the kernel calls available and what each control group (container) around us leaves."""
+    """The minimum of the kernel's available memory and of what each enclosing control group (container) leaves."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
     limits = [int(found[1]) * 1024] if found else []
     for line in _text(root / "proc/self/cgroup").splitlines():

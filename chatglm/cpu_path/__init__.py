@@ -1,7 +1,7 @@
-"""How a quantised network runs faster on a CPU than through its modules: decoding steps take all blocks in one call of
-the kernels (`decode_blocks.py`), prompts have their own attention (`prompt_attention.py`).
+"""The fast path of quantised networks on a CPU: a decoding step runs all blocks in one call of the kernels
+(`decode_blocks.py`), and prompts have their own attention (`prompt_attention.py`).
 
-Networks describe their blocks (`block_plan.py`) and ask; where the path does not apply, they go on with their modules.
+Networks describe their blocks (`block_plan.py`) and try this path first; where it does not apply, their modules run.
 """
 
 from .block_plan import BlockLayout, BlockParts

@@ -1,4 +1,4 @@
-"""The one description of a decoder block: what a network says of its blocks, and what the kernels make of it."""
+"""The description of a decoder block: how a network describes its blocks, and its translation for the kernels."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from ..quantization import QuantizedLinear
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """What all blocks of a network have in common, the names being those of `kernels.cpu.Block`.
+    """What all blocks of a network have in common, under the names of `kernels.cpu.Block`.
 
     Args:
         heads, kv_heads, head_dim: of the attention.
-        query_step, key_start, value_start, key_step: where the heads are in the result of the fused projection, in
-            numbers: query head i at i * query_step, key head i at key_start + i * key_step, value heads alike.
-        distance: between the two dims that a rotation turns together.
-        norm: the class of the norms, one with a weight only (RMSNorm) or nn.LayerNorm.
+        query_step, key_start, value_start, key_step: where the heads are in the output of the fused projection, in
+            elements: query head i at i * query_step, key head i at key_start + i * key_step, value head i at
+            value_start + i * key_step.
+        distance: between the two dims that are rotated as a pair.
+        norm: the class of the norms: RMSNorm (which has only a weight) or nn.LayerNorm.
         gated: whether the MLP is SwiGLU; else GELU.
-        residual_normed: whether the residual stream goes on from the normalised input; else from the input.
-        residual_scale: what it is multiplied by there.
+        residual_normed: whether the residual connection starts from the normalised input; else from the input.
+        residual_scale: factor on the residual.
     """
 
     heads: int
@@ -45,16 +46,16 @@ class BlockLayout:
     residual_scale: float = 1.0
 
 
-@dataclass  # not frozen, which takes three times as long to make, and every token needs one a block
+@dataclass  # not frozen: that takes three times as long to create, and every token needs one per block
 class BlockParts:
-    """The modules of one block by what they do.
+    """The modules of one block by their roles.
 
     Args:
         input_norm, post_attention_norm: the norms before attention and before the MLP.
-        fused: the projection to query, key and value; dense: the one behind attention.
+        fused: the projection to query, key and value; dense: the one after attention.
         up, down: the two projections of the MLP.
-        attention, mlp: the modules that hold these: they have no numbers of their own, but somebody may have put a hook
-            or another forward on them.
+        attention, mlp: the modules that hold these; they have no parameters of their own, but may have hooks or a
+            replaced forward.
     """
 
     input_norm: nn.Module
@@ -72,16 +73,16 @@ class BlockParts:
 
     @property
     def matrices(self) -> dict[str, Any]:
-        """By the names that they have in `kernels.cpu.Block`."""
+        """The projections by their names in `kernels.cpu.Block`."""
         return {"fused": self.fused, "dense": self.dense, "up": self.up, "down": self.down}
 
 
-#: What a layout and a `Block` have in common.
+#: The fields that a layout and a `Block` share.
 _COMMON = tuple(field.name for field in dataclasses.fields(BlockLayout) if field.name != "norm")
 
 
 class BlockPlanner:
-    """Turns the blocks of a network into `Block`s for the kernels; the work is done again only when they change."""
+    """Turns the blocks of a network into `Block`s for the kernels; repeats the work only when they change."""
 
     def __init__(self, layout: BlockLayout) -> None:
         self.layout = layout
@@ -89,7 +90,7 @@ class BlockPlanner:
         self._plan: ctypes.Array[Block] | None = None
 
     def plan(self, blocks: Iterable[Any]) -> ctypes.Array[Block] | None:
-        """The blocks as the kernels take them, but for prefix and cache; None if the modules have to do it.
+        """The blocks as the kernels take them, without prefix and cache; None if the modules have to run instead.
 
         Args:
             blocks: modules with `parts()`, their `BlockParts`
@@ -137,7 +138,7 @@ class BlockPlanner:
 
 
 def _are_plain(parts: BlockParts, layout: BlockLayout) -> bool:
-    """Whether the modules are what the kernels know: their classes, and their tensors in the CPU's memory."""
+    """Whether the kernels support the modules: their classes are known, and their tensors are in CPU memory."""
     matrices = parts.matrices.values()
     if not all(type(one) is layout.norm for one in parts.norms):
         return False
@@ -151,6 +152,6 @@ def _are_plain(parts: BlockParts, layout: BlockLayout) -> bool:
 
 
 def _are_needed(hooks: Mapping[int, Any]) -> bool:
-    """Whether any of these hooks has to be called: those that transformers leaves behind record only when told to."""
+    """Whether any of these hooks has to be called: those that transformers leaves behind record only on request."""
     plain = any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in hooks.values())
     return plain or bool(output_capturing._active_collector.get())

@@ -1,7 +1,7 @@
-"""Decoding with a quantised model on a CPU: a token of each sequence through all blocks in one call of the kernels.
+"""Decoding with a quantised model on a CPU: runs one token of each sequence through all blocks in one kernel call.
 
-Besides its four products, a block needs about fifty small operations for a token, and on a CPU they take a good part of
-the time. Everything but the plain case (several tokens, gradients, hooks, LoRA, masks, another device) goes through the
+Besides its four products, a block needs about fifty small operations per token, which take a good part of the time on a
+CPU. Everything but the plain case (several tokens, gradients, hooks, LoRA, masks, another device) goes through the
 modules. The results are equal up to rounding: this path rounds less, as it keeps float32 between and inside the blocks.
 """
 
@@ -22,12 +22,12 @@ from .block_plan import BlockLayout, BlockPlanner
 
 
 class BlockRunner:
-    """Runs the blocks of a network: in one call of the kernels where that applies, else one module after the other."""
+    """Runs the blocks of a network: in one call of the kernels if possible, else one module after the other."""
 
     def __init__(self, layout: BlockLayout) -> None:
         self._planner = BlockPlanner(layout)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a copy has other tensors, so nothing else of this holds for it
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy has other tensors: only the layout holds for it
         return BlockRunner, (self._planner.layout,)
 
     def __call__(
@@ -41,15 +41,18 @@ class BlockRunner:
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """What the blocks make of the tokens, which are in the cache then.
+        """Runs the tokens through the blocks and adds them to the cache.
 
         Args:
             blocks: modules with `parts()`, their `BlockParts`
             hidden_states: (batch, tokens, hidden)
-            prefix: keys and values of every block that all tokens see first, or None
+            prefix: keys and values of every block's prefix, or None
             tables: one or two of (cos, sin), each (batch or 1, tokens, angles)
-            plain: whether every token sees all that is cached of its sequence, and attention is torch's
+            plain: whether every token sees all cached tokens of its sequence, and attention is torch's
             past_key_values, kwargs: for the modules
+
+        Returns:
+            (batch, tokens, hidden)
         """
         done = self._in_one_call(blocks, hidden_states, prefix, tables, past_key_values) if plain else None
         if done is not None:
@@ -66,7 +69,7 @@ class BlockRunner:
         tables: Sequence[tuple[torch.Tensor, torch.Tensor]],
         cache: Cache | None,
     ) -> torch.Tensor | None:
-        """As `__call__`; None: the modules have to do it."""
+        """As `__call__`; None if the modules have to run instead."""
         if (
             cache is None
             or type(hidden_states) is not torch.Tensor
@@ -106,12 +109,12 @@ class BlockRunner:
         return result
 
 def sees_all(given: torch.Tensor | None, mask: torch.Tensor | None, cache: Cache | None) -> bool:
-    """Whether each token sees all that is cached of its sequence.
+    """Whether each token sees all cached tokens of its sequence.
 
     Args:
         given: the mask of the caller
-        mask: what has become of it; None: nothing is hidden
-        cache: its own mask hides nothing but what is behind the end of a sequence
+        mask: the mask that was made from it; None: nothing is hidden
+        cache: if it has a mask of its own, that hides only what lies beyond the end of a sequence
     """
     return mask is None or (given is not None and given is getattr(cache, "mask", None))
 
@@ -119,7 +122,7 @@ def sees_all(given: torch.Tensor | None, mask: torch.Tensor | None, cache: Cache
 def _prefix_of(
     prefix: Sequence[tuple[torch.Tensor | None, torch.Tensor | None]], dtype: torch.dtype
 ) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-    """Keys and values (heads, prefix, head_dim) of each layer, contiguous; empty without a prefix; or None."""
+    """Keys and values (heads, prefix, head_dim) of each layer, contiguous; empty without a prefix; None if unusable."""
     found = [(key[0], value[0]) for key, value in prefix if key is not None and value is not None]
     if not all(part.dtype == dtype and part.device.type == "cpu" for pair in found for part in pair):
         return None
@@ -129,11 +132,11 @@ def _prefix_of(
 def _room(
     cache: Cache, rows: int, count: int, dtype: torch.dtype
 ) -> tuple[Sequence[int], list[tuple[torch.Tensor, torch.Tensor]]] | None:
-    """How many tokens each sequence has, and the keys and values of each layer with room for one more; or None.
+    """The length of each sequence, and each layer's keys and values with room for one more token; None if unusable.
 
     Returns:
-        `rows` lengths, and `count` pairs, each part (rows, heads, more than the longest, head_dim) with the tokens of
-        a head next to each other
+        `rows` lengths, and `count` pairs of keys and values, each (rows, heads, more than the longest length, head_dim)
+        with the tokens of a head adjacent in memory
     """
     own = getattr(cache, "room_for_tokens", None)
     if own is None and (cache.offloading or not _are_plain(cache.layers)):
@@ -150,7 +153,7 @@ def _room(
 
 
 def _are_plain(layers: Sequence[Any]) -> bool:
-    """Whether a token can be appended to these layers of a cache, which hold equally many."""
+    """Whether a token can be appended to these layers of a cache: of known kinds, not empty, equally long."""
     if not layers or not all(type(layer) in (DynamicLayer, GrowingLayer) for layer in layers):
         return False
     length = layers[0].get_seq_length()
@@ -158,7 +161,7 @@ def _are_plain(layers: Sequence[Any]) -> bool:
 
 
 def _extended(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes keys and values one token longer, its numbers yet to come."""
+    """Makes keys and values one token longer; the kernels fill it in."""
     if isinstance(layer, GrowingLayer):
         layer.extend(1)
     else:

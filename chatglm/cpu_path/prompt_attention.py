@@ -14,7 +14,7 @@ from ..quantization import QuantizedLinear
 def attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """What `attention` makes of a prompt in a quantised network; None where it is left to torch.
+    """`attention` for a prompt of a quantised network; None if it is left to torch.
 
     Args:
         module: the attention module, with `config`, `query_key_value` (the projection that made query, key and value),
@@ -35,13 +35,13 @@ def attention(
     *,
     causal: bool,
 ) -> torch.Tensor | None:
-    """Attention in fp32 of several tokens of one sequence; None where the kernels do not have it.
+    """Attention in fp32 of several tokens of one sequence; None if the kernels do not support the case.
 
     Args:
         query: (1, heads, tokens, head_dim)
         key, value: (1, kv_heads, keys, head_dim)
         mask: (1, 1, tokens, keys), boolean (True = visible) or additive
-        causal: without a mask, whether each token sees what came before (the tokens being the last ones) or all
+        causal: without a mask, whether each token sees only earlier keys (the tokens are the last ones) or all
 
     Returns:
         (1, tokens, heads * head_dim)

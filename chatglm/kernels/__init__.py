@@ -1,17 +1,17 @@
-"""Products with INT4 and INT8 weights: custom operators of torch, and the choice of who computes them.
+"""Products with INT4 and INT8 weights: custom torch operators, and the choice of the backend that computes them.
 
-Per device the best that works is chosen once: our C code on the CPU, our CUDA code on NVIDIA GPUs, plain torch
+The best backend that works is chosen once per device: our C code on the CPU, our CUDA code on NVIDIA GPUs, plain torch
 everywhere else and wherever those cannot be used (one `KernelWarning` then says why). The environment variable
-CHATGLM_KERNELS=torch asks for plain torch. The operators work under autograd (gradient of the input and the bias; the
+CHATGLM_KERNELS=torch selects plain torch. The operators work under autograd (gradient of the input and the bias; the
 weights are frozen), torch.compile, torch.export and activation checkpointing.
 
-A backend module has `load()`, which returns an object with `linear(x, weight, scale, bits, precision)`,
-`dequantize(weight, scale, bits, dtype)` and `describe()`, and on the CPU `dense(x, weight)`, `dense_rows(dtype)` and
-what `chatglm.cpu_path` uses; or raises `KernelUnavailable`. It gets contiguous tensors
-of one device, rows >= 1, x in float16, bfloat16 or float32, scales in float16 or float32.
+A backend module has `load()`, which raises `KernelUnavailable` or returns an object with `linear(x, weight, scale,
+bits, precision)`, `dequantize(weight, scale, bits, dtype)` and `describe()`; on the CPU also `dense(x, weight)`,
+`dense_rows(dtype)` and the methods that `chatglm.cpu_path` uses. They get contiguous tensors of one device, rows >= 1,
+x in float16, bfloat16 or float32, scales in float16 or float32.
 
-Precisions: "exact" is float32 arithmetic, and what is used whenever a gradient is wanted; "default" may round the
-activations to about 14 bits (relative error 1e-4); "int8" to 8 bits per group of 128 columns, the fastest.
+Precisions: "exact" is float32 arithmetic, and is used whenever a gradient is needed; "default" may round the
+activations to about 14 bits (relative error 1e-4); "int8", the fastest, to 8 bits per group of 128 columns.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _lock = threading.Lock()
 
 
 def backend_for(device: torch.device) -> Backend | None:
-    """Our kernels for `device`, or None for plain torch. Found once; the reason for None is warned about once."""
+    """Our kernels for `device`, or None for plain torch. Chosen once; one warning says why plain torch is used."""
     if device not in _backends:
         with _lock:
             if device not in _backends:
@@ -92,7 +92,7 @@ def load_backend(name: str) -> Backend:
 
 
 def _give_up(device: torch.device, reason: KernelUnavailable) -> None:
-    """A backend that loaded may still find at its first product that it cannot serve this device."""
+    """Changes to plain torch: a backend that loaded may still fail at its first product on this device."""
     with _lock:
         if _backends.get(device) is not None:
             _backends[device] = None
@@ -102,7 +102,7 @@ def _give_up(device: torch.device, reason: KernelUnavailable) -> None:
 def _warn(device: torch.device, reason: KernelUnavailable) -> None:
     warnings.warn(
         f"quantised models run on plain torch on {device}, which is slow: {reason}. "
-        "`python -m chatglm.kernels` shows what there is.",
+        "`python -m chatglm.kernels` shows the details.",
         KernelWarning,
         stacklevel=2,
     )
@@ -127,7 +127,7 @@ def linear(
         weight_scale: (out,)
         bias: (out,) or None
         bits: 4 or 8
-        precision: one of PRECISIONS; "exact" in any case where a gradient is wanted.
+        precision: one of PRECISIONS; "exact" is used whenever a gradient is needed.
 
     Returns:
         (..., out)
@@ -174,12 +174,12 @@ def _check(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bi
     if weight.shape[1] * 8 != x.shape[-1] * bits:
         raise ValueError(
             f"the input has {x.shape[-1]} columns and the INT{bits} weights {weight.shape[1] * 8 // bits}: "
-            "they do not belong together"
+            "they do not match"
         )
     if not x.device == weight.device == weight_scale.device:
         raise ValueError(
             f"the input is on {x.device}, the weights on {weight.device} and their scales on {weight_scale.device}: "
-            "bring them to one device with .to(device)"
+            "move them to one device with .to(device)"
         )
 
 

@@ -1,8 +1,8 @@
-"""`python -m chatglm.kernels`: what this machine computes quantised models with, whether it is right, and how fast.
+"""`python -m chatglm.kernels`: shows which kernels compute quantised models here, whether they are right, and how fast.
 
-For every device: the compiler, the cache and the path that INT4 and INT8 products take, or the reason why it is plain
-torch; the error of a product against float64; and how fast one row (a decoding step) reads its weights, beside what the
-memory of the device can deliver.
+For every device: the compiler, the cache and the path that INT4 and INT8 products take, or the reason for using plain
+torch; the error of a product against float64; and how fast one row (a decoding step) reads its weights, compared with
+the memory bandwidth of the device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Work = Callable[[int], object]
 SHAPE = (27392, 4096)  # (out, in): the largest matrix of a ChatGLM3-6B block
 TOLERANCE = {"exact": 1e-5, "default": 2e-4, "int8": 1e-2}
 HALF_TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 5e-3}
-CACHES = 1 << 29  # bytes to walk over, so that no cache holds them
+CACHES = 1 << 29  # bytes to read, more than any cache holds
 
 
 def devices() -> list[torch.device]:
@@ -50,7 +50,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds(device: torch.device, work: Work, rounds: int) -> float:
-    """Of one call of `work`, which gets the number of the round: the best one, as other work only adds to it."""
+    """Seconds of one call of `work(round)`: those of the best round, as other load only adds time."""
     work(0)
     best = float("inf")
     for index in range(rounds):
@@ -71,7 +71,7 @@ def random_weights(bits: int, shape: tuple[int, int], device: torch.device) -> t
 
 
 def error_of(device: torch.device, bits: int, precision: str, dtype: torch.dtype) -> float:
-    """Largest error against the product in float64, relative to the largest result; several numbers of rows."""
+    """Largest error against the product in float64, relative to the largest result, over several row counts."""
     weight, scale = random_weights(bits, (515, 1376), device)
     dense = dequantize(weight.cpu(), scale.cpu(), bits, torch.float64)
     worst = 0.0
@@ -99,7 +99,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def speed(device: torch.device, bits: int, precision: str, dtype: torch.dtype) -> float:
-    """Bytes of weights per second for one row; 16 bits are the dense product of the output head."""
+    """Bytes of weights read per second for one row; 16 bits: the dense product of the output head."""
     size = SHAPE[0] * SHAPE[1] * bits // 8
     count = max(1, CACHES // size)
     x = torch.randn(1, SHAPE[1], device=device, dtype=dtype)
@@ -116,7 +116,7 @@ def speed(device: torch.device, bits: int, precision: str, dtype: torch.dtype) -
 def why_plain_torch(device: torch.device) -> str:
     """Why `backend_for(device)` is None."""
     if device.type not in ("cpu", "cuda"):
-        return f"there are no kernels of ours for {device.type}"
+        return f"we have no kernels for {device.type}"
     try:
         load_backend(device.type)
     except KernelUnavailable as error:
@@ -125,12 +125,12 @@ def why_plain_torch(device: torch.device) -> str:
 
 
 def use_once(device: torch.device) -> None:
-    """A first product: kernels that are built when they are needed are built then, or given up."""
+    """Runs a first product, so that kernels built on demand are built now, or given up."""
     linear(torch.zeros(1, 64, device=device), *random_weights(4, (8, 64), device), None, 4)
 
 
 def describe(device: torch.device) -> None:
-    """Prints the compiler, the cache and so on, or why there is none of them."""
+    """Prints the compiler, the cache and so on, or why plain torch is used."""
     backend = backend_for(device)
     if backend is None:
         print(f"  INT4, INT8   plain torch: {why_plain_torch(device)}")
@@ -142,7 +142,7 @@ def describe(device: torch.device) -> None:
 
 
 def check(device: torch.device) -> bool:
-    """Prints the errors of all paths; whether all are within what they promise."""
+    """Prints the errors of all paths; returns whether all are within their tolerances."""
     right = True
     own = backend_for(device) is not None
     for bits in (4, 8):
@@ -163,7 +163,7 @@ def check(device: torch.device) -> bool:
 
 
 def measure(device: torch.device) -> None:
-    """Prints GB/s of the products beside those of the memory."""
+    """Prints the GB/s of the products, and what fraction of the memory's that is."""
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     limit = bandwidth(device)
     print(f"  memory       {limit / 1e9:.1f} GB/s {'read' if device.type == 'cpu' else 'copied'}")
@@ -180,7 +180,7 @@ def measure(device: torch.device) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m chatglm.kernels", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--no-speed", action="store_true", help="do not measure (measuring takes about 2 GB of memory)")
+    parser.add_argument("--no-speed", action="store_true", help="skip measuring speed (it takes about 2 GB of memory)")
     args = parser.parse_args(arguments)
     right = True
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}")

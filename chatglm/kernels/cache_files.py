@@ -1,4 +1,4 @@
-"""The folder that compiled kernels are kept in, and the check that a file there is still what was written."""
+"""The cache folder of compiled kernels, and the check that its files are intact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HASH_BYTES = 32  # of SHA-256, in front of a CUDA file's code
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept. Raises KernelUnavailable where there is no such place."""
+    """The folder where compiled kernels are kept. Raises KernelUnavailable if the user has no home folder."""
     if chosen := os.environ.get("CHATGLM_CACHE"):
         return Path(chosen)
     if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
@@ -31,7 +31,7 @@ def digest(content: bytes) -> str:
 
 
 def read_whole(path: Path) -> bytes | None:
-    """What was written to a file of kernels; None where it cannot be read, or holds something else now.
+    """The content of a file of compiled kernels; None if it cannot be read or is damaged.
 
     CPU libraries have their digest in their name: `cpu-<key>-<digest>.so`. CUDA files begin with the hash of the code.
     """
@@ -46,9 +46,9 @@ def read_whole(path: Path) -> bytes | None:
 
 
 def damaged_files() -> list[Path]:
-    """The files of kernels that are not what was written: cut off by a full disk, for example.
+    """The damaged files of compiled kernels: cut off by a full disk, for example.
 
-    No program opens them, each builds its own anew. But they are a sign that the disk or the home folder loses data.
+    No program opens them; they are rebuilt instead. But they are a sign that the disk or the home folder loses data.
     """
     try:
         folder = cache_folder()

@@ -1,4 +1,4 @@
-"""What the kernels raise and warn with."""
+"""The errors and warnings of the kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class KernelUnavailable(RuntimeError):
 
 
 class KernelWarning(UserWarning):
-    """Plain torch is used where a kernel of ours would be faster: once per device, with what to do about it."""
+    """Plain torch is used where our kernels would be faster: issued once per device, with what to do about it."""
 
 
 class KernelMismatch(RuntimeError):

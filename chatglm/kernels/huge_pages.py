@@ -1,4 +1,4 @@
-"""Memory for weights in pages of 2 MB, where the system has them: CPUs read these 5 to 15 % faster than ordinary ones.
+"""Memory for weights in 2 MB pages, where the system has them: CPUs read these 5 to 15 % faster than ordinary ones.
 
 Weights that are mapped from a file do not need this: recent Linux keeps files in large pages by itself.
 """
@@ -15,9 +15,9 @@ PAGE = 1 << 21
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.int8) -> torch.Tensor:
-    """`torch.empty(shape, dtype=dtype, device="cpu")`, in huge pages where it fills them and the system grants them.
+    """`torch.empty(shape, dtype=dtype, device="cpu")`, in huge pages if it fills any and the system grants them.
 
-    The memory is given back with the last tensor that uses it.
+    The memory is freed with the last tensor that uses it.
     """
     size = math.prod(shape) * dtype.itemsize
     advice = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux
@@ -26,5 +26,5 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.int8) -> torch.Tens
     memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     skipped = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % PAGE
     with contextlib.suppress(OSError):  # a Linux kernel without them
-        memory.madvise(advice, skipped, size // PAGE * PAGE)  # whole pages: the rest of another would be wasted
+        memory.madvise(advice, skipped, size // PAGE * PAGE)  # whole pages only: part of another would be wasted
     return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=skipped).view(shape)

@@ -1,4 +1,4 @@
-"""INT4 and INT8 weights in plain torch: what every kernel has to equal, and what runs where there is none.
+"""INT4 and INT8 weights in plain torch: the reference that every kernel must match, and the fallback without kernels.
 
 The published format: one scale per output row; INT8 one column per byte, INT4 two, the EVEN column in the HIGH nibble,
 both two's complement. A weight is `q * scale`.
@@ -14,7 +14,7 @@ BLOCK = 1 << 24
 
 
 def pack(q: torch.Tensor, bits: int) -> torch.Tensor:
-    """int8 numbers (..., columns) -> packed bytes (..., columns * bits / 8); INT8 is left as it is.
+    """int8 values (..., columns) -> packed bytes (..., columns * bits / 8); INT8 is left as it is.
 
     Raises:
         ValueError: an odd number of columns with 4 bits.
@@ -27,7 +27,7 @@ def pack(q: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """Packed bytes (..., bytes) -> int8 numbers (..., bytes * 8 / bits)."""
+    """Packed bytes (..., bytes) -> int8 values (..., bytes * 8 / bits)."""
     if bits == 8:
         return weight
     low = ((weight & 15) ^ 8) - 8  # extends the sign without a shift to the left, which may overflow

@@ -1,6 +1,6 @@
-"""From a folder or a hub id to a model: on one device (`load`) or over several (`utils.load_model_on_gpus`).
+"""Loads a model from a folder or a hub id, onto one device (`load`) or several (`utils.load_model_on_gpus`).
 
-Both go through `plan.py`: what is asked for is found and checked, then built.
+Both go through `plan.py`: it finds and checks the files, then builds the model.
 """
 
 from __future__ import annotations

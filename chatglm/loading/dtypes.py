@@ -1,4 +1,4 @@
-"""In which floating-point type a model is loaded."""
+"""The floating-point dtype in which a model is loaded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ DTYPES = {
     "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
     "float32": torch.float32, "fp32": torch.float32, "float": torch.float32,
 }  # fmt: skip
-SMALL = 2**28  # numbers; below that (1 GiB in float32) the exact type costs nothing worth saving
-HEADROOM = 1.1  # over the weights: buffers while loading, activations, the first turns of the KV cache
+SMALL = 2**28  # parameters; below that (1 GiB in float32), a smaller dtype saves too little to matter
+HEADROOM = 1.1  # factor on the weights: buffers while loading, activations, the KV cache of the first turns
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device, weights: Weights) -> torch.dtype:
-    """The type that `dtype` names; "auto" depends on the device and on the checkpoint, see `load`.
+    """The torch dtype that `dtype` names; "auto" depends on the device and on the checkpoint, see `load`.
 
-    Raises ValueError for one that is unknown or cannot hold weights.
+    Raises:
+        ValueError: it is unknown, or cannot hold weights.
     """
     if isinstance(dtype, torch.dtype):
         if not dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""A base model and what was trained on it, as one checkpoint; the command is `python -m chatglm.export`."""
+"""Exports a base model and its adapter as one checkpoint; the command is `python -m chatglm.export`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .plan import find_folder
 def export(base: str | os.PathLike[str], adapter: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Writes the checkpoint, in the dtype of the base's files, and returns its folder.
 
-    It is written aside, and renamed once it is whole.
+    It is written aside, and renamed once it is complete.
 
     Raises:
         ValueError: the base is quantised and the adapter is LoRA; see `merge_lora` for others.

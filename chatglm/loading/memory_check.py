@@ -1,4 +1,4 @@
-"""Whether the weights fit into the memory of one device, said before they are loaded."""
+"""Checks whether the weights fit into the memory of one device before they are loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def memory_needed(weights: Weights, config: Any, dtype: torch.dtype, bits: int |
 
 
 def check_memory(plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises NotEnoughMemoryError, which says how much is missing and what to do about it."""
+    """Raises NotEnoughMemoryError if the weights do not fit; it gives the sizes and says what to do."""
     weights, config, quantization = plan.weights, plan.config, plan.quantization
     needed = memory_needed(weights, config, dtype, quantization.bits if quantization else None)
     room = memory.available(device)
@@ -44,5 +44,5 @@ def check_memory(plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
     raise NotEnoughMemoryError(
         f"loading {plan.folder} in {str(dtype).removeprefix('torch.')} on {device} needs about "
         f"{memory.readable(needed)}, and {memory.readable(room)} are available: {', or '.join(ways)}; "
-        "check_memory=False tries all the same"
+        "check_memory=False tries anyway"
     )

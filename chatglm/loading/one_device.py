@@ -26,22 +26,28 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
     """Loads a ChatGLM of any generation with its tokenizer, ready to chat.
 
-    path_or_id: a folder (then nothing touches the network), or the id of a hub repository, of which only data files are
-        fetched, never code. None: the environment variable CHATGLM_MODEL, else the bundled demo model.
-    device: "auto" (CUDA, else MPS, else CPU), or what torch.device takes.
-    dtype: "auto", a torch.dtype or its name. Auto: float32 for a small model on the CPU; else what the device computes
-        fast: half precision on GPUs (bfloat16 where the weights are bfloat16 and the GPU can), on a CPU bfloat16 where
-        it has instructions for it or where float32 would not fit, else float32.
-    quantize: 4 or 8 bits per weight, one layer at a time while loading; a checkpoint that is quantised already needs
-        and takes none but its own.
-    adapter: a P-tuning prefix (a file, or a folder as our or the originals' training wrote it; its length and kind are
-        found) or the folder of a LoRA adapter (needs PEFT). Several as {"name": path, ...}, of which the first is used
-        until `with model.adapter("name"):`; one alone is named after its folder.
-    revision: branch, tag or commit of a hub repository.
-    check_memory: False tries to load even where the weights seem not to fit.
+    Args:
+        path_or_id: a folder (which never touches the network), or the id of a hub repository, from which only data
+            files are fetched, never code. None: the environment variable CHATGLM_MODEL, else the bundled demo model.
+        device: "auto" (CUDA, else MPS, else CPU), or anything that torch.device takes.
+        dtype: "auto", a torch.dtype or its name. Auto is float32 for a small model on the CPU, and otherwise what the
+            device computes fast: half precision on GPUs (bfloat16 if the weights are bfloat16 and the GPU supports it);
+            on a CPU, bfloat16 if it has instructions for it or float32 would not fit, else float32.
+        quantize: 4 or 8 bits per weight, one layer at a time while loading. A checkpoint that is already quantised
+            needs no value, and accepts only its own bits.
+        adapter: a P-tuning prefix (a file, or a folder written by our or the originals' training; its length and kind
+            are detected) or the folder of a LoRA adapter (needs PEFT). Several as {"name": path, ...}: the first is
+            used until `with model.adapter("name"):`. A single one is named after its folder.
+        revision: branch, tag or commit of a hub repository.
+        check_memory: False tries to load even if the weights do not seem to fit.
 
-    Raises ModelLoadError (an OSError) for what is missing, cut off or does not fit together, NotEnoughMemoryError where
-    memory is short, ValueError or TypeError for arguments that mean nothing here.
+    Returns:
+        The model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelLoadError: (an OSError) files are missing, cut off or do not match each other.
+        NotEnoughMemoryError: the weights do not fit into memory.
+        ValueError, TypeError: an argument is invalid, or does not apply to this checkpoint.
     """
     target = find_device(device)
     plan = make_plan(path_or_id, revision, quantize=quantize, adapter=adapter)
@@ -54,7 +60,7 @@ def load(
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device that is named, or the best one for "auto". Raises ValueError where this machine has none such."""
+    """The named device, or the best one for "auto". Raises ValueError if this machine does not have it."""
     if str(device) == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

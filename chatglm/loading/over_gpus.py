@@ -1,4 +1,4 @@
-"""A model over several GPUs, main memory and disk; `utils.load_model_on_gpus` for users."""
+"""Loads a model over several GPUs, main memory and disk; users call `utils.load_model_on_gpus`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def load_split(
 ) -> PreTrainedModel:
     """See `load_model_on_gpus` in utils.py."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):  # transformers' words for: you decide
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):  # transformers' names of automatic maps
         num_gpus, device_map = max(1, gpus), None if gpus else "cpu"
     if device_map is None:
         _check_count(num_gpus, gpus)
     dtype = options.pop("torch_dtype", dtype)
     for name in ("trust_remote_code", "empty_init"):
-        options.pop(name, None)  # of the originals' calls, without meaning here
+        options.pop(name, None)  # in the originals' calls; they have no effect here
     plan = make_plan(checkpoint_path, revision, quantize=quantize, adapter=adapter, config=config, options=options)
 
     model = skeleton(plan.config, plan.quantization)
@@ -66,12 +66,12 @@ def load_split(
 def _check_disk(plan: Plan, devices: set[Device], offload_folder: str | os.PathLike[str] | None) -> None:
     if "disk" in devices and plan.quantization is not None:
         raise ValueError(
-            "what goes to disk cannot be quantised on the way: quantise and save the model once, with "
+            "weights that go to disk cannot be quantised while loading: quantise and save the model once, with "
             "chatglm.load(path, quantize=4)[0].save_pretrained(folder), and load that folder"
         )
     file = plan.weights.files[0]
     if "disk" in devices and offload_folder is None and file.suffix != ".safetensors":
-        raise ValueError(f"{file.name} is not in safetensors, so disk needs a folder: give offload_folder")
+        raise ValueError(f"{file.name} is not a safetensors file, so disk needs a folder: give offload_folder")
 
 
 def _check_count(num_gpus: int, gpus: int) -> None:
@@ -79,7 +79,7 @@ def _check_count(num_gpus: int, gpus: int) -> None:
         raise TypeError(f"num_gpus is {num_gpus!r}: give a number")
     if gpus == 0:
         raise ValueError(
-            f"num_gpus={num_gpus}, and torch sees 0 CUDA GPUs on this machine: use chatglm.load(path, device='cpu'), "
+            f"num_gpus={num_gpus}, but torch sees 0 CUDA GPUs on this machine: use chatglm.load(path, device='cpu'), "
             "or a device_map over 'cpu' and 'disk'"
         )
     if num_gpus > gpus:

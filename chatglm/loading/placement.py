@@ -1,8 +1,8 @@
-"""Which part of a model goes to which device, when one device is not enough.
+"""Places the parts of a model on devices, when one device is not enough.
 
-Whole blocks are placed; the model classes say what their parts are called (`part_names`). Input ids and logits meet on
-the first GPU, which holds the embeddings, the final norm, the output head and a P-tuning prefix; accelerate's hooks
-carry the hidden states from device to device.
+Blocks are placed whole; the model classes name their parts (`part_names`). Input ids and logits meet on the first GPU,
+which holds the embeddings, the final norm, the output head and a P-tuning prefix; accelerate's hooks move the hidden
+states from device to device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .dtypes import HEADROOM
 from .memory_check import NotEnoughMemoryError
 from .reading import first_few
 
-#: A GPU by its number, or "cpu" or "disk" for weights that are brought to a GPU whenever they are used.
+#: A GPU by its number, or "cpu" or "disk" for weights that are copied to a GPU whenever they are used.
 Device = int | str
 DeviceMap = dict[str, Device]
 OFFLOADED = ("cpu", "disk")
@@ -38,9 +38,9 @@ OFFLOADED = ("cpu", "disk")
 def even_split(blocks: int, gpus: int) -> list[int]:
     """How many blocks each GPU gets; the embeddings and the head count as one block each and are on the first GPU.
 
-    As in the originals, GPUs are filled to their share, rounded up. Where that leaves nothing for the last ones (7 GPUs
-    for 28 blocks), what does not divide evenly goes to the first ones instead. No GPU gets a whole block more than
-    its share; the first may have none, and GPUs beyond one for each block have none.
+    As in the originals, each GPU is filled to its share, rounded up. If that leaves nothing for the last ones (7 GPUs
+    for 28 blocks), the remainder goes to the first ones instead. No GPU gets a whole block more than its share; the
+    first one may get none, and so may GPUs beyond one per block.
     """
     if gpus == 1:
         return [blocks]
@@ -57,7 +57,7 @@ def even_split(blocks: int, gpus: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes in memory: what sits where inputs and logits meet, and one block."""
+    """Bytes in memory of the parts where inputs and logits meet, and of one block."""
 
     meeting: int
     block: int
@@ -70,20 +70,20 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Placement:
-    """The GPU of the embeddings and head, and the blocks in their order: (device, how many)."""
+    """The GPU of the embeddings and head, and the blocks in order: (device, number of blocks)."""
 
     meeting: Device
     shares: list[tuple[Device, int]]
 
 
 def place(sizes: Sizes, room: Mapping[Device, float]) -> Placement:
-    """Splits evenly where that fits, else in proportion to the room, else to main memory and disk as far as allowed.
+    """Splits evenly if that fits, else in proportion to the room, else with main memory and disk if allowed.
 
     Args:
-        room: bytes for weights on every device that may be used; without "cpu" and "disk", nothing goes there.
+        room: bytes for weights on each device that may be used; nothing goes to "cpu" or "disk" unless they are in it.
 
     Raises:
-        NotEnoughMemoryError: it does not fit; with the numbers.
+        NotEnoughMemoryError: the model does not fit; the message gives the sizes.
     """
     gpus = sorted(device for device in room if not isinstance(device, str))
     even = even_split(sizes.blocks, len(gpus))
@@ -99,12 +99,12 @@ def place(sizes: Sizes, room: Mapping[Device, float]) -> Placement:
     held = {gpu: min(sizes.blocks, int((room[gpu] - fixed[gpu]) // sizes.block)) for gpu in gpus}
     if sum(held.values()) >= sizes.blocks:
         counts = dict.fromkeys(gpus, 0)
-        for _ in range(sizes.blocks):  # each block to where it fills the smallest part of the memory
+        for _ in range(sizes.blocks):  # each block goes to the GPU that it leaves the least full
             able = [gpu for gpu in gpus if counts[gpu] < held[gpu]]
             fullest = {gpu: (fixed[gpu] + (counts[gpu] + 1) * sizes.block) / room[gpu] for gpu in able}
             counts[min(able, key=fullest.__getitem__)] += 1
         return Placement(meeting, [(gpu, counts[gpu]) for gpu in gpus])
-    held[gpus[0]] = max(0, held[gpus[0]] - 1)  # accelerate brings offloaded blocks, one at a time, to the first GPU
+    held[gpus[0]] = max(0, held[gpus[0]] - 1)  # accelerate copies offloaded blocks, one at a time, to the first GPU
     left = sizes.blocks - sum(held.values())
     shares = [(gpu, held[gpu]) for gpu in gpus]
     for device in OFFLOADED:
@@ -112,7 +112,7 @@ def place(sizes: Sizes, room: Mapping[Device, float]) -> Placement:
         shares.append((device, count))
         left -= count
     if left:
-        raise _too_large(sizes, room, f"{left} of {sizes.blocks} blocks find no place")
+        raise _too_large(sizes, room, f"{left} of {sizes.blocks} blocks do not fit")
     return Placement(meeting, shares)
 
 
@@ -124,7 +124,7 @@ def _too_large(sizes: Sizes, room: Mapping[Device, float], why: str) -> NotEnoug
     if "disk" not in room:
         ways.append("offload_folder=... to keep blocks on disk")
     return NotEnoughMemoryError(
-        f"the weights take {memory.readable(sizes.total)} and there is room for weights on {places}: {why}; use "
+        f"the weights take {memory.readable(sizes.total)}, and the room for weights is {places}: {why}; use "
         f"{', or '.join(ways)}"
     )
 
@@ -138,20 +138,20 @@ def _name(device: Device) -> str:
 
 
 def to_bytes(limit: int | str) -> int:
-    """`max_memory` as transformers takes it: bytes, or "10GiB", "500MB"."""
+    """The bytes of a limit in `max_memory`, as transformers takes it: a number, or text like "10GiB" or "500MB"."""
     if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
         return limit
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", str(limit), re.IGNORECASE)
     if not found or not isinstance(limit, str):
-        raise ValueError(f"max_memory {limit!r} is no size: give bytes, or text like '10GiB' or '500MB'")
+        raise ValueError(f"max_memory {limit!r} is not a size: give bytes, or text like '10GiB' or '500MB'")
     power = " KMGT".index(found[2].upper() or " ")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def room_of(gpus: Iterable[int], max_memory: Mapping[Device, int | str] | None, measure: bool) -> dict[Device, float]:
-    """Bytes for weights on each GPU, and where `max_memory` names them, on "cpu" and "disk".
+    """Bytes for weights on each GPU and, if `max_memory` names them, on "cpu" and "disk".
 
-    A GPU without a limit has what is free on it, less room to work, or with `measure=False` any amount.
+    A GPU without a limit has room for its free memory less some headroom, or for any amount with `measure=False`.
     """
     limits = {device: to_bytes(limit) for device, limit in (max_memory or {}).items()}
     room: dict[Device, float] = {}
@@ -172,7 +172,7 @@ def _these(gpus: Iterable[Device]) -> str:
 
 
 def skeleton(config: Any, settings: quantization.ChatGLMQuantizationConfig | None = None) -> PreTrainedModel:
-    """The model of `config` without memory for its weights."""
+    """The model of `config`, without memory for its weights (on the meta device)."""
     with torch.device("meta"):
         model = model_class(config)(copy.deepcopy(config))
     if settings is not None:
@@ -181,7 +181,7 @@ def skeleton(config: Any, settings: quantization.ChatGLMQuantizationConfig | Non
 
 
 def sizes_of(model: PreTrainedModel, dtype: torch.dtype) -> Sizes:
-    """Of a skeleton or a loaded model, with its float weights in `dtype` (scales and prefix keep theirs)."""
+    """The sizes of a skeleton or a loaded model with float weights in `dtype` (scales and prefix keep theirs)."""
     names: PartNames = model.part_names
     first = f"{names.blocks}.0."
     total = block = 0
@@ -227,16 +227,16 @@ def make_map(names: PartNames, placed: Placement, present: Iterable[str] | None 
 
 
 def check_map(device_map: Mapping[str, Any], model: PreTrainedModel, gpus: int) -> DeviceMap:
-    """A user's map, checked against the modules of `model` (a skeleton will do), with every part named one by one.
+    """Checks a user's map against the modules of `model` (a skeleton will do), and returns it with every part named.
 
-    What the originals' maps name and this model does not have is left out; the rotary table and the prefix, which they
-    lack, go to the embeddings.
+    Names in the originals' maps that this model does not have are left out; the rotary table and the prefix, which
+    those maps lack, go with the embeddings.
 
     Args:
-        gpus: how many there are.
+        gpus: number of GPUs on this machine.
 
     Raises:
-        ValueError: unknown or missing modules, a block in parts, tied weights apart, or devices that are not there.
+        ValueError: unknown or missing modules, a split block, tied weights on different devices, or missing devices.
     """
     names: PartNames = model.part_names
     known = {name for name, _ in model.named_modules()}
@@ -263,7 +263,7 @@ def check_map(device_map: Mapping[str, Any], model: PreTrainedModel, gpus: int) 
     missing = [name for name in parts if name not in result]
     if missing:
         raise ValueError(f"device_map says nothing about {first_few(missing)}: name every part, or '' for all the rest")
-    # The rotary table grows, and a prefix is trained and exchanged in place: they cannot be offloaded.
+    # The rotary table grows, and a prefix is trained and replaced in place: they cannot be offloaded.
     for name in (names.rotary, names.prefix):
         if result.get(name) in OFFLOADED:
             result[name] = main_device(result)
@@ -273,12 +273,12 @@ def check_map(device_map: Mapping[str, Any], model: PreTrainedModel, gpus: int) 
 
 
 def main_device(device_map: Mapping[str, Device]) -> Device:
-    """The device that computes with what is offloaded: the first GPU, or the CPU where the map has none."""
+    """The device that computes with offloaded weights: the first GPU, or the CPU if the map has none."""
     return min((device for device in device_map.values() if isinstance(device, int)), default="cpu")
 
 
 def _device_of(name: str, device_map: Mapping[str, Device]) -> Device | None:
-    """The device of a module: that of the longest name in the map that it belongs to."""
+    """The device of a module: that of the longest name in the map that covers it."""
     while name and name not in device_map:
         name = name.rpartition(".")[0]
     return device_map.get(name)

@@ -1,4 +1,4 @@
-"""The one sequence of loading: what is asked for is found and checked before minutes are spent on it, then built."""
+"""The steps of loading: find and check the files before minutes are spent on them, then build the model."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from ..quantization import ChatGLMQuantizationConfig, settings_of
 from .dtypes import SMALL
 from .reading import cast, read_model
 
-#: One file or folder, or several by the names to switch by.
+#: One file or folder, or several as {name: path}.
 AdapterPaths = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be loaded, checked as far as that can be done without the weights."""
+    """What to load, checked as far as possible without reading the weights."""
 
     folder: Path
     weights: Weights
     config: Any
-    quantization: ChatGLMQuantizationConfig | None  # what is left to do while loading
+    quantization: ChatGLMQuantizationConfig | None  # to apply while loading, if any
     adapters: list[tuple[str | None, Adapter]]  # with the names that the caller gave them
     options: Mapping[str, Any]  # of `from_pretrained`
 
@@ -47,14 +47,14 @@ class Plan:
         """The model with its adapters, the first of which is in use.
 
         Args:
-            device_map: names of modules to devices; None is the CPU.
-            castable: False where weights are offloaded, which cannot be cast once they are loaded.
-            options: more of `from_pretrained`.
+            device_map: module names to devices; None is the CPU.
+            castable: False if weights are offloaded: those cannot be cast once they are loaded.
+            options: further arguments of `from_pretrained`.
 
         Raises:
             ModelLoadError: weights and config do not fit together, or an adapter is for another model.
         """
-        # Quantised from the numbers in the file: rounding them to another type first would change the result.
+        # Quantises the values in the file: rounding them to another dtype first would change the result.
         first = self.weights.dtype if self.quantization is not None and castable else dtype
         model = read_model(
             model_class(self.config),
@@ -84,16 +84,16 @@ def make_plan(
     config: Any = None,
     options: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Finds the checkpoint and all that goes with it.
+    """Finds and checks the checkpoint and everything that belongs to it.
 
     Args:
-        config: instead of the one in the folder; it is copied. One that asks for a prefix gets a fresh one, to be
-            filled by the caller, where there is none in the weights.
-        options: of `from_pretrained`: fields of the config, and others, which stay in the plan.
+        config: a copy of it replaces the one in the folder. If it asks for a prefix that the weights lack, the model
+            gets a fresh one for the caller to fill.
+        options: arguments of `from_pretrained`: fields of the config, and others, which stay in the plan.
 
     Raises:
         ModelLoadError: something is missing, broken, or does not fit together.
-        ValueError: arguments that mean nothing for this checkpoint.
+        ValueError: an argument is invalid, or does not apply to this checkpoint.
     """
     if quantize not in (None, 4, 8):
         raise ValueError(f"quantize is {quantize!r}: use 4, 8, or None for no quantisation")
@@ -113,7 +113,7 @@ def make_plan(
 
 
 def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
-    """The folder that `load` reads: a given one as it is, a hub id's after fetching what is not there yet."""
+    """The folder that `load` reads: the given one, or that of a hub id, after fetching missing files."""
     source = os.fspath(path_or_id or os.environ.get("CHATGLM_MODEL") or demo.DEFAULT)
     path = Path(source).expanduser()
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
@@ -124,7 +124,7 @@ def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str 
 
 
 def wanted_quantization(folder: Path, config: Any, quantize: int | None) -> ChatGLMQuantizationConfig | None:
-    """What is left to do while loading. Raises ValueError where the checkpoint is quantised to other bits."""
+    """The quantisation to apply while loading. Raises ValueError for a checkpoint quantised to other bits."""
     present = settings_of(config)
     if quantize is None or present is None:
         return ChatGLMQuantizationConfig(bits=quantize) if quantize else None
@@ -137,7 +137,7 @@ def wanted_quantization(folder: Path, config: Any, quantize: int | None) -> Chat
 
 
 def read_adapters(adapter: AdapterPaths | None) -> list[tuple[str | None, Adapter]]:
-    """The adapters with their names; None for one that is named after its folder. Raises ModelLoadError."""
+    """Reads the adapters, with their names; None for one named after its folder. Raises ModelLoadError."""
     if adapter is None:
         return []
     if isinstance(adapter, Mapping):
@@ -146,7 +146,10 @@ def read_adapters(adapter: AdapterPaths | None) -> list[tuple[str | None, Adapte
 
 
 def check_prefix(folder: Path, config: Any, weights: Weights, has_adapter: bool) -> None:
-    """A checkpoint may hold a prefix of its own; one that asks for a prefix and has none gets it as adapter."""
+    """Raises ModelLoadError if the config asks for a prefix that neither the weights nor an adapter provide.
+
+    An adapter takes the place of a prefix that the weights lack.
+    """
     inside = [name for name in weights.names if PREFIX.match(name)]
     if inside and len(inside) == len(weights.names):
         base = read_json(folder / file_names.CONFIG).get("base_model_name_or_path")
@@ -157,7 +160,7 @@ def check_prefix(folder: Path, config: Any, weights: Weights, has_adapter: bool)
     if config.pre_seq_len and not inside:
         if not has_adapter:
             raise ModelLoadError(
-                f"{folder / file_names.CONFIG} asks for a P-tuning prefix (pre_seq_len = {config.pre_seq_len}) and the "
-                "weights hold none: name its checkpoint with adapter=..., or take pre_seq_len out"
+                f"{folder / file_names.CONFIG} asks for a P-tuning prefix (pre_seq_len = {config.pre_seq_len}), but "
+                "the weights hold none: give its checkpoint as adapter=..., or remove pre_seq_len"
             )
         config.pre_seq_len, config.prefix_projection = None, False

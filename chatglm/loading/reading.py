@@ -1,4 +1,4 @@
-"""transformers' `from_pretrained` as loading needs it: quiet, and with one clear line for every broken file."""
+"""Calls transformers' `from_pretrained` for loading: quietly, and with one clear line for every broken file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..tokenization_chatglm import ChatGLMTokenizer
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizer:
-    """The tokenizer of a folder. Raises ModelLoadError."""
+    """Reads the tokenizer of a folder. Raises ModelLoadError."""
     with _clear_errors(folder, "the tokenizer files"):
         return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -35,7 +35,7 @@ def read_model(
     progress_bar: bool,
     **options: Any,
 ) -> PreTrainedModel:
-    """The model of a folder, with all its weights. Raises ModelLoadError where config.json and the weights differ."""
+    """Reads the model of a folder with all its weights. Raises ModelLoadError if they do not match config.json."""
     with _clear_errors(folder, "the weights"), _quiet_transformers(progress_bar):
         model, info = model_class.from_pretrained(
             folder,
@@ -44,7 +44,7 @@ def read_model(
             quantization_config=quantization,
             device_map=device_map,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # not to ignore them: so that the error below can name them
+            ignore_mismatched_sizes=True,  # not to ignore them, but for the error below to name them
             output_loading_info=True,
             **options,
         )
@@ -66,10 +66,10 @@ def read_model(
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Casts as loading in `dtype` would have done: the prefix stays in float32."""
+    """Casts as if the model had been loaded in `dtype`: the prefix stays in float32."""
     base = model.base_model
     prefix, base.prefix_encoder = base.prefix_encoder, None
-    for child in model.children():  # the model itself refuses where it is split over devices
+    for child in model.children():  # the model itself refuses if it is split over devices
         child.to(dtype)
     base.prefix_encoder = prefix
 
@@ -81,7 +81,7 @@ def first_few(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def _clear_errors(path: Path, what: str) -> Iterator[None]:
-    """Turns what the libraries raise for broken files into one line about the file."""
+    """Turns the libraries' errors about broken files into one line about the file."""
     try:
         yield
     except ModelLoadError:
@@ -95,7 +95,7 @@ def _clear_errors(path: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_transformers(progress_bar: bool) -> Iterator[None]:
-    """Without the report on tensors that do not fit, for which there is an error here; the bar is for minutes only."""
+    """Silences the report on mismatched tensors, which are an error here, and the progress bar unless wanted."""
     level, hide_bar = logging.get_verbosity(), logging.is_progress_bar_enabled() and not progress_bar
     logging.set_verbosity_error()
     if hide_bar:

@@ -1,4 +1,4 @@
-"""What the networks do alike around their blocks: checking inputs, the KV cache, the P-tuning prefix."""
+"""What all networks do around their blocks: check inputs, choose the KV cache, add the P-tuning prefix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Backbone(ChatGLMPreTrainedModel):
         raise NotImplementedError
 
     def make_prefix_encoder(self, pre_seq_len: int, projection: bool) -> PrefixEncoder:
-        """A prefix for this network, not yet part of it."""
+        """A new prefix for this network, not yet attached to it."""
         config: Any = self.config
         return PrefixEncoder(
             pre_seq_len,
@@ -38,7 +38,7 @@ class Backbone(ChatGLMPreTrainedModel):
         )
 
     def add_configured_prefix(self) -> None:
-        """In a constructor: the prefix that the config asks for, to be trained or loaded; all else is frozen."""
+        """For constructors: adds the prefix that the config asks for, to be trained or loaded; freezes all else."""
         self.prefix_encoder = None
         if self.config.pre_seq_len is not None:
             self.requires_grad_(False)
@@ -63,7 +63,7 @@ class Backbone(ChatGLMPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = embeddings(input_ids)
-        if isinstance(attention_mask, torch.Tensor):  # of a split model, the embeddings may be elsewhere
+        if isinstance(attention_mask, torch.Tensor):  # in a split model, the embeddings may be elsewhere
             attention_mask = attention_mask.to(inputs_embeds.device)
         return inputs_embeds, attention_mask
 
@@ -74,8 +74,8 @@ class Backbone(ChatGLMPreTrainedModel):
             past_key_values, cache: the caller's, under either name.
 
         Raises:
-            ValueError: the caller gave one, and the blocks are computed twice (gradient checkpointing in training), so
-                they would fill it twice.
+            ValueError: the caller gave one under gradient checkpointing in training, which computes the blocks twice
+                and so would fill it twice.
         """
         given = compat.given_cache(past_key_values, cache)
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
@@ -91,7 +91,7 @@ class Backbone(ChatGLMPreTrainedModel):
     def prefix_for(
         self, inputs_embeds: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[list[Any], torch.Tensor | None]:
-        """The prefix in use, keys and values of every block (or None, None), and the mask with the prefix visible."""
+        """The current prefix, as keys and values of every block (or None, None), and the mask with it visible."""
         if self.prefix_encoder is None:
             return [(None, None)] * self.config.num_layers, mask
         prefix = self.prefix_encoder(len(inputs_embeds), inputs_embeds.dtype)

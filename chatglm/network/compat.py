@@ -1,4 +1,4 @@
-"""What differs between the supported releases of transformers, and which keywords a forward takes.
+"""Differences between the supported releases of transformers, and the keywords that a forward takes.
 
 transformers 5.24 renamed the KV cache of models from `past_key_values` to `cache`: in forwards, in outputs and in the
 mask functions. We take both names everywhere and pass on the one that the release knows.
@@ -18,12 +18,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 #: Both names of the KV cache, for the lists of names that transformers and accelerate read.
 CACHE_NAMES = ("past_key_values", "cache")
 
-#: The one that this release of transformers gives to forwards, outputs and mask functions.
+#: The name that this release of transformers uses in forwards, outputs and mask functions.
 CACHE_NAME = next(
     field.name for field in dataclasses.fields(BaseModelOutputWithPast) if field.name in CACHE_NAMES
 )
 
-#: Keywords that a forward takes beside its own parameters. Any other is a TypeError: an ignored keyword may be the KV
+#: Keywords that a forward takes besides its own parameters. Any other is a TypeError: an ignored keyword may be the KV
 #: cache under a new name, and the text would be wrong without an error.
 FORWARD_KEYWORDS = {
     "output_attentions": "read by transformers' capture_outputs",
@@ -35,12 +35,12 @@ FORWARD_KEYWORDS = {
     "num_items_in_batch": "read by the loss: the divisor of the sum over a batch that is accumulated in several steps",
 }
 
-#: Where packed sequences begin and end: read by flash attention only, so unknown keywords to any other.
+#: Boundaries of packed sequences: only flash attention reads them, so with any other they are unknown keywords.
 PACKING_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 def check_keywords(function: str, given: Iterable[str], attention: str | None) -> None:
-    """Raises TypeError, as Python does, for a keyword that the forward named `function` does nothing with.
+    """Raises TypeError, as Python does, for a keyword that the forward named `function` would ignore.
 
     Args:
         attention: the model's attention implementation.
@@ -52,7 +52,7 @@ def check_keywords(function: str, given: Iterable[str], attention: str | None) -
 
 
 def given_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
-    """The KV cache of a call, under whichever name it came. Raises ValueError where the two names hold two caches."""
+    """The KV cache of a call, under either name. Raises ValueError if the two names hold different caches."""
     if cache is None or past_key_values is cache:
         return past_key_values
     if past_key_values is not None:
@@ -61,7 +61,7 @@ def given_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | N
 
 
 def named_cache(cache: Cache | None) -> dict[str, Cache | None]:
-    """The KV cache as a keyword of this release, for its outputs, its mask functions and its `GenerationMixin`."""
+    """The KV cache under this release's keyword, for its outputs, mask functions and `GenerationMixin`."""
     return {CACHE_NAME: cache}
 
 
@@ -78,7 +78,7 @@ def causal_mask(
     *,
     allow_is_causal_skip: bool,
 ) -> Any:
-    """transformers' `create_causal_mask`."""
+    """transformers' `create_causal_mask`, with the cache under this release's keyword."""
     return create_causal_mask(
         config=config,
         inputs_embeds=inputs_embeds,
@@ -89,7 +89,7 @@ def causal_mask(
 
 
 class ChatGLMGenerationMixin(GenerationMixin):
-    """transformers' `generate`, which takes the KV cache under both names on every release."""
+    """transformers' `generate`, which takes the KV cache under either name on every release."""
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         cache = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))

@@ -1,6 +1,7 @@
 """What makes a decoder a GLM (https://arxiv.org/abs/2103.10360): masks and positions that follow from the token ids.
 
-The tokens before `<sop>` are the context and see each other both ways; those after it see only what came before.
+The tokens before `<sop>` are the context and attend to each other in both directions; those after it attend only to
+earlier tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .heads import CausalLMHead
 
 
 def is_token(input_ids: torch.Tensor, token_id: int | None) -> torch.Tensor:
-    """Where a token is, bool of the shape of `input_ids`; nowhere without an id."""
+    """Where a token is: bool, of the shape of `input_ids`; all False without an id."""
     return torch.eq(input_ids, -1 if token_id is None else token_id)
 
 
@@ -66,13 +67,13 @@ def additive_mask(
     inputs_embeds: torch.Tensor,
     config: ChatGLM1Config,
 ) -> torch.Tensor | None:
-    """What each new token sees, added to the scores, (batch, 1, tokens, keys); None where it sees everything.
+    """The mask to add to the scores, (batch, 1, tokens, keys); None if every new token sees everything.
 
     Args:
         attention_mask: as `ChatGLM1Model.forward` takes it.
 
     Raises:
-        ValueError: `<sop>` is missing where the mask has to be found, or a 4-D mask is of integers.
+        ValueError: `<sop>` is missing and the mask has to be computed from it, or a 4-D mask is of integers.
     """
     dtype, device, tokens = inputs_embeds.dtype, inputs_embeds.device, inputs_embeds.shape[1]
     hidden = torch.finfo(dtype).min
@@ -99,7 +100,7 @@ def additive_mask(
         if input_ids is None:
             raise ValueError("With inputs_embeds, give a 4-D attention_mask: ChatGLM-6B finds <sop> in input_ids.")
         if not isinstance(past, torch.Tensor) or torch.compiler.is_compiling() or int(past) == 0:
-            # Both ways inside the context, and only for tokens that belong to it.
+            # In both directions inside the context, and only for tokens that belong to it.
             lengths = context_lengths(input_ids, config).unsqueeze(-1)
             visible = visible | ((queries < lengths) & (columns < lengths))
     if attention_mask is not None:
@@ -110,7 +111,7 @@ def additive_mask(
 
 
 class GLMHead(CausalLMHead):
-    """A language model whose positions `generate` continues: they follow from all tokens, not from their number."""
+    """A language model for `generate` whose positions follow from all token ids, not just from their count."""
 
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' `generate`; also takes the 4-D mask and 2-D positions that the tokenizer makes for a batch."""
@@ -118,12 +119,12 @@ class GLMHead(CausalLMHead):
         if mask is not None and mask.dim() == 4:
             kwargs["attention_mask"] = (~mask[:, 0, -1].bool()).long()  # the last token sees all but the padding
         if positions is not None:
-            # Under another name: transformers would take the second axis for the batch.
+            # Renamed, because transformers would take the second axis for the batch.
             kwargs["prompt_position_ids"] = kwargs.pop("position_ids")
         return super().generate(inputs, **kwargs)
 
     def create_masks_for_generate(self, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """Called by transformers before a compiled step; the mask is made in forward, from the ids."""
+        """Called by transformers before a compiled step; forward computes the mask from the ids."""
         return attention_mask
 
     def prepare_inputs_for_generation(

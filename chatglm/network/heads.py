@@ -1,4 +1,4 @@
-"""What turns hidden states into logits and losses: the language model and the classifier of every generation."""
+"""Heads that turn hidden states into logits and losses: language model and classifier of every generation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .pretrained import ChatGLMPreTrainedModel
 
 
 class CausalLMHead(ChatGLMPreTrainedModel, compat.ChatGLMGenerationMixin):
-    """A network, `transformer`, and what `get_output_embeddings()` returns as its head."""
+    """A network, `transformer`, with the output head that `get_output_embeddings()` returns."""
 
     transformer: Any
 
@@ -57,7 +57,7 @@ class CausalLMHead(ChatGLMPreTrainedModel, compat.ChatGLMGenerationMixin):
 
         Args:
             labels, logits_to_keep: see `forward`.
-            keywords: what the caller gave besides, for the network and the loss.
+            keywords: the caller's other keywords, for the network and the loss.
             inputs: for the network.
         """
         outputs = self.transformer(**inputs, **keywords)
@@ -111,7 +111,7 @@ class ClassifierHead(ChatGLMPreTrainedModel):
         )
         hidden_states = outputs.last_hidden_state
         if attention_mask is not None and attention_mask.dim() == 2:
-            # The originals take the last position, which right padding would make a padding token.
+            # The originals take the last position, which is a padding token in a right-padded row.
             tokens = hidden_states.shape[1]
             last = (attention_mask[:, -tokens:].long() * torch.arange(tokens, device=hidden_states.device)).argmax(-1)
             pooled = hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]

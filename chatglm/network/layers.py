@@ -1,4 +1,4 @@
-"""Layers and functions that several networks are built from."""
+"""Layers and functions that several networks share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: Any) -> nn.Module:
-    """The kind of norm that a config of generations 2 and later names."""
+    """The kind of norm that a config of generation 2 or later asks for."""
     norm = RMSNorm if config.rmsnorm else nn.LayerNorm
     return norm(config.hidden_size, eps=config.layernorm_epsilon)
 
@@ -53,7 +53,7 @@ def eager_attention(
     """Attention in plain torch, as transformers calls it; returns (batch, tokens, heads, head_dim) and the weights.
 
     Args:
-        module: has `num_key_value_groups`, how many query heads share a key/value head, and `training`.
+        module: has `num_key_value_groups` (query heads per key/value head) and `training`.
         query: (batch, heads, tokens, head_dim)
         key, value: (batch, key/value heads, keys, head_dim)
         attention_mask: added to the scores.

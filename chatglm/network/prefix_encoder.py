@@ -13,18 +13,18 @@ LayerPrefix = tuple[torch.Tensor, torch.Tensor]
 
 
 class PrefixEmbedding(nn.Embedding):
-    """Initialised as torch does it, like the originals': their learning rates are for that."""
+    """Initialised as in torch and the originals, whose learning rates are tuned for that."""
 
     def reset(self) -> None:
-        """Draws fresh numbers, unless the weights were just loaded."""
+        """Draws fresh weights, unless they were just loaded."""
         initialization.normal_(self.weight)
 
 
 class PrefixLinear(nn.Linear):
-    """As `PrefixEmbedding`."""
+    """Initialised as in torch, like `PrefixEmbedding`."""
 
     def reset(self) -> None:
-        """Draws fresh numbers, unless the weights were just loaded."""
+        """Draws fresh weights, unless they were just loaded."""
         bound = self.in_features**-0.5
         initialization.uniform_(self.weight, -bound, bound)
         initialization.uniform_(self.bias, -bound, bound)
@@ -37,7 +37,7 @@ class PrefixEncoder(nn.Module):
     The prefix carries no rotary position: the tokens after it start at position 0.
 
     Args:
-        pre_seq_len: prefix positions.
+        pre_seq_len: number of prefix positions.
         num_layers, num_heads, head_dim: shape of the keys and values of the network.
         embedding_size: width of the table with projection (the key/value width itself without).
         projection_size: hidden width of the MLP, or None for no projection.
@@ -68,7 +68,7 @@ class PrefixEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         # Casting or projecting the table takes as long as several layers: without gradients the result is kept.
         self._kept: tuple[list[tuple[nn.Parameter, torch.Tensor, int]], torch.Tensor] | None = None
-        #: Fingerprint of the model that it was trained on, see `chatglm.adapters.fingerprint`.
+        #: Fingerprint of the model that the prefix was trained on, see `chatglm.adapters.fingerprint`.
         self.base_fingerprint: str | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -95,8 +95,8 @@ class PrefixEncoder(nn.Module):
         if any(type(one) is not nn.Parameter or one.is_inference() for one in parameters):
             return self._make(1, dtype)
         kept = self._kept
-        # Assigning to .data changes the address, not the version counter. The old numbers are kept alive, so that
-        # nothing else can have their address.
+        # Assigning to .data changes the address, not the version counter. The old tensors are kept alive, so that
+        # nothing else can take their address.
         if (
             kept is not None
             and kept[1].dtype == dtype
@@ -107,14 +107,14 @@ class PrefixEncoder(nn.Module):
             )
         ):
             return kept[1]
-        self._kept = None  # its memory is free for the new one
+        self._kept = None  # frees its memory for the new one
         state = [(one, one.detach(), one._version) for one in parameters]
         finished = self._make(1, dtype).contiguous()
         self._kept = (state, finished)
         return finished
 
     def forward(self, batch_size: int, dtype: torch.dtype) -> list[LayerPrefix]:
-        """The prefix of every layer for `batch_size` sequences, in `dtype`; not to be written to."""
+        """The prefix of every layer for `batch_size` sequences, in `dtype`; do not write to it."""
         autocast = torch.is_autocast_enabled(self.embedding.weight.device.type)
         if self.training or autocast or torch.is_grad_enabled() or torch.compiler.is_compiling():
             prefix = self._make(batch_size, dtype)
@@ -125,7 +125,7 @@ class PrefixEncoder(nn.Module):
 
 
 def make_prefix_visible(attention_mask: torch.Tensor | None, pre_seq_len: int) -> torch.Tensor | None:
-    """Put `pre_seq_len` visible columns in front of a mask as an attention function takes it.
+    """Puts `pre_seq_len` visible columns in front of an attention mask.
 
     Takes a (batch, keys) mask of ones and zeros, or a (batch, heads, queries, keys) mask, boolean (True = visible)
     or additive.

@@ -1,4 +1,4 @@
-"""The base class of all networks: loading, devices, casts, quantisation and initialisation, beside transformers."""
+"""The base class of all networks: loading, devices, casts, quantisation and initialisation, on top of transformers."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class PartNames:
     rotary: str
     prefix: str
     final_norm: str
-    heads: tuple[str, ...]  # the output head, under every name that the originals' maps have for it
+    heads: tuple[str, ...]  # the output head, under every name that it has in the originals' maps
     blocks: str
 
     @property
     def meeting(self) -> tuple[str, ...]:
-        """What sits where input ids and logits meet, in the order of the originals' maps."""
+        """The modules on the device where input ids and logits meet, in the order of the originals' maps."""
         return (self.embeddings, self.rotary, self.prefix, self.final_norm, *self.heads)
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
-    """A network or a network with a head."""
+    """A network, with or without a head."""
 
     config: ChatGLMConfig
     part_names: ClassVar[PartNames]
@@ -51,9 +51,9 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # Rotary buffers that the published checkpoints carry and that follow from the config.
     _keys_to_ignore_on_load_unexpected = [r"rotary_(pos_)?emb\.inv_freq"]
-    # A freshly made prefix is trained; its absence from a base checkpoint is no fault.
+    # A new prefix is about to be trained, so base checkpoints need not contain it.
     _keys_to_ignore_on_load_missing = [r"prefix_encoder\."]
-    # P-tuning trains the prefix beside half-precision weights.
+    # P-tuning trains a float32 prefix beside half-precision weights.
     _keep_in_fp32_modules_strict = ["prefix_encoder"]
 
     @property
@@ -67,29 +67,29 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers, with `device=` for `device_map=` as ChatGLM2's README has it."""
+        """As in transformers; also takes `device=` for `device_map=`, as in ChatGLM2's README."""
         device = kwargs.pop("device", None)
         if device is not None:
             kwargs.setdefault("device_map", device)
-        kwargs.pop("empty_init", None)  # the originals' switch: weights that are loaded are never initialised first
+        kwargs.pop("empty_init", None)  # the originals' switch; here, weights that are loaded are never initialised
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.is_split:
             for name in ("to", "cuda", "npu", "xpu", "mlu", "musa", "sdaa", "neuron"):
-                model.__dict__.pop(name, None)  # accelerate's warnings: our error says what to do
+                model.__dict__.pop(name, None)  # drops accelerate's warnings: our error says what to do
         if model.config.pre_seq_len is not None:
-            model.adapter_slots.freeze_base()  # loading makes new parameters, which are trainable again
+            model.adapter_slots.freeze_base()  # loading creates new parameters, which are trainable again
         return loaded
 
     def post_init(self) -> None:
-        """Ends every constructor: if the config says that the weights are quantised, makes the layers to load them."""
+        """Ends every constructor: if the config describes quantised weights, creates the layers for them."""
         if self.config.quantization_bit:
             quantization.apply(self, quantization.stored_settings(self.config), empty=True)
         super().post_init()
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype | None]:
-        """What loading casts to which dtype, by patterns of names. Quantised weights and their scales stay as saved:
-        rounded scales would be other weights, and float weights made int8 would be zeros."""
+        """The dtypes that loading casts to, by name patterns. Quantised weights and their scales stay as saved: rounded
+        scales would change the weights, and casting float weights to int8 would turn them into zeros."""
         plan: dict[str, torch.dtype | None] = super()._get_dtype_plan(dtype)
         return plan | dict.fromkeys(quantization.packed_weights(self))
 
@@ -108,8 +108,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     def quantize(self, bits: int, **options: Any) -> Any:
         """Quantises the weights to 4 or 8 bits in place and returns the model; 0 changes nothing.
 
-        In any order with `.half()`, `.float()`, `.cuda()` and `.to()`. The options, those of the originals among them,
-        are described at `chatglm.quantization.quantize`.
+        Can be combined with `.half()`, `.float()`, `.cuda()` and `.to()` in any order. `chatglm.quantization.quantize`
+        describes the options, including those of the originals.
         """
         if bits and self.adapter_slots.loras:
             raise ValueError("this model has LoRA adapters: quantise it first, then load them (or merge them first)")
@@ -137,13 +137,13 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
 
     @property
     def is_split(self) -> bool:
-        """Whether parts of it are on several devices, or offloaded: hooks move the states from one to the next."""
+        """Whether its parts are on several devices, or offloaded; hooks then move the hidden states between them."""
         places = set(getattr(self, "hf_device_map", {}).values())
         return hasattr(self, "_hf_hook") and (len(places) > 1 or "disk" in places)
 
     @property
     def device(self) -> torch.device:
-        """The device that inputs belong on: that of the embeddings, also where these are offloaded."""
+        """The device for inputs: that of the embeddings, even if they are offloaded."""
         found: torch.device = super().device
         if found.type == "meta" and self.is_split:
             hook: Any = getattr(self.get_input_embeddings(), "_hf_hook", self._hf_hook)
@@ -152,7 +152,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the computation: the scales of quantised weights have a dtype of their own."""
+        """The dtype of the computation; ignores the scales of quantised weights, which have their own dtype."""
         for name, parameter in self.named_parameters():
             if parameter.is_floating_point() and not name.endswith("weight_scale"):
                 return parameter.dtype

@@ -12,13 +12,13 @@ AngleFunction = Callable[[int, torch.dtype, torch.device], torch.Tensor]
 
 
 class RotaryTable(nn.Module):
-    """cos and sin of every position up to `length`; grows when a position beyond it is asked for.
+    """cos and sin of every position up to `length`; grows when a later position is needed.
 
     Args:
         angles: computes the angles of the first n positions.
-        length: positions to hold from the start.
+        length: number of positions to compute at the start.
         precision: "float32" computes in float32 and casts only what a forward reads; "original" computes in the
-            dtype that is asked for, as the first public code did (its fp16 and bf16 tables are coarse).
+            requested dtype, as the first public code did (its fp16 and bf16 tables are coarse).
     """
 
     table: torch.Tensor

@@ -1,6 +1,6 @@
 """Named slots of a network for P-tuning prefixes and LoRA adapters: which ones it has, and which one is in use.
 
-Nothing here knows of files: `chatglm.adapters` reads, makes, saves and merges what the slots hold.
+Nothing here deals with files: `chatglm.adapters` reads, creates, saves and merges what the slots hold.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ class _State:
 
 
 class AdapterSlots:
-    """The slots of a model, for all threads: at most one prefix or LoRA adapter is in use at a time.
+    """The adapter slots of a model: at most one prefix or LoRA adapter is in use at a time, for all threads.
 
-    The prefix in use is the network's submodule `prefix_encoder`. The others are parked: no parameters of the network
-    and not in its state dict, but they follow its casts and moves. LoRA is PEFT's, in the layers that PEFT has wrapped.
+    The prefix in use is the network's submodule `prefix_encoder`. The others are parked: they are neither parameters
+    of the network nor in its state dict, but follow its casts and moves. LoRA weights are in the layers that PEFT has
+    wrapped.
 
-    A view that keeps its state in the network, so that copies and pickles of a model have slots of their own.
+    This is a view: the state is kept in the network, so that copies and pickles of a model have their own slots.
 
     Args:
         model: the network, alone or with a head.
@@ -49,7 +50,7 @@ class AdapterSlots:
 
     @property
     def names(self) -> list[str]:
-        """Prefixes, then LoRA adapters, each in the order in which they were added."""
+        """Names of the prefixes, then of the LoRA adapters, each in the order in which they were added."""
         return [*self.prefixes, *self.loras]
 
     @property
@@ -82,7 +83,7 @@ class AdapterSlots:
 
     @property
     def stamp(self) -> object:
-        """Changes with what no parameter shows: which LoRA is in use, and adapters that were added or removed."""
+        """Changes with what no parameter shows: another LoRA in use, or an adapter added or removed."""
         layers = tuple(
             (layer.disable_adapters, *layer.active_adapters, *layer.merged_adapters) for layer in self.lora_layers
         )
@@ -103,7 +104,7 @@ class AdapterSlots:
         return None
 
     def use(self, name: str | None) -> None:
-        """Makes an adapter the current one until further notice; None: the base model alone.
+        """Makes an adapter the current one until further notice; None stands for the base model alone.
 
         Parameters stay trainable or frozen as they are.
 
@@ -115,7 +116,7 @@ class AdapterSlots:
         encoder = self.prefixes.get(name) if name is not None else None
         if self._network.prefix_encoder is not encoder:
             self._network.prefix_encoder = encoder
-            for config in (self._model.config, self._network.config):  # so that a checkpoint is saved as what it is
+            for config in (self._model.config, self._network.config):  # saved checkpoints must be described right
                 config.pre_seq_len = encoder.pre_seq_len if encoder is not None else None
                 config.prefix_projection = encoder is not None and encoder.trans is not None
         lora = name if encoder is None else None
@@ -128,12 +129,12 @@ class AdapterSlots:
             else:
                 layer.set_adapter([lora])
                 layer.enable_adapters(True)
-            for parameter, flag in flags:  # PEFT freezes and unfreezes with it
+            for parameter, flag in flags:  # PEFT freezes and unfreezes them as it switches
                 parameter.requires_grad_(flag)
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[Any]:
-        """`use` for a `with` block; afterwards the adapter that was current before is current again."""
+        """`use` for a `with` block, which restores the previously current adapter at its end."""
         before = self.current
         self.use(name)
         try:
@@ -144,7 +145,7 @@ class AdapterSlots:
     # ---- adding and removing -----------------------------------------------------------------------------------------
 
     def add_prefix(self, name: str, encoder: PrefixEncoder) -> None:
-        """Puts a prefix into a new slot, on the device of the embeddings. It is current then, all else is frozen."""
+        """Puts a prefix into a new slot, on the device of the embeddings; makes it current and freezes all else."""
         encoder.to(self._input_device()).train(self._model.training)
         self.prefixes[name] = encoder
         self.note_change()
@@ -152,18 +153,18 @@ class AdapterSlots:
         self.freeze_base()
 
     def remove_prefix(self, name: str) -> bool:
-        """Empties the slot of a prefix; False where no prefix has this name. It must not be current."""
+        """Removes a prefix, which must not be current; returns False if no prefix has this name."""
         found = self.prefixes.pop(name, None) is not None
         if found:
             self.note_change()
         return found
 
     def loras_changed(self) -> None:
-        """To be called after PEFT has added a LoRA adapter or deleted one: without any, its layers are unwrapped."""
+        """Call this after PEFT has added or deleted a LoRA adapter: once none is left, the layers are unwrapped."""
         self.note_change()
         if not self.loras:
             self.unwrap_loras()
-        self._model._hf_peft_config_loaded = bool(self.loras)  # transformers' Trainer and save_pretrained ask for it
+        self._model._hf_peft_config_loaded = bool(self.loras)  # transformers' Trainer and save_pretrained check it
 
     def unwrap_loras(self) -> None:
         """Puts the layers that PEFT has wrapped back in their places, and forgets its adapters."""
@@ -178,17 +179,17 @@ class AdapterSlots:
         self.note_change()
 
     def note_change(self) -> None:
-        """Makes `stamp` another one: a new prefix may have the address of one that is gone."""
+        """Changes `stamp`: a new prefix may have the same address as a removed one."""
         self._state.token = object()
 
     def freeze_base(self) -> None:
-        """P-tuning trains the prefix in use, and the head of a classifier."""
+        """Freezes all but what P-tuning trains: the prefix in use, and the head of a classifier."""
         for name, parameter in self._model.named_parameters():
             if "prefix_encoder." not in name and not name.startswith("classifier_head."):
                 parameter.requires_grad_(False)
 
     def check_known(self, name: str) -> None:
-        """Raises ValueError where there is no adapter of this name."""
+        """Raises ValueError if there is no adapter of this name."""
         names = self.names
         if name not in names:
             raise ValueError(f"there is no adapter {name!r} in this model, only {', '.join(names) or 'the base model'}")

@@ -1,10 +1,10 @@
 """INT4 and INT8 weights: the published scheme, the layers that hold them, and three ways to a quantised model.
 
-* `model.quantize(4)` after loading, as the originals have it;
+* `model.quantize(4)` after loading, as in the originals;
 * `from_pretrained(..., quantization_config=ChatGLMQuantizationConfig(bits=4))`, one layer at a time while loading;
-* published INT4 and INT8 checkpoints, and saved quantised models, with nothing but `from_pretrained`.
+* published INT4 and INT8 checkpoints, and saved quantised models, with a plain `from_pretrained`.
 
-How a product with quantised weights is computed is a matter of `chatglm.kernels`.
+`chatglm.kernels` computes the products with quantised weights.
 """
 
 from __future__ import annotations

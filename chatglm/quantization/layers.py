@@ -1,4 +1,4 @@
-"""The layers that hold quantised weights, and the output head of a model that has them."""
+"""The layers that hold quantised weights, and the output head of a quantised model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .scheme import check_bits, quantize_weight
 
 
 class QuantizedLayer(nn.Module):
-    """What both layers share: packed weights and scales that survive casts, and refuse weights of another kind.
+    """What both layers share: packed weights and scales that survive casts; loading refuses other kinds of weights.
 
     `weight` is int8 (rows, columns * bits / 8), `weight_scale` float16 (rows,); neither is trainable.
     """
@@ -33,13 +33,13 @@ class QuantizedLayer(nn.Module):
         self.weight_scale = nn.Parameter(torch.zeros(rows, dtype=torch.float16, device=device), requires_grad=False)
 
     def set_weight(self, weight: torch.Tensor, device: torch.device | str | None = None) -> None:
-        """Quantises a float matrix into this layer, there or on `device`."""
+        """Quantises a float matrix into this layer, on the device of the matrix or on `device`."""
         q, scale = quantize_weight(weight.detach(), self.bits)
         self.weight = nn.Parameter(q.to(device), requires_grad=False)
         self.weight_scale = nn.Parameter(scale.to(device), requires_grad=False)
 
     def share_weight(self, other: QuantizedLayer) -> None:
-        """Holds the same parameters as `other`, for embeddings and output head that are tied."""
+        """Uses the same parameters as `other`, for tied embeddings and output head."""
         self.weight, self.weight_scale = other.weight, other.weight_scale
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -63,7 +63,7 @@ class QuantizedLayer(nn.Module):
             error_messages: list[str] = args[-1]
             error_messages.append(
                 f"{prefix}weight is {weight.dtype} and this layer holds INT{self.bits}: load these weights into a "
-                "model that is not quantised, and call model.quantize(bits) then"
+                "model that is not quantised, then call model.quantize(bits)"
             )
             return
         if scale is not None and scale.dtype != self.weight_scale.dtype:  # copying would round them
@@ -102,7 +102,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
     def like(
         cls, linear: nn.Linear, bits: int, precision: str = "default", device: torch.device | str | None = None
     ) -> QuantizedLinear:
-        """The layer for the weights of `linear`, still zero; with its bias, on its device or `device`."""
+        """The layer for the weights of `linear`, still zero, with its bias; on its device or on `device`."""
         there = linear.weight.device if device is None else torch.device(device)
         layer = cls(linear.in_features, linear.out_features, False, bits=bits, precision=precision, device=there)
         if linear.bias is not None:
@@ -110,7 +110,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         return layer.train(linear.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # In training also without autograd, so that a checkpointed block gives the same numbers both times.
+        # In training even without autograd, so that a checkpointed block computes the same values both times.
         precision = "exact" if self.training else self.precision
         return kernels.linear(input, self.weight, self.weight_scale, self.bias, self.bits, precision)
 
@@ -154,7 +154,7 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):
 
 
 class DenseHead(nn.Linear):
-    """The unquantised output head of a quantised model: a quarter of what a token reads, so it has a kernel too."""
+    """The unquantised output head of a quantised model: a quarter of the bytes read per token, so it has a kernel."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return kernels.dense_linear(input, self.weight)

@@ -43,7 +43,7 @@ class ChatGLMQuantizer(HfQuantizer):
     quantization_config: ChatGLMQuantizationConfig
     requires_calibration = False
     is_trainable = True  # gradients of a P-tuning prefix or LoRA pass through the frozen weights
-    is_qat_trainable = True  # else the Trainer refuses a prefix, which is no PEFT adapter to it
+    is_qat_trainable = True  # else the Trainer refuses a prefix, because it is not a PEFT adapter
     is_compileable = True
 
     def __init__(self, quantization_config: ChatGLMQuantizationConfig, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ class ChatGLMQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         settings = self.quantization_config
         if self.pre_quantized:
-            apply(model, settings, empty=True)  # the constructor has done it where the config has quantization_bit
+            apply(model, settings, empty=True)  # already done by the constructor if the config has quantization_bit
             return model
         tied = bool(model.all_tied_weights_keys)
         for parent, name, module, bits in layers_to_quantize(model, settings):
@@ -87,7 +87,7 @@ class ChatGLMQuantizer(HfQuantizer):
                 if module.weight.dtype != torch.int8:
                     raise ValueError(
                         f"the config says that this checkpoint is quantised, but {name}.weight is "
-                        f"{module.weight.dtype}: take quantization_bit and quantization_config out of the config, and "
+                        f"{module.weight.dtype}: remove quantization_bit and quantization_config from the config, and "
                         "give quantization_config to from_pretrained instead"
                     )
                 module.weight.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Quantising whole models: replaces their matrices with quantised ones, and records it in their config."""
+"""Quantises whole models: replaces their matrices with quantised ones, and records the settings in their config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .settings import EMBEDDINGS, HEADS, ChatGLMQuantizationConfig, settings_of
 #: Arguments of the originals' `quantize` that have no effect here: name -> why.
 IGNORED_ARGUMENTS = {
     "use_quantization_cache": "weights are never expanded in memory, so there is no buffer to share",
-    "kernel_file": "kernels are built from our source for the machine at hand, see `python -m chatglm.kernels`",
+    "kernel_file": "kernels are built from our source for this machine, see `python -m chatglm.kernels`",
     "source_code": "as kernel_file",
     "compile_parallel_kernel": "the CPU kernel is parallel where the compiler supports it",
     "parallel_num": "the CPU kernel obeys torch.set_num_threads",
@@ -33,7 +33,7 @@ def quantize(
     device: torch.device | str | None = None,
     **ignored: Any,
 ) -> PreTrainedModel:
-    """Replaces the matrices of `model` with quantised ones, one after the other; see `ChatGLMQuantizationConfig`.
+    """Replaces the matrices of `model` with quantised ones, one at a time; see `ChatGLMQuantizationConfig`.
 
     Args:
         bits: 4 or 8; 0 leaves the model as it is.
@@ -47,7 +47,7 @@ def quantize(
 
     Raises:
         ValueError: other bits, or a model that is quantised to other bits already.
-        TypeError: an argument that the originals do not have either.
+        TypeError: an argument is unknown both here and to the originals.
     """
     unknown = sorted(set(ignored) - set(IGNORED_ARGUMENTS))
     if unknown:
@@ -69,7 +69,7 @@ def _requantize(
 ) -> PreTrainedModel:
     if wanted.bits != present.bits:
         raise ValueError(
-            f"this model is quantised to {present.bits} bits already, and what was rounded away is lost: load the "
+            f"this model is quantised to {present.bits} bits already, and rounding cannot be undone: load the "
             f"full-precision checkpoint for {wanted.bits} bits"
         )
     for name in ("quantize_embeddings", "quantize_head"):
@@ -90,7 +90,7 @@ def apply(
     empty: bool = False,
     device: torch.device | str | None = None,
 ) -> None:
-    """Quantises what `settings` ask for and is still float, and writes the settings into the model's config."""
+    """Quantises the layers that `settings` ask for and that are still float, and records the settings in the config."""
     shared: dict[nn.Parameter, QuantizedLayer] = {}
     for parent, name, module, bits in layers_to_quantize(model, settings):
         if module.weight.is_meta and not empty:
@@ -121,7 +121,7 @@ def apply(
 
 
 def packed_weights(model: nn.Module) -> list[str]:
-    """Names of the quantised weights; each with `_scale` appended is the name of its scales."""
+    """Names of the quantised weights; append `_scale` for the names of their scales."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLayer)]
     return [f"{name}.weight" for name, module in layers if module.weight.dtype == torch.int8]
 
@@ -152,14 +152,14 @@ def empty_layer(module: nn.Module, bits: int, precision: str, device: torch.devi
 
 
 def _tie(model: PreTrainedModel, settings: ChatGLMQuantizationConfig) -> None:
-    """Keeps embeddings and head tied, scales included, where they hold the same numbers; else both are saved."""
+    """Keeps embeddings and head tied, scales included, if they hold the same values; else both are saved."""
     if settings.head_bits is None and not settings.quantize_embeddings:
         return
     tied = dict(type(model)._tied_weights_keys or {})
     if not settings.shares_embeddings:
         tied = {}
     model._tied_weights_keys = tied | {f"{target}_scale": f"{source}_scale" for target, source in tied.items()}
-    if hasattr(model, "all_tied_weights_keys"):  # not yet inside __init__
+    if hasattr(model, "all_tied_weights_keys"):  # not yet there during __init__
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..kernels import huge_pages
 from ..kernels.reference import pack
 
-#: Numbers of a matrix that are quantised at a time: as a whole, the intermediates would be larger than the layer.
+#: Elements of a matrix to quantise at a time: all at once, the intermediates would be larger than the layer.
 SLICE_NUMBERS = 1 << 20
 
 
@@ -25,18 +25,18 @@ def quantize_weight(
     Args:
         weight: any floating-point dtype, any device.
         bits: 4 or 8.
-        scale_dtype: float16 as in generation 1 and in all published checkpoints; None for the weight's own, which is
-            what the code of generations 2 and 3 does (the same for float16 weights).
+        scale_dtype: float16 as in generation 1 and in all published checkpoints; None for the weight's own dtype, as in
+            the code of generations 2 and 3 (no difference for float16 weights).
 
     Raises:
-        ValueError: other bits, an odd number of columns with 4 bits, or numbers that no scale can hold.
+        ValueError: other bits, an odd number of columns with 4 bits, or values too large for any scale.
     """
     check_bits(bits)
     if not weight.is_floating_point() or weight.dim() != 2:
         raise ValueError(f"only float matrices can be quantised, not {weight.dtype} of shape {tuple(weight.shape)}")
     largest = 2 ** (bits - 1) - 1
     shape = (weight.shape[0], weight.shape[1] * bits // 8)
-    plain = weight.device.type == "cpu" and type(weight) in (torch.Tensor, nn.Parameter)  # not one of torch's fake ones
+    plain = weight.device.type == "cpu" and type(weight) in (torch.Tensor, nn.Parameter)  # not torch's fake tensors
     q = huge_pages.empty(shape) if plain else weight.new_empty(shape, dtype=torch.int8)
     scale = weight.new_empty(weight.shape[0], dtype=scale_dtype or weight.dtype)
     step = max(1, SLICE_NUMBERS // max(1, weight.shape[1]))
@@ -54,6 +54,6 @@ def quantize_weight(
 
 
 def check_bits(bits: int) -> None:
-    """Raises ValueError unless weights can be quantised to so many bits."""
+    """Raises ValueError unless weights can be quantised to this many bits."""
     if isinstance(bits, bool) or bits not in (4, 8):
         raise ValueError(f"bits is {bits!r}: weights can be quantised to 4 or 8 bits")

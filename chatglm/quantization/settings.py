@@ -1,4 +1,4 @@
-"""What of a model is quantised, and how: given by the caller, or read from a model's config."""
+"""Which parts of a model are quantised, and how: settings from the caller, or from a model's config."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ChatGLMQuantizationConfig(QuantizationConfigMixin):
 
     Args:
         bits: 4 or 8.
-        quantize_embeddings: word embeddings and output head too, as in chatglm-6b-int4-qe.
-        quantize_head: bits (4 or 8) of the output head alone, or of the head with quantised embeddings where they
-            differ. A model with tied embeddings keeps both then.
+        quantize_embeddings: quantise word embeddings and output head too, as in chatglm-6b-int4-qe.
+        quantize_head: bits (4 or 8) of the output head, if the embeddings stay float or have other bits. A model with
+            tied embeddings then keeps two matrices.
         precision: "default", "exact" or "int8", see `chatglm.kernels`.
     """
 
@@ -51,7 +51,7 @@ class ChatGLMQuantizationConfig(QuantizationConfigMixin):
 
     @property
     def head_bits(self) -> int | None:
-        """Bits of the output head; None where it stays float."""
+        """Bits of the output head; None if it stays float."""
         return self.quantize_head or (self.bits if self.quantize_embeddings else None)
 
     @property
@@ -60,7 +60,7 @@ class ChatGLMQuantizationConfig(QuantizationConfigMixin):
         return self.head_bits == (self.bits if self.quantize_embeddings else None)
 
     def bits_of(self, name: str, module: nn.Module) -> int | None:
-        """Bits for a float layer by the last part of its name; None to leave it."""
+        """Bits for a float layer by the last part of its name; None to leave it as it is."""
         if isinstance(module, nn.Linear):
             if name in BLOCK_MATRICES:
                 return self.bits
@@ -71,7 +71,7 @@ class ChatGLMQuantizationConfig(QuantizationConfigMixin):
 
 
 def settings_of(config: Any) -> ChatGLMQuantizationConfig | None:
-    """How the checkpoint of a model config is quantised; None if it is not, or not by our method."""
+    """The quantisation settings in a model config; None if it has none, or those of another method."""
     stored = getattr(config, "quantization_config", None)
     if isinstance(stored, dict) and stored.get("quant_method") == QUANT_METHOD:
         return ChatGLMQuantizationConfig.from_dict(stored)
@@ -79,10 +79,10 @@ def settings_of(config: Any) -> ChatGLMQuantizationConfig | None:
 
 
 def stored_settings(config: Any) -> ChatGLMQuantizationConfig:
-    """`settings_of` a config with `quantization_bit`.
+    """`settings_of` for a config with `quantization_bit`.
 
     Raises:
-        ValueError: the bits were written into a finished config, where transformers does not see them.
+        ValueError: the bits were set on a finished config, where transformers does not see them.
     """
     settings = settings_of(config)
     if settings is None or settings.bits != config.quantization_bit:

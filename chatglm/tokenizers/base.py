@@ -1,4 +1,4 @@
-"""`ChatGLMTokenizer`: what the tokenizers of all generations share, and the way to the one of a checkpoint."""
+"""`ChatGLMTokenizer`: the base class of all generations' tokenizers, which loads the right one for a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .texts import clean_text, refuse_unknown
 logger = logging.get_logger(__name__)
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-# What `from_pretrained` takes beside those and beside the parameters of the constructors: of transformers' Auto class
-# and pipelines, then of its base class.
+# Other keywords of `from_pretrained`, besides the constructors' parameters: those of transformers' Auto class and
+# pipelines, then those of its base class.
 _LOADING_ARGUMENTS = (
     "trust_remote_code", "use_fast", "config", "vocab_file", "tokenizer_type", "code_revision",
     "_from_auto", "_from_pipeline", "_commit_hash",
@@ -33,7 +33,7 @@ _LOADING_ARGUMENTS = (
     "split_special_tokens", "chat_template", "extra_special_tokens", "additional_special_tokens", "name_or_path",
     "verbose",
 )  # fmt: skip
-# Of the machinery that loaded a tokenizer, of no use in a saved one.
+# Fields of the loading machinery, of no use in a saved tokenizer.
 _NOT_SAVED = ("auto_map", "backend", "is_local", "local_files_only", "tokenizer_file", "files_loaded")
 
 
@@ -41,19 +41,19 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
     """The tokenizer of any ChatGLM: `ChatGLMTokenizer.from_pretrained` returns the class of the right generation.
 
     Text is plain text: what a user types never becomes a control token, unless the call (or the constructor) says
-    `split_special_tokens=False`. Lone surrogates, which no file or terminal should contain, count as U+FFFD (halves of
-    a pair are joined); NUL and other control characters are encoded as they are.
+    `split_special_tokens=False`. Lone surrogates, which no file or terminal should contain, become U+FFFD (the halves
+    of a pair are joined); NUL and other control characters are encoded as they are.
 
-    Decoding joins pieces, and runs of byte pieces as UTF-8; bytes that are no UTF-8 (say, half of a character at the
-    end of an unfinished answer) show as U+FFFD, one per byte. The text depends on the ids only. A longer list of ids
-    gives a longer text, but for its end: what may still change there, `stable_response` holds back.
+    Decoding joins pieces, and decodes runs of byte pieces as UTF-8; each invalid byte (say, of half a character at the
+    end of an unfinished answer) becomes U+FFFD. The text depends on the ids alone. Further ids extend the text, but
+    its end may still change; `stable_response` holds that end back.
     """
 
     chatglm_version: int = 0
     padding_side = "left"
     model_input_names = ["input_ids", "attention_mask", "position_ids"]
-    # Control tokens that are recognised in text where the caller asks for it; and at the start of a text only, as
-    # "sop" is part of many words.
+    # Control tokens recognised in text if the caller asks for it: anywhere; and only at the start, as "sop" is part of
+    # many words.
     _typed_control_tokens: Sequence[str] = ()
     _typed_start: Sequence[str] = ("[gMASK]", "sop")
     #: The class of each generation; see `chatglm.register_generation`.
@@ -90,11 +90,11 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
         """Loads from a folder, a vocabulary file or a hub id; a folder never touches the network.
 
         Args:
-            chatglm_version: 2 or 3 where the name does not tell (their vocabularies are identical, their prompts not).
+            chatglm_version: 2 or 3 if the name does not tell (their vocabularies are identical, their prompts are not).
 
         Raises:
             OSError: the vocabulary file is missing.
-            ValueError: a file is corrupt, or there is no generation `chatglm_version`.
+            ValueError: a file is corrupt, or `chatglm_version` is no known generation.
             TypeError: a keyword is unknown.
         """
         path = os.fspath(pretrained_model_name_or_path)
@@ -110,7 +110,7 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
         tokens = (name for name in kwargs if name.endswith("_token"))  # transformers takes tokens of any name
         refuse_unknown("from_pretrained", kwargs, *_HUB_ARGUMENTS, *_LOADING_ARGUMENTS, *constructor, *tokens)
         kwargs = target._adapt_to_model(kwargs, model_config)
-        # Found here, as transformers takes a tokenizer.model where there is one, also for generation 1.
+        # Found here because transformers would take any tokenizer.model in the folder, even for generation 1.
         kwargs.setdefault("vocab_file", target._find_vocabulary(path, kwargs))
         load = super(ChatGLMTokenizer, target).from_pretrained
         return load(path, *init_inputs, chatglm_version=version, **kwargs)
@@ -152,7 +152,7 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
         return super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Writes the SentencePiece model into the folder, also where the file it came from is gone."""
+        """Writes the SentencePiece model into the folder, even if the file it was loaded from is gone."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         target = Path(save_directory) / (prefix + self.vocab_files_names["vocab_file"])
         if not os.path.isfile(self.vocab_file):
@@ -164,14 +164,14 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
     # ------------------------------------------------------------------------------------------------ vocabulary
 
     def _set_vocabulary(self, model: sentencepiece.SentencePieceProcessor, tokens: list[str]) -> None:
-        """`tokens[i]` is the name of id i. Has to run before the constructor of the base class."""
+        """`tokens[i]` is the name of id i. Must run before the constructor of the base class."""
         self.sp_model = model
         self._id_to_token = tokens
         self._token_to_id = {token: index for index, token in enumerate(tokens)}
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids with a meaning; the embedding of the model may have more rows."""
+        """Number of ids in use; the embedding of the model may have more rows."""
         return len(self._id_to_token)
 
     def get_vocab(self) -> dict[str, int]:
@@ -211,10 +211,11 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
     ) -> list[str]:
         """The pieces of a text. With `split_special_tokens=False` control tokens spelt out in it are recognised.
 
-        Raises TypeError for an unknown keyword, which `tokenizer(text)` and `encode` hand on to here, and ValueError
-        for `return_offsets_mapping=True`.
+        Raises:
+            TypeError: a keyword is unknown (`tokenizer(text)` and `encode` pass theirs on to here).
+            ValueError: `return_offsets_mapping=True`.
         """
-        if kwargs.get("return_offsets_mapping"):  # transformers hands it on to here, and forgets it
+        if kwargs.get("return_offsets_mapping"):  # transformers passes it on to here, then ignores it
             raise ValueError("return_offsets_mapping is not supported: ChatGLM tokenizers keep no offsets")
         refuse_unknown("tokenize", kwargs, "split_special_tokens", "return_offsets_mapping")
         plain = kwargs.get("split_special_tokens")
@@ -225,7 +226,7 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
         return pieces
 
     def _segments(self, text: str, control: bool) -> Iterator[tuple[str, bool]]:
-        """The text cut at the tokens that are recognised in it, as (text, is a token)."""
+        """Splits the text at the tokens recognised in it, as (text, is a token)."""
         names = [token for token, index in self._added_tokens_encoder.items() if index >= self.vocab_size]
         if control:
             names += self._typed_control_tokens
@@ -273,7 +274,7 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        # vLLM and others always give this one; no blanks are put between tokens, whatever it says.
+        # vLLM and others always pass this one; whatever its value, no spaces are put between tokens.
         refuse_unknown("decode", kwargs, "spaces_between_special_tokens")
         ids = [token_ids] if isinstance(token_ids, int) else [int(index) for index in token_ids]
         if skip_special_tokens:
@@ -294,7 +295,7 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
         return self.convert_ids_to_tokens(ids)
 
     def token_pieces(self) -> list[bytes]:
-        """What each token adds to a text, by its id; nothing for control tokens."""
+        """The bytes that each token adds to a text, by id; empty for control tokens."""
         model, first = self.sp_model, self._first_piece
         pieces = [b""] * self.vocab_size
         for index in range(model.get_piece_size()):
@@ -306,7 +307,7 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
         return pieces
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What one token looks like to a reader: of a character over several tokens each has its bytes."""
+        """The bytes of one token as shown to a reader; tokens that share a character have their own bytes of it."""
         piece = self.convert_ids_to_tokens(token_id)
         byte = _BYTE_PIECE.fullmatch(piece or "")
         return bytes([int(byte[1], 16)]) if byte else self._shown_piece(token_id, piece).encode()
@@ -337,7 +338,7 @@ def _find(path: str, name: str, kwargs: dict[str, Any]) -> str | None:
 
 
 def _read_json(path: str, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A JSON file of a model folder or hub id; empty where it is missing."""
+    """A JSON file of a model folder or hub id; empty if it is missing."""
     file = _find((os.path.dirname(path) or ".") if os.path.isfile(path) else path, name, kwargs)
     if file is None:
         return {}

@@ -19,13 +19,13 @@ else:
 
 
 class ChatMethods(_Base):
-    """For a `ChatGLMTokenizer`, which has the vocabulary."""
+    """Mixin for `ChatGLMTokenizer`, which has the vocabulary."""
 
     chatglm_version: int
 
     @property
     def chat_format(self) -> ChatFormat:
-        """What the conversations of this generation look like."""
+        """The chat format of this generation."""
         return chat_format(self.chatglm_version)
 
     def build_prompt(self, query: str, history: Sequence[Any] | None = None) -> str:
@@ -56,22 +56,22 @@ class ChatMethods(_Base):
         """Role messages (or a batch of such lists) as a prompt, with the ids of `build_chat_input`.
 
         The format is the model's own. A template passed here, or set as `tokenizer.chat_template`, is rendered by
-        transformers instead; control tokens in it are recognised, the same typed by users stay text.
+        transformers instead; control tokens in the template are recognised, those typed by users stay text.
 
-        Generations 1 and 2 know no roles: messages are user and assistant in turn, a system message goes in front of
-        the first question. Without `add_generation_prompt` a conversation that ends with an answer gets the end
-        token after it (not with `continue_final_message`).
+        Generations 1 and 2 have no roles: user and assistant messages alternate, and a system message goes in front of
+        the first question. Without `add_generation_prompt`, the end token follows a final answer (unless
+        `continue_final_message` is set).
 
         Args:
             truncation: with `max_length` and `add_generation_prompt`, drops the oldest whole turns.
-            return_dict: masks and positions, too, instead of the bare ids.
+            return_dict: return masks and positions too, not just the ids.
 
         Raises:
-            TypeError, ValueError: messages of the wrong shape; the last message alone is longer than `max_length`; a
-                keyword that the model's own format does not have.
+            TypeError, ValueError: the messages have the wrong shape, the last message alone is longer than
+                `max_length`, or the model's own format does not take a keyword.
         """
         if isinstance(conversation, (str, Mapping)) or not len(conversation):
-            raise ValueError("an empty conversation, or no list of messages: pass [{'role': 'user', 'content': '…'}]")
+            raise ValueError("an empty conversation, or no message list: pass [{'role': 'user', 'content': '…'}]")
         if add_generation_prompt and continue_final_message:
             raise ValueError("add_generation_prompt and continue_final_message exclude each other")
         if kwargs.get("return_assistant_tokens_mask"):
@@ -81,7 +81,7 @@ class ChatMethods(_Base):
         tools = [get_json_schema(tool) if callable(tool) else tool for tool in tools or []] or None
         template = self.chat_template if chat_template is None else chat_template
         is_own = template == self.chat_format.template
-        if is_own:  # any other may read variables of any name
+        if is_own:  # any other template may read variables of any name
             refuse_unknown("apply_chat_template", kwargs, "return_assistant_tokens_mask")
         if not is_own or documents:
             texts = super().apply_chat_template(
@@ -123,12 +123,12 @@ class ChatMethods(_Base):
         return ids
 
 
-#: A code point that is no character: put into control tokens that users have typed, so that they are none any more.
+#: A noncharacter code point: put into control tokens that users have typed, so that they stay text.
 _MARK = "\ufdd0"
 
 
 def _marked(value: Any, names: re.Pattern[str]) -> Any:
-    """The value with a mark in every control token of its texts, but for roles."""
+    """The value with a mark in every control token of its texts, except roles."""
     if isinstance(value, str):
         return names.sub(lambda name: name[0][0] + _MARK + name[0][1:], value)
     if isinstance(value, Mapping):

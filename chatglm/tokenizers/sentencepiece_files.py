@@ -1,4 +1,4 @@
-"""SentencePiece models from files, whole or refused."""
+"""Loads SentencePiece models from files, and refuses incomplete ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import sentencepiece
 def load_sentencepiece(
     vocab_file: str | None, complete: Callable[[bytes, Any], bytes] | None = None
 ) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece model from a file, with one clear error for a file that is none.
+    """Loads a SentencePiece model from a file, with one clear error if the file is not one.
 
     Args:
-        complete: what to do with the bytes of a model that lacks the piece `<eop>`.
+        complete: completes the bytes of a model that lacks the piece `<eop>`.
 
     Raises:
-        FileNotFoundError: no file there.
+        FileNotFoundError: there is no such file.
         ValueError: not a SentencePiece model, or only part of one.
     """
     if not vocab_file or not os.path.isfile(vocab_file):

@@ -1,4 +1,4 @@
-"""Texts and keywords as tokenizers take them."""
+"""Checks of the texts and keywords that tokenizers get."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def clean_text(text: str) -> str:
 
 
 def refuse_unknown(function: str, given: Mapping[str, Any], *known: str) -> None:
-    """Raises TypeError, as Python does, for a keyword of `given` that is not in `known`: transformers drops those."""
+    """Raises TypeError, as Python does, for a keyword of `given` that is not in `known`; transformers ignores those."""
     for name in given:
         if name not in known:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")

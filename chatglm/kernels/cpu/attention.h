@@ -4,12 +4,12 @@
 #include "layouts.h"
 #include "team.h"
 
-enum { LANES = 16, WIDE = HEAD_MULTIPLE };  /* numbers of a vector; keys of a tile */
-enum { QUERIES = 252, SIX = 6 };            /* queries of a job, and how many are multiplied at a time */
+enum { LANES = 16, WIDE = HEAD_MULTIPLE };  /* floats per vector; keys per tile */
+enum { QUERIES = 252, SIX = 6 };            /* queries per job, and per multiplication */
 
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));  /* LANES numbers */
+typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));  /* LANES floats */
 
-/* to (6, 32) = or += a (6, count) . b (count, 32); a step is the distance of two rows. */
+/* to (6, 32) = or += a (6, count) . b (count, 32); a step is the distance between two rows. */
 INLINE void multiply_6x32(i64 count, const float *a, i64 a_step, const float *b, i64 b_step, float *to, i64 to_step,
                           int add) {
     Vector sums[SIX][2];
@@ -89,7 +89,7 @@ ATTEND_MANY(avx2, AVX2)
 ATTEND_MANY(avx512, AVX512)
 #endif
 
-/* Attention with head_dim a multiple of HEAD_MULTIPLE. Returns 0, or 1 if there is no memory. */
+/* Attention with head_dim a multiple of HEAD_MULTIPLE. Returns 0, or 1 if memory runs out. */
 int chatglm_attention(int isa, int threads, const Attention *job) {
     const i64 floats = attention_floats(job), runs = (job->tokens + QUERIES - 1) / QUERIES;
     float *memory = malloc((size_t)(threads * floats) * sizeof(float) + 64);

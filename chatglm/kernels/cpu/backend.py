@@ -1,4 +1,4 @@
-"""The CPU kernels for tensors: products, whole decoder blocks and attention."""
+"""The CPU kernels, called with tensors: products, whole decoder blocks and attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from .library import DTYPES, PRECISIONS, VARIANTS, Attention, Block, Tokens, load_library
 
-#: Rows from which expanding the weights for torch's product is faster than our own. Never for integers in AVX-512.
+#: From this many rows on, expanding the weights for torch's product is faster than ours (never with AVX-512 integers).
 _LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64}
 #: Weights that are expanded at a time for that.
 _SLICE = 1 << 22
@@ -124,11 +124,11 @@ class Backend:
 
     @property
     def block_rows(self) -> int:
-        """The most rows that `run_blocks` is for: of more, `linear` leaves the product to torch."""
+        """The most rows for `run_blocks`: with more, `linear` leaves the product to torch."""
         return _LIBRARY_ROWS[self.variant] - 1
 
     def run_blocks(self, tokens: Tokens, blocks: ctypes.Array[Block]) -> None:
-        """Fills the tokens' `y` with what the blocks make of their `x`; their keys and values go into the cache."""
+        """Runs the tokens' `x` through the blocks into their `y`, and writes their keys and values into the cache."""
         threads = torch.get_num_threads()
         self._check(self.library.chatglm_blocks(self._isa, threads, ctypes.byref(tokens), blocks, len(blocks)))
 
@@ -139,7 +139,7 @@ class Backend:
 
         Args:
             query: (heads, tokens, head_dim), contiguous, head_dim a multiple of HEAD_MULTIPLE
-            key, value: (kv_heads, keys, head_dim), each head contiguous, the tokens the last ones
+            key, value: (kv_heads, keys, head_dim), each head contiguous; the tokens are the last keys
             mask: (tokens, keys), added to the scores, each row contiguous
 
         Returns:
@@ -168,7 +168,7 @@ class Backend:
         return y
 
     def describe(self) -> dict[str, str]:
-        """What a user may want to know of this backend, in words."""
+        """Facts about this backend for users."""
         return {
             "kernels": self.variant,
             "compiler": self.compiler,
@@ -183,10 +183,11 @@ class Backend:
 
 
 def load(variant: str | None = None) -> Backend:
-    """The kernels for this CPU; builds them if need be.
+    """The kernels for this CPU; builds them if necessary.
 
     Args:
-        variant: one of VARIANTS; without it, what the environment variable CHATGLM_CPU_KERNELS names, else the best.
+        variant: one of VARIANTS; by default the one that the environment variable CHATGLM_CPU_KERNELS names, else the
+            best.
 
     Raises:
         KernelUnavailable: no compiler, no OpenMP, or no folder to keep the library in; the message says what to do.
@@ -198,7 +199,7 @@ def load(variant: str | None = None) -> Backend:
 
 @functools.cache
 def load_variant(variant: str | None) -> Backend:
-    """As `load`, whatever the environment says; None is the best one."""
+    """As `load`, but ignores the environment; None is the best one."""
     with _lock:
         library, path, compiler = load_library()
     best = int(library.chatglm_best())

@@ -1,10 +1,10 @@
-/* Decoder blocks, for one token of each of a few rows: everything between the products, in floats. */
+/* Decoder blocks, for one token of each of a few rows: everything between the products, in float32. */
 #pragma once
 
 #include "layouts.h"
 #include "products.h"
 
-enum { TOKENS = 16, HEADS = 4 };  /* tokens of the cache, and query heads that share a key head, taken at a time */
+enum { TOKENS = 16, HEADS = 4 };  /* cached tokens, and query heads that share a key head, to process at a time */
 
 /* to = norm of `from`; the first or the second norm of the block. */
 INLINE void normalise(const Block *block, int which, const float *restrict from, float *restrict to) {
@@ -50,7 +50,7 @@ INLINE void rotate(const Tokens *tokens, i64 row, i64 distance, float *head) {
         }
 }
 
-/* Head `head` of a row's queries, or (from `heads` on) of its keys and values: bias, rotation, a place in the cache. */
+/* One head of a row: a query head or, from `heads` on, a key and a value head. Bias, rotation, writing to the cache. */
 INLINE void place_head(const Tokens *tokens, const Block *block, i64 row, i64 head, float *fused) {
     const i64 size = block->head_dim, own = head - block->heads;
     if (own < 0) {
@@ -67,7 +67,7 @@ INLINE void place_head(const Tokens *tokens, const Block *block, i64 row, i64 he
     store_numbers(block->values, block->cache_type, to, (int)size, fused + value);
 }
 
-/* Attention of a row's query heads first..first + count, which share a key head, over the prefix and then the cache; a
+/* Attention of a row's query heads first..first + count, which share a key head, over the prefix and then the cache, a
  * run of tokens at a time. */
 INLINE void attend(const Tokens *tokens, const Block *block, i64 row, i64 first, int count,
                    const float *restrict fused, float *restrict context) {
@@ -154,8 +154,8 @@ BLOCK_KERNELS(avx512, AVX512)
 enum { FUSED, DENSE, UP, DOWN, JOBS };                              /* the products of a block */
 enum { NORMED, RESULT, PROJECTED, CONTEXT, INNER, ACTIVE, PARTS };  /* the arrays of floats between them */
 
-/* Lists the products of a block, and the arrays in `memory` that they read and write, each for all rows. Returns how
- * many bytes of memory that takes; with `memory` NULL it only counts them. */
+/* Lists the products of a block, and the arrays in `memory` that they read and write, each for all rows. Returns the
+ * bytes of memory that this takes; with `memory` NULL it only counts them. */
 static i64 list_jobs(const Block *block, int isa, int threads, i64 rows, char *memory, Job *jobs, float **parts) {
     const Matrix *matrices[JOBS] = {&block->fused, &block->dense, &block->up, &block->down};
     const int from[JOBS] = {NORMED, CONTEXT, NORMED, ACTIVE}, to[JOBS] = {PROJECTED, RESULT, INNER, RESULT};
@@ -171,14 +171,14 @@ static i64 list_jobs(const Block *block, int isa, int threads, i64 rows, char *m
                         .in = one->columns, .out = one->outputs, .scale = one->scale, .weight = one->weight,
                         .x = parts[from[i]], .y = parts[to[i]]};
         plan(jobs + i, one->precision);
-        if (memory) take_memory(jobs + i, threads, memory + bytes);  /* the same for all: they run one by one */
+        if (memory) take_memory(jobs + i, threads, memory + bytes);  /* shared: they run one after another */
         most = job_memory(jobs + i, threads) > most ? job_memory(jobs + i, threads) : most;
     }
     return bytes + most;
 }
 
-/* Called by all threads of a team: one block, which changes the floats `hidden` of all rows. Norms and residuals of a
- * row are always the same thread's. */
+/* Called by all threads of a team: runs one block, which updates the floats `hidden` of all rows. The same thread
+ * always computes the norms and residuals of a row. */
 static void run_block(int isa, int threads, const Tokens *tokens, const Block *block, float *hidden, char *memory,
                       Meeting *meeting) {
     Job jobs[JOBS];
@@ -221,7 +221,7 @@ static void run_block(int isa, int threads, const Tokens *tokens, const Block *b
         const i64 most = GROUP * jobs[DOWN].share, from = i / rows * most, left = block->down.columns - from;
         act(block, from, left < most ? left : most, up + i % rows * jobs[UP].out, active + i % rows * jobs[DOWN].in);
     }
-    if (jobs[DOWN].pass < rows) meet(meeting);  /* in one pass, prepare_blocks gives a thread these very groups */
+    if (jobs[DOWN].pass < rows) meet(meeting);  /* in one pass, prepare_blocks gives a thread the same groups */
     multiply(&jobs[DOWN], threads, meeting);
     meet(meeting);
     #pragma omp for schedule(static) nowait
@@ -229,9 +229,9 @@ static void run_block(int isa, int threads, const Tokens *tokens, const Block *b
         add_residual(block, &block->down, normed + r * size, result + r * size, hidden + r * size);
 }
 
-/* One token of each row through `count` blocks: y (rows, hidden) is what they make of x. Norms, products, rotation,
- * attention over prefix and cache, and residuals are all in float32, and no thread has to wait for an interpreter.
- * Returns 0, or 1 if there is no memory. */
+/* Runs one token of each row through `count` blocks, from x to y (rows, hidden). Norms, products, rotation, attention
+ * over prefix and cache, and residuals are all in float32, and no thread has to wait for the Python interpreter.
+ * Returns 0, or 1 if memory runs out. */
 int chatglm_blocks(int isa, int threads, const Tokens *tokens, const Block *blocks, i64 count) {
     const i64 numbers = tokens->rows * blocks->hidden;
     Job jobs[JOBS];

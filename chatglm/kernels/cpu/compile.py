@@ -1,9 +1,9 @@
-"""The C code to a shared library: built by the system's C compiler at first use, then kept.
+"""Compiles the C code to a shared library: built with the system's C compiler at first use, then cached.
 
 The library is kept in the folder that CHATGLM_CACHE names (else `chatglm` in the user's cache folder). Its name holds a
-key of everything that decides what is built (sources, compiler, flags and CPU) and a digest of what was built, so that
-a damaged file is recognised before it is opened. It appears there in one step: processes and threads that start at the
-same time do not disturb each other. CC chooses the compiler.
+key of everything that decides what is built (sources, compiler, flags and CPU) and a digest of its content, so that a
+damaged file is recognised before it is opened. It appears there in one step, so processes and threads that start at the
+same time do not disturb each other. CC selects the compiler.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def compiled(open_library: Callable[[Path], Library]) -> tuple[Library, Path, st
     """The library, from the cache or built now.
 
     Args:
-        open_library: gets the path of a library; raises OSError where the system's loader refuses it.
+        open_library: opens the library at a path; raises OSError if the system's loader refuses it.
 
     Returns:
-        What `open_library` returned, the path, and the first line of what the compiler says of itself.
+        What `open_library` returned, the path, and the first line of the compiler's version message.
 
     Raises:
         KernelUnavailable: no compiler, no OpenMP, or no folder to keep the library in; the message says what to do.
     """
     if sys.byteorder != "little":
-        raise KernelUnavailable("our kernels are for little-endian CPUs")
+        raise KernelUnavailable("our kernels need a little-endian CPU")
     sources = read_sources(SOURCE.parent)
     command, version = find_compiler()
     folder = cache_folder()
@@ -56,17 +56,17 @@ def compiled(open_library: Callable[[Path], Library]) -> tuple[Library, Path, st
     for flags in _openmp_flags():
         key = hashlib.sha256(repr((sources, command, version, FLAGS, flags, cpu_name())).encode()).hexdigest()[:24]
         for path in sorted(folder.glob(f"cpu-{key}-*{SUFFIX}")):
-            if read_whole(path) is not None:  # opening one that is cut off would end the process
+            if read_whole(path) is not None:  # opening one that is cut off would crash the process
                 with contextlib.suppress(OSError):
                     return open_library(path), path, version
         try:
             path = build([*command, *FLAGS, *flags], folder, f"cpu-{key}")
             return open_library(path), path, version
         except (subprocess.SubprocessError, OSError) as error:
-            if isinstance(error, OSError) and error.filename:  # an error about a file; the loader's have no name
+            if isinstance(error, OSError) and error.filename:  # an error about a file; the loader's errors name none
                 raise KernelUnavailable(
-                    f"no library can be written to {folder} ({error.strerror}); "
-                    "set CHATGLM_CACHE to a folder that can be written to"
+                    f"the compiled library cannot be written to {folder} ({error.strerror}); "
+                    "set CHATGLM_CACHE to a writable folder"
                 ) from error
             failures.append(getattr(error, "stderr", None) or str(error))
     raise KernelUnavailable(
@@ -103,7 +103,7 @@ def build(command: Sequence[str], folder: Path, stem: str, source: Path = SOURCE
 
 
 def find_compiler() -> tuple[list[str], str]:
-    """The command of the C compiler and the first line of what it says of itself. Raises KernelUnavailable."""
+    """The command of the C compiler and the first line of its version message. Raises KernelUnavailable."""
     chosen = os.environ.get("CC")
     candidates = [shlex.split(chosen)] if chosen else [["cc"], ["gcc"], ["clang"]]
     for command in candidates:
@@ -114,16 +114,16 @@ def find_compiler() -> tuple[list[str], str]:
         except (subprocess.SubprocessError, OSError):
             continue
         return command, (result.stdout.splitlines() or ["unknown"])[0]
-    where = f"CC={chosen} is none" if chosen else "there is no cc, gcc or clang"
+    where = f"CC={chosen} is not one" if chosen else "there is no cc, gcc or clang"
     raise KernelUnavailable(
-        f"the CPU kernels need a C compiler and {where} (Debian/Ubuntu: apt install gcc; Fedora: dnf install gcc; "
+        f"the CPU kernels need a C compiler, and {where} (Debian/Ubuntu: apt install gcc; Fedora: dnf install gcc; "
         "macOS: xcode-select --install and brew install libomp; Windows: MinGW-w64 with gcc on the PATH)"
     )
 
 
 @functools.lru_cache
 def cpu_name() -> str:
-    """What distinguishes CPUs for which the compiler may build different code."""
+    """Describes this CPU in what may make the compiler build different code."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -134,10 +134,10 @@ def cpu_name() -> str:
 
 
 def _openmp_flags() -> list[list[str]]:
-    """Ways to ask for OpenMP, to be tried in this order."""
+    """Sets of flags that enable OpenMP, in the order to try them."""
     native = [] if platform.machine().lower() in ("x86_64", "amd64") else ["-mcpu=native"]
     ways = [[*native, "-fopenmp"], ["-fopenmp"]] if native else [["-fopenmp"]]
-    if sys.platform == "darwin":  # Apple's clang has OpenMP without its library, which torch brings along
+    if sys.platform == "darwin":  # Apple's clang supports OpenMP without its library, which torch ships
         lib = Path(torch.__file__).parent / "lib"
         ways.append(["-Xclang", "-fopenmp", f"-L{lib}", f"-Wl,-rpath,{lib}", "-lomp"])
     return ways

@@ -66,7 +66,7 @@ AVX512 static void dense_vnni(const uint16_t *weight, int type, const float *x, 
 #endif
 
 #ifdef BF16
-/* The same where x is bfloat16 too: the CPU has an instruction that multiplies and adds pairs of them. */
+/* The same if x is bfloat16 too: the CPU has an instruction that multiplies and adds pairs of them. */
 BF16 INLINE void dense_pairs(const uint16_t *weight, const uint16_t *x, i64 in, i64 from, i64 to, int count,
                              uint16_t *y, i64 out) {
     enum { STEP = 64 };
@@ -103,8 +103,8 @@ static int has_bf16(void) { return __builtin_cpu_supports("avx512bf16") != 0; }
 #define dense_bf16(...)
 static int has_bf16(void) { return 0; }
 #endif
-/* y (rows, out) = x (rows, in) . weight, a few rows, weight in fp16 or bf16, y in x's type. Returns 0, or 1 if there is
- * no memory. */
+/* y (rows, out) = x (rows, in) . weight for a few rows, weight in fp16 or bf16, y in x's type. Returns 0, or 1 if
+ * memory runs out. */
 int chatglm_dense(int isa, int threads, const void *x, int x_type, const void *weight, int weight_type, void *y,
                   i64 rows, i64 in, i64 out) {
     int pairs = 0;

@@ -1,5 +1,5 @@
-/* What Python and C share: structs whose twins are in library.py, and numbers that stand for types and the like. The
- * table at the end describes them; library.py compares it with its twins whenever it opens the library. */
+/* What Python and C share: structs that library.py mirrors, and numbers that stand for types and the like. The table at
+ * the end describes them; library.py compares its mirrors with it whenever it opens the library. */
 #pragma once
 
 #include "product.h"
@@ -9,32 +9,32 @@ enum { HEAD_MULTIPLE = 32 };   /* the head_dim of an Attention is a multiple of 
 
 /* A quantised matrix with its bias. */
 typedef struct {
-    const void *weight, *scale, *bias;      /* bias: or NULL */
+    const void *weight, *scale, *bias;      /* bias may be NULL */
     i64 columns, outputs;
     int bits, precision, scale_type, bias_type;
 } Matrix;
 
 /* A decoder block with its prefix and its place in the cache. */
 typedef struct {
-    const void *norm_weight[2], *norm_bias[2];  /* before attention and before the MLP; norm_bias: or NULL */
-    const void *prefix_keys, *prefix_values;    /* (kv_heads, prefix, head_dim), or NULL; of cache_type as well */
-    void *keys, *values;                        /* the cache, with room for a token behind those that a row holds */
-    i64 cache_row, cache_step;                  /* numbers from one row, or head, to the next */
-    Matrix fused, dense, up, down;              /* query, key and value; what follows attention; the two of the MLP */
+    const void *norm_weight[2], *norm_bias[2];  /* before attention and before the MLP; norm_bias may be NULL */
+    const void *prefix_keys, *prefix_values;    /* (kv_heads, prefix, head_dim), or NULL; of cache_type too */
+    void *keys, *values;                        /* the cache, with room for one more token in each row */
+    i64 cache_row, cache_step;                  /* elements from one row, or head, to the next */
+    Matrix fused, dense, up, down;              /* for query, key and value; after attention; the two of the MLP */
     i64 hidden, heads, kv_heads, head_dim;
-    i64 query_step, key_start, value_start, key_step;  /* where heads are in the result of `fused` */
-    i64 distance;                                      /* between the two dims of a head that turn together */
+    i64 query_step, key_start, value_start, key_step;  /* where heads are in the output of `fused` */
+    i64 distance;                                      /* between the two dims of a head that are rotated as a pair */
     float eps, residual_scale, scaling;
     int norm_type, cache_type, rms, gated, residual_normed;
 } Block;
 
-/* A token of each row on its way through blocks. */
+/* One token of each row, to be run through blocks. */
 typedef struct {
     const void *x, *cos[2], *sin[2];            /* x (rows, hidden) */
     void *y;                                    /* (rows, hidden) */
     const i64 *past;                            /* for each row, how many tokens the cache holds */
     i64 rows, prefix;                           /* prefix: tokens that every row sees before those of the cache */
-    i64 turns, angles, angle_row, angle_step;   /* `turns` tables, with distances between rows and between angles */
+    i64 turns, angles, angle_row, angle_step;   /* `turns` tables; steps between rows and between angles */
     int type, angle_type;
 } Tokens;
 
@@ -47,7 +47,7 @@ typedef struct {
     float scaling;
 } Attention;
 
-/* A struct, a field of one or a number, by its name; the last entry has none. */
+/* Describes a struct, a field or a number by its name; the last entry has no name. */
 typedef struct {
     const char *name, *kind;
     i64 value;                               /* the offset of a field, the value of a number */

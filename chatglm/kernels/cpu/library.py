@@ -1,8 +1,8 @@
-"""The compiled library as Python sees it: the twins of its structs, the types of its functions, and the opening.
+"""The compiled library as Python sees it: mirrors of its structs, the types of its functions, and opening it.
 
-`Matrix`, `Block`, `Tokens` and `Attention` have to match layouts.h, which explains their fields: with a field in
-another place the kernels would read and write memory that is not theirs. Whenever a library is opened, it is asked for
-its own description, and any difference is an error.
+`Matrix`, `Block`, `Tokens` and `Attention` must match layouts.h, which explains their fields: with a misplaced field
+the kernels would read and write the wrong memory. Every library that is opened describes its own layouts, and any
+difference is an error.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from ..errors import KernelMismatch
 from . import compile as compiler
 
-#: The families of kernels, by the numbers that they have in C.
+#: The families of kernels; the index is the enum value in C.
 VARIANTS = ("plain", "avx2", "avx512")
-#: The numbers that types of numbers and precisions have in C.
+#: The enum values of dtypes and precisions in C.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PRECISIONS = {"exact": 0, "default": 1, "int8": 2}
-#: The largest head of a Block, and what the head of an Attention is a multiple of.
+#: The largest head_dim of a Block, and the number that divides the head_dim of an Attention.
 MAX_HEAD = 256
 HEAD_MULTIPLE = 32
 
@@ -32,7 +32,7 @@ HEAD_MULTIPLE = 32
 class Matrix(ctypes.Structure):
     """A quantised matrix with its bias."""
 
-    __slots__ = ()  # a name that is no field is an error
+    __slots__ = ()  # setting an unknown field is an error
     _fields_ = [
         ("weight", c_void_p), ("scale", c_void_p), ("bias", c_void_p),
         ("columns", c_int64), ("outputs", c_int64),
@@ -43,7 +43,7 @@ class Matrix(ctypes.Structure):
     def of(
         cls, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int, precision: str
     ) -> Matrix:
-        """Of contiguous tensors, which have to live as long as this is used; see `Backend.linear`."""
+        """Made of contiguous tensors, which must live as long as this is used; see `Backend.linear`."""
         outputs, stored = weight.shape
         return cls(
             weight=weight.data_ptr(),
@@ -77,7 +77,7 @@ class Block(ctypes.Structure):
 
 
 class Tokens(ctypes.Structure):
-    """A token of each row on its way through blocks, with its rotations."""
+    """One token of each row, to be run through blocks, with its rotary tables."""
 
     __slots__ = ()
     _fields_ = [
@@ -119,13 +119,13 @@ def load_library() -> tuple[ctypes.CDLL, Path, str]:
 
     Raises:
         KernelUnavailable: it cannot be built here, see `compile.compiled`.
-        KernelMismatch: its structs are not those of this module.
+        KernelMismatch: its structs differ from those of this module.
     """
     return compiler.compiled(open_library)
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """Opens a library whose structs are those of this module. Raises OSError and KernelMismatch."""
+    """Opens a library and checks its structs against those of this module. Raises OSError and KernelMismatch."""
     library = ctypes.CDLL(str(path))
     check_layouts(library)
     number, pointer, size = c_int, c_void_p, c_int64
@@ -149,7 +149,7 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 # ---- the same layouts on both sides ----------------------------------------------------------------------------------
 
-#: What a struct, a field or a number is: its kind, the offset of a field or the value of a number, and its size.
+#: The kind of a struct, field or number; the offset of a field or the value of a number; and the size.
 Layout = tuple[str, int, int]
 
 
@@ -158,7 +158,7 @@ class _Entry(ctypes.Structure):
 
 
 def check_layouts(library: ctypes.CDLL) -> None:
-    """Raises KernelMismatch, with every difference, where the library's structs are not those of this module."""
+    """Raises KernelMismatch, with every difference, if the library's structs differ from those of this module."""
     theirs, ours = layouts_of(library), layouts_here()
     differences = [
         f"{name} is {_in_words(theirs.get(name))} in C and {_in_words(ours.get(name))} in Python"
@@ -167,13 +167,13 @@ def check_layouts(library: ctypes.CDLL) -> None:
     ]
     if differences:
         raise KernelMismatch(
-            f"the C code and the Python code of the CPU kernels do not belong together: {'; '.join(differences)}. "
-            "Install the package anew; if you changed kernels/cpu/layouts.h or library.py, change the other too"
+            f"the C code and the Python code of the CPU kernels do not match: {'; '.join(differences)}. "
+            "Reinstall the package; if you changed kernels/cpu/layouts.h or library.py, change the other too"
         )
 
 
 def layouts_of(library: ctypes.CDLL) -> dict[str, Layout]:
-    """What the library says of itself."""
+    """The layouts that the library reports."""
     library.chatglm_layouts.restype = POINTER(_Entry)
     found, entries = {}, library.chatglm_layouts()
     index = 0
@@ -184,7 +184,7 @@ def layouts_of(library: ctypes.CDLL) -> dict[str, Layout]:
 
 
 def layouts_here() -> dict[str, Layout]:
-    """What this module takes for granted."""
+    """The layouts that this module assumes."""
     found: dict[str, Layout] = {name: ("number", value, 0) for name, value in NUMBERS.items()}
     for struct in STRUCTS:
         found[struct.__name__] = ("struct", 0, ctypes.sizeof(struct))

@@ -1,9 +1,9 @@
-/* Number formats: half precision to floats and back, rounded to nearest even as torch does; and e^x. */
+/* Conversion between half precision and floats, rounding to nearest even as torch does; and e^x. */
 #pragma once
 
 #include "targets.h"
 
-enum { FLOAT32, FLOAT16, BFLOAT16 };  /* types of numbers in memory */
+enum { FLOAT32, FLOAT16, BFLOAT16 };  /* element types in memory */
 
 INLINE float bits_to_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 INLINE uint32_t float_to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
@@ -56,9 +56,9 @@ INLINE void store_numbers(void *data, int type, i64 index, int count, const floa
     else for (int i = 0; i < count; i++) to[i] = float_to_bfloat(from[i]);
 }
 
-/* e^x with x limited to -87..88, relative error 1e-7; plain arithmetic, so that compilers turn it into SIMD. */
+/* e^x with x clamped to -87..88, relative error 1e-7; plain arithmetic, so that compilers turn it into SIMD. */
 INLINE float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;  /* in this order a not-a-number stays one */
+    x = x < -87.0f ? -87.0f : x;  /* in this order, NaN stays NaN */
     x = x > 88.0f ? 88.0f : x;
     const float shifted = x * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
     const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -73,7 +73,7 @@ INLINE float exponential(float x) {
 }
 
 #if X86
-/* 16 half-precision numbers; zeros where the mask has none. */
+/* Loads 16 half-precision values as floats; zeros where the mask is 0. */
 AVX512 INLINE __m512 load_floats(const uint16_t *from, int type, __mmask16 mask) {
     __m256i bits = mask == 0xffff ? _mm256_loadu_si256((const void *)from) : _mm256_maskz_loadu_epi16(mask, from);
     if (type == FLOAT16) return _mm512_cvtph_ps(bits);

@@ -1,4 +1,4 @@
-/* The speed of memory and of arithmetic: what benchmarks measure the kernels against. No model needs them. */
+/* The speed of memory and of arithmetic, with which benchmarks compare the kernels. No model needs this. */
 #pragma once
 
 #include "products_dots.h"
@@ -25,7 +25,7 @@ AVX512 static uint64_t read_avx512(const char *data, i64 bytes) {
 #define read_avx512 read_plain
 #endif
 
-/* Reads memory and does nothing else. Returns a sum, or the compiler would leave the reading out. */
+/* Reads memory and does nothing else. Returns a sum, so that the compiler keeps the reads. */
 uint64_t chatglm_read(int isa, int threads, const void *data, i64 bytes) {
     uint64_t (*read)(const char *, i64) = isa == VNNI ? read_avx512 : read_plain;
     uint64_t sum = 0;
@@ -54,8 +54,8 @@ AVX512 static uint64_t multiply_avx512(i64 count) {
 }
 #endif
 
-/* Integer products of registers: `count` instructions of 64 products in each thread. Returns a sum, or the compiler
- * would leave them out; 0 if this CPU has no such instruction. */
+/* Integer products of registers: `count` instructions of 64 products in each thread. Returns a sum, so that the
+ * compiler keeps them; 0 if this CPU has no such instruction. */
 uint64_t chatglm_multiply(int isa, int threads, i64 count) {
     uint64_t sum = 0;
 #if X86

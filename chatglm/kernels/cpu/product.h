@@ -6,14 +6,14 @@
 enum { GROUP = 128 };                       /* columns that share a step of the activations */
 enum { LEVELS16 = 32512, LEVELS8 = 127 };   /* 32512 = 127 * 256: its high byte stays within +-127 */
 enum { EXACT, DEFAULT, INT8 };              /* the precisions */
-enum { FOUR = 4 };                          /* rows whose blocks lie together, see block_of */
+enum { FOUR = 4 };                          /* rows whose blocks are stored together, see block_of */
 
 /* A product and its scratch memory. Blocks of activations are [groups][rows]. */
 typedef struct {
     int isa, bits, levels, x_type, scale_type;   /* levels: 0 for exact */
     i64 rows, in, out, groups, row_bytes, group_bytes;
     i64 share;                              /* groups of a row that may have the same step */
-    i64 pass;                               /* rows that the kernels take in one call */
+    i64 pass;                               /* rows that the kernels process in one call */
     int tiles, few;                         /* which kernels: products_tiles.h, products_few.h, or neither */
     const void *x, *scale;
     const uint8_t *weight;
@@ -27,14 +27,14 @@ typedef struct {
 
 INLINE char *block_of(const Job *job, i64 group, i64 row) {
     i64 first = 0, count = job->rows;
-    if (job->few) {  /* FOUR rows lie together: apart, they would evict each other from the L1 cache */
+    if (job->few) {  /* FOUR rows are stored together: apart, they would evict each other from the L1 cache */
         first = row / FOUR * FOUR;
         count = count - first < FOUR ? count - first : FOUR;
     }
     return job->blocks + (first * job->groups + group * count + row - first) * job->block_bytes;
 }
 
-/* Runs of groups that are prepared together. */
+/* Number of runs; the groups of a run are prepared together. */
 INLINE i64 runs_of(const Job *job) { return (job->groups + job->share - 1) / job->share; }
 
 /* Bytes of weights in this group; the last group of a row can be short. */
@@ -51,7 +51,7 @@ INLINE i64 bytes_in_group(const Job *job, i64 group) {
 
 typedef struct { float size, inverse; } Step;
 
-/* The step for numbers the largest of which has the magnitude with these bits. */
+/* The step for values whose largest magnitude has these bits. */
 INLINE Step find_step(uint32_t magnitude, int levels) {
     const float largest = bits_to_float(magnitude);
     Step step = {0, 0};
@@ -70,7 +70,7 @@ INLINE void prepare_group(const Job *job, i64 group, i64 row, int streams) {
         FOR_COLUMNS(streams, p, c) to[p] = x[c];
         return;
     }
-    uint32_t largest = 0;  /* compared as integers, not-a-number is the largest magnitude */
+    uint32_t largest = 0;  /* compared as integers, NaN is the largest magnitude */
     for (int i = 0; i < GROUP; i++) {
         uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;

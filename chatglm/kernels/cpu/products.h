@@ -1,4 +1,4 @@
-/* The calls for quantised weights: products, computed by all threads of a team, and the weights as floats. */
+/* The calls for quantised weights: products, computed by all threads of a team, and dequantisation. */
 #pragma once
 
 #include "products_few.h"
@@ -36,7 +36,7 @@ static void take_memory(Job *job, int threads, char *memory) {
     job->correction = (int32_t *)(job->step + job->groups * job->pass);
 }
 
-/* Called by all threads of a team: writes the blocks of activations. A group of a row is always the same thread's. */
+/* Called by all threads of a team: writes the blocks of activations. The same thread always takes a group of a row. */
 static void prepare_blocks(const Job *job, Meeting *meeting) {
     void (*prepare)(const Job *, i64, i64) = CHOOSE(job->isa, prepare);
 #if X86
@@ -47,12 +47,12 @@ static void prepare_blocks(const Job *job, Meeting *meeting) {
     meet(meeting);
 }
 
-/* Called by all threads of a team: the outputs. Weights are read once for all rows (by portable kernels once for
- * PORTABLE_ROWS). There is no barrier at the end. */
+/* Called by all threads of a team: computes the outputs. Weights are read once for all rows (by portable kernels, once
+ * per PORTABLE_ROWS). There is no barrier at the end. */
 static void multiply_rows(const Job *job, int threads) {
 #if X86
     if (job->tiles) {
-        /* Memory limits few rows: one run of weights a thread is fastest. Of many, a slow thread should do less. */
+        /* Memory limits few rows: one run of weights per thread is fastest. With many, a slow thread should do less. */
         const i64 across = (job->out + TILE - 1) / TILE, all = across * ((job->rows + TILE_ROWS - 1) / TILE_ROWS);
         const i64 parts = job->rows > TILE ? threads * 4 : threads;
         #pragma omp for schedule(dynamic) nowait
@@ -80,7 +80,7 @@ static void multiply_rows(const Job *job, int threads) {
             output(job, o, first, job->rows - first < PORTABLE_ROWS ? (int)(job->rows - first) : PORTABLE_ROWS);
 }
 
-/* Called by all threads of a team: the product, in passes. There is no barrier at the end. */
+/* Called by all threads of a team: computes the product, in passes. There is no barrier at the end. */
 static void multiply(const Job *job, int threads, Meeting *meeting) {
     const i64 bytes = job->x_type == FLOAT32 ? 4 : 2;
     for (i64 first = 0; first < job->rows; first += job->pass) {
@@ -88,13 +88,13 @@ static void multiply(const Job *job, int threads, Meeting *meeting) {
         pass.rows = job->rows - first < job->pass ? job->rows - first : job->pass;
         pass.x = (const char *)job->x + first * job->in * bytes;
         pass.y = (char *)job->y + first * job->out * bytes;
-        if (first) meet(meeting);  /* until everybody has read the blocks of the last pass */
+        if (first) meet(meeting);  /* until all threads have read the blocks of the last pass */
         prepare_blocks(&pass, meeting);
         multiply_rows(&pass, threads);
     }
 }
 
-/* y (rows, out) = x (rows, in) . weight * scale, y in x's type. Returns 0, or 1 if there is no memory. */
+/* y (rows, out) = x (rows, in) . weight * scale, y in x's type. Returns 0, or 1 if memory runs out. */
 int chatglm_linear(int isa, int threads, int precision, int bits, const void *x, int x_type, const void *weight,
                    const void *scale, int scale_type, void *y, i64 rows, i64 in, i64 out) {
     Job job = {.isa = isa, .bits = bits, .x_type = x_type, .scale_type = scale_type, .rows = rows, .in = in, .out = out,
@@ -110,7 +110,7 @@ int chatglm_linear(int isa, int threads, int precision, int bits, const void *x,
     return 0;
 }
 
-/* y (out, in) = weight * scale, rounded once to y's type. Returns 0, or 1 if there is no memory. */
+/* y (out, in) = weight * scale, rounded once to y's type. Returns 0, or 1 if memory runs out. */
 int chatglm_dequantize(int isa, int threads, int bits, const void *weight, const void *scale, int scale_type,
                        void *y, int y_type, i64 in, i64 out) {
     Job job = {.bits = bits, .scale_type = scale_type, .in = in, .out = out, .row_bytes = in * bits / 8,
@@ -122,7 +122,7 @@ int chatglm_dequantize(int isa, int threads, int bits, const void *weight, const
             floats(&job, o, (float *)y + o * in);
             continue;
         }
-        /* A row has no more different values than a weight can have: look them up. */
+        /* A row has only as many different values as a weight can have: look them up. */
         const float scale_value = load_number(scale, scale_type, o);
         uint16_t values[256], *to = (uint16_t *)y + o * in;
         const uint8_t *from = job.weight + o * job.row_bytes;

@@ -1,12 +1,12 @@
 /* Dot products with AVX-512 along one linear stream of weights, for up to DOT_ROWS rows of x.
  *
- * VNNI multiplies unsigned by signed bytes. So an offset (8 or 128) makes weights unsigned, whose share of the sum is
- * known from the activations; and 16-bit activations are split into two planes of bytes, q = 256 * high + low. */
+ * VNNI multiplies unsigned by signed bytes. So an offset (8 or 128) makes weights unsigned, and its share of the sum
+ * follows from the activations; 16-bit activations are split into two planes of bytes, q = 256 * high + low. */
 #pragma once
 
 #include "product.h"
 
-enum { DOT_ROWS = 4, DOT_BYTES = 32768 };  /* the most of x for one call: it has to stay in the L1 cache */
+enum { DOT_ROWS = 4, DOT_BYTES = 32768 };  /* limits of x for one call: it has to stay in the L1 cache */
 enum { SHARE = 8 };                        /* groups that may share a step, in products_few.h */
 
 #if X86
@@ -21,7 +21,7 @@ AVX512 INLINE void load_group(const Job *job, i64 group, i64 row, __m512 *x) {
 }
 
 /* Reads a run of `share` groups of activations and writes their blocks of byte planes: low bytes last; for INT4 even
- * columns before odd ones. The groups get the same step where that costs at most one bit of precision. */
+ * columns before odd ones. The groups get the same step if that costs at most one bit of precision. */
 AVX512 static void prepare_vnni(const Job *job, i64 run, i64 row) {
     enum { VECTORS = GROUP / 16 };
     enum { NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };

@@ -3,22 +3,22 @@
 
 #include "products_dots.h"
 
-enum { FEW_ROWS = 8, FEW_OUTS = 64 };  /* the most rows of x, and the outputs of a run */
+enum { FEW_ROWS = 8, FEW_OUTS = 64 };  /* the most rows of x, and the outputs per run */
 enum { MOST_RUNS = 64 };               /* of SHARE groups: up to 65536 columns */
 enum { CHUNK = 32 };                   /* blocks of FOUR rows that stay in the L1 cache */
 
 #if X86
-/* Sums of the lanes of four vectors, the lower half of each in the first four lanes, the other in the last. */
+/* Sums of the lanes of four vectors: of their lower halves in the first four lanes, of the upper ones in the last. */
 AVX512 INLINE __m256 add_across(__m512 a, __m512 b, __m512 c, __m512 d) {
     #define HALVES(v) _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))
     return _mm256_hadd_ps(_mm256_hadd_ps(HALVES(a), HALVES(b)), _mm256_hadd_ps(HALVES(c), HALVES(d)));
     #undef HALVES
 }
 
-/* One variable a row of x: GCC would keep an array of so many sums in memory. */
+/* One variable per row of x: GCC would keep an array of so many sums in memory. */
 #define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3)
 
-/* y (FOUR, 2) += groups from..to of an output, and of the one `stride` bytes behind it, for rows first..first + count.
+/* y (FOUR, 2) += groups from..to of an output, and of the one `stride` bytes after it, for rows first..first + count.
  * An activation is loaded once for both. `even`: for each run, whether its groups have the same step, so that their
  * products can be summed as integers. */
 AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 to, i64 first, int count, int bits,
@@ -58,7 +58,7 @@ AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 t
                 a = memcpy(padded[0], a, (size_t)bytes_in_group(job, i));
                 b = memcpy(padded[1], b, (size_t)bytes_in_group(job, i));
             }
-            for (i64 p = 0; p < size && !first; p += 64) {  /* of the pair of outputs after the next */
+            for (i64 p = 0; p < size && !first; p += 64) {  /* for the pair of outputs after the next */
                 _mm_prefetch((const char *)weight + 4 * job->row_bytes + p, _MM_HINT_T0);
                 _mm_prefetch((const char *)weight + 5 * job->row_bytes + p, _MM_HINT_T0);
             }
@@ -83,7 +83,7 @@ AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 t
     _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), _mm256_add_ps(low, high)));
 }
 
-/* Whether all groups of a run have the same step (or not-a-number), in each of rows first..first + FOUR. */
+/* Whether all groups of a run have the same step (or NaN), in each of rows first..first + FOUR. */
 static int is_even(const Job *job, i64 run, i64 first) {
     const i64 end = (run + 1) * SHARE < job->groups ? (run + 1) * SHARE : job->groups;
     for (i64 r = first; r < first + FOUR && r < job->rows; r++)
@@ -92,7 +92,7 @@ static int is_even(const Job *job, i64 run, i64 first) {
     return 1;
 }
 
-/* Outputs from..to of a few rows of x in two planes: a run of outputs with some groups of all rows at a time. */
+/* Outputs from..to of a few rows of x in two planes, taking a run of outputs and some groups of all rows at a time. */
 AVX512 INLINE void few_rows(const Job *job, i64 from, i64 to, int bits) {
     float excess[FEW_ROWS] = {0};  /* what the offset of the weights adds to the sums */
     for (i64 g = 0; g < job->groups; g++)

@@ -3,7 +3,7 @@
 
 #include "product.h"
 
-enum { PORTABLE_ROWS = 8 };  /* rows of x that one pass takes */
+enum { PORTABLE_ROWS = 8 };  /* rows of x per pass */
 
 /* One group of weights as integers; INT4 in four streams, one for each nibble of a 16-bit word. */
 INLINE void unpack_group(const uint8_t *weight, int bits, i64 bytes, int16_t *restrict to) {

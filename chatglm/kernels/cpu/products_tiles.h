@@ -3,7 +3,7 @@
 
 #include "products_dots.h"
 
-enum { TILE = 64, TILE_ROWS = 512, MICRO_ROWS = 6 };  /* outputs of a tile; rows of x a pass; rows in registers */
+enum { TILE = 64, TILE_ROWS = 512, MICRO_ROWS = 6 };  /* outputs per tile; rows of x per pass; rows in registers */
 
 #if X86
 /* The transpose of 16 rows of 64 bytes, in words of 32 bits: to[word] holds that word of each row. */
@@ -28,7 +28,7 @@ AVX512 INLINE void load_transposed(const uint8_t *const *rows, i64 offset, __m51
     }
 }
 
-/* The words of one group of 16 outputs, from `offset` of their rows, into a tile, which has TILE / 16 vectors a word.
+/* Copies one group of 16 outputs, from `offset` of their rows, into a tile, which has TILE / 16 vectors per word.
  * `next` is what to prefetch meanwhile, in one piece; NULL prefetches what follows in each row. */
 AVX512 INLINE void fill_tile(const uint8_t *const *rows, i64 offset, i64 bytes, int bits, const uint8_t *next,
                              __m512i *tile) {

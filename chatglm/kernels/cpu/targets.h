@@ -32,7 +32,7 @@
 
 typedef int64_t i64;
 
-enum { PORTABLE, PORTABLE_AVX2, VNNI };  /* the families, `isa` in every call; a CPU has those up to its best one */
+enum { PORTABLE, PORTABLE_AVX2, VNNI };  /* the families, `isa` in every call; a CPU runs those up to its best one */
 enum { AHEAD = 8192 };                   /* bytes between the weights in use and those being prefetched */
 
 /* A function that was compiled for any CPU and for AVX2 (CHOOSE), or for AVX-512 as well (CHOOSE_AVX512). */

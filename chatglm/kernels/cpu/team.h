@@ -3,13 +3,13 @@
 
 #include "targets.h"
 
-/* Where the threads of a team wait for each other; all zero at first. */
+/* Where the threads of a team wait for each other; initially all zero. */
 typedef struct { int arrived, times; } Meeting;
 
 /* A barrier that never puts a thread to sleep, but lets others run. OpenMP's own barrier sleeps at once where the
  * process has more threads than the machine has CPUs (because several Python threads use torch, for example): with
- * hundreds of barriers a token, a small model then took twice as long. Elsewhere it spins for milliseconds while a
- * neighbour needs the CPU. */
+ * hundreds of barriers per token, a small model then took twice as long. Otherwise it spins for milliseconds while
+ * another process needs the CPU. */
 static void meet(Meeting *meeting) {
     enum { SPINS = 200 };
     const int times = __atomic_load_n(&meeting->times, __ATOMIC_ACQUIRE);

@@ -36,7 +36,7 @@ TENSOR_CORE_ROWS = {8: 16, 16: 32, 32: 32}  # rows of x in a kernel's name -> co
 _FLOAT_ROWS = (1, 2, 4, 8)
 FLOAT_OUT = 32  # columns of y that a block computes: 8 warps, 4 columns each
 _ALIGNMENT = 16
-_COLUMNS = 32  # the fused kernels want a multiple of this many columns
+_COLUMNS = 32  # the fused kernels need a multiple of this many columns
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Device:
 
 
 class Backend:
-    """INT4 and INT8 products on every GPU that torch sees; each gets its kernels when its first tensor comes.
+    """INT4 and INT8 products on every GPU that torch sees; each gets its kernels when its first tensor arrives.
 
     Args:
-        driver: launches.
-        compiler: makes machine code.
+        driver: launches the kernels.
+        compiler: compiles them.
         capability: device index -> compute capability.
         stream: device index -> handle of the current stream.
     """
@@ -84,7 +84,7 @@ class Backend:
             weight: int8 (out, in * bits / 8), contiguous
             scale: (out,), any of those three dtypes
             bits: 4 or 8
-            precision: changes nothing here.
+            precision: has no effect here.
 
         Returns:
             (rows, out) in x's dtype
@@ -98,7 +98,7 @@ class Backend:
             return self._expand_and_multiply(x, weight, scale, bits)
         dtype = x.dtype
         if dtype == torch.bfloat16 and device.architecture < 80:
-            x = x.float()  # Turing's tensor cores know no bfloat16
+            x = x.float()  # Turing's tensor cores do not support bfloat16
         if x.data_ptr() % _ALIGNMENT:
             x = x.clone()
         out = weight.shape[0]
@@ -149,7 +149,7 @@ class Backend:
         return y
 
     def describe(self) -> dict[str, str]:
-        """What compiled, loaded and runs the kernels, for people."""
+        """How the kernels were compiled and loaded and when they run, for users."""
         texts = {"compiler": self._compiler.name, "cache": str(cache_folder())}
         for index, device in sorted(self._devices.items()):
             texts[f"cuda:{index}"] = f"{device.target}, launched through {device.launcher}"
@@ -179,7 +179,7 @@ class Backend:
             try:
                 launcher = "cpm_kernels"
                 functions = self._driver.load(context, cpm_kernels_functions, code, names)
-            except Exception:  # it fails in many ways where something is missing, and the driver alone does the same
+            except Exception:  # it fails in many ways if something is missing, and the driver alone can do the same
                 launcher = "the CUDA driver"
                 functions = self._driver.load(context, driver_functions, code, names)
         except RuntimeError as error:
@@ -230,7 +230,7 @@ def load() -> Backend:
     """The backend, its kernels compiled and loaded for the current device; always the same object.
 
     Raises:
-        KernelUnavailable: torch, the machine or its compilers do not allow it.
+        KernelUnavailable: torch, the machine or its compilers do not support it.
     """
     with _loading:
         return _load()
@@ -241,7 +241,7 @@ def _load() -> Backend:
     if torch.version.hip:
         raise KernelUnavailable("our GPU kernels are for NVIDIA GPUs, this torch is for AMD's")
     if torch.version.cuda is None:
-        raise KernelUnavailable("this torch is built without CUDA (https://pytorch.org shows how to install it with)")
+        raise KernelUnavailable("this torch is built without CUDA (see https://pytorch.org for a build with CUDA)")
     if not torch.cuda.is_available():
         raise KernelUnavailable("torch finds no NVIDIA GPU (`nvidia-smi` shows whether the driver does)")
     backend = Backend(Driver.open(), find_compiler())

@@ -1,7 +1,7 @@
-"""CUDA source -> machine code for one GPU architecture: NVRTC, else nvcc, and a per-user cache of what they made.
+"""CUDA source -> machine code for one GPU architecture: with NVRTC, else nvcc, and a per-user cache of the results.
 
-NVRTC comes with torch's CUDA builds, so what it can compile for fits what torch can run on. The result is a
-cubin: unlike PTX it does not need a driver as new as the compiler.
+NVRTC comes with torch's CUDA builds, so it supports the architectures that torch can run on. The result is a cubin:
+unlike PTX, it does not need a driver as new as the compiler.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ FLAGS = ("--std=c++17",)
 
 
 class Compiler(Protocol):
-    """Something that makes machine code; `name` says what and which version, and is part of the cache's key."""
+    """Something that makes machine code; `name` gives its name and version, and is part of the cache key."""
 
     name: str
 
     def architectures(self) -> list[int]:
-        """What it can compile for, such as [75, 80, 90], ascending."""
+        """The architectures it can compile for, such as [75, 80, 90], ascending."""
 
     def compile(self, source: str, target: str) -> bytes:
         """Cubin for a target like sm_90, PTX with a final NUL for one like compute_90. Raises KernelUnavailable."""
 
 
 def choose_target(architecture: int, supported: list[int]) -> str:
-    """What to compile for on a GPU of `architecture` (major * 10 + minor).
+    """The target to compile for on a GPU of `architecture` (major * 10 + minor).
 
     A cubin runs on its own minor version and later ones of the same major; a GPU newer than the compiler gets PTX of
     the newest architecture that the compiler knows, which the driver translates.
 
     Raises:
-        KernelUnavailable: the GPU is older than all that the compiler supports.
+        KernelUnavailable: the GPU is older than any that the compiler supports.
     """
     same = [a for a in supported if a // 10 == architecture // 10 and a <= architecture]
     if same:
@@ -54,11 +54,11 @@ def choose_target(architecture: int, supported: list[int]) -> str:
     older = [a for a in supported if a < architecture]
     if older:
         return f"compute_{max(older)}"
-    raise KernelUnavailable(f"the compiler knows no GPU as old as sm_{architecture}, its oldest is sm_{min(supported)}")
+    raise KernelUnavailable(f"the compiler does not support sm_{architecture}, its oldest is sm_{min(supported)}")
 
 
 def compile_cached(compiler: Compiler, source: str, target: str) -> bytes:
-    """`compiler.compile`, or what it returned the last time. A folder that cannot be written to is no error."""
+    """`compiler.compile`, or its cached result. A cache folder that is not writable is no error."""
     key = hashlib.sha256("\0".join((compiler.name, target, *FLAGS, source)).encode()).hexdigest()
     file = cache_folder() / f"cuda-{target}-{key[:24]}.bin"
     stored = read_whole(file)
@@ -83,7 +83,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def find_compiler() -> Compiler:
-    """NVRTC, else nvcc. Raises KernelUnavailable with the reason of both."""
+    """NVRTC, else nvcc. Raises KernelUnavailable with both reasons."""
     try:
         return Nvrtc(load_nvrtc())
     except KernelUnavailable as no_nvrtc:
@@ -140,7 +140,7 @@ class Nvrtc:
 
 
 def load_nvrtc() -> ctypes.CDLL:
-    """The NVRTC that torch installed, else one that the system's loader or a CUDA toolkit has."""
+    """The NVRTC that torch installed, else that of a CUDA toolkit or one that the system's loader finds."""
     for file in nvrtc_files():
         try:
             return _open_nvrtc(file)
@@ -154,7 +154,7 @@ def load_nvrtc() -> ctypes.CDLL:
             continue
     package = "nvidia-cuda-nvrtc-cu12" if major == 12 else "nvidia-cuda-nvrtc"
     raise KernelUnavailable(
-        f"NVRTC, which compiles our CUDA kernels, was not found (`pip install {package}` brings it)"
+        f"NVRTC, which compiles our CUDA kernels, was not found (`pip install {package}` installs it)"
     )
 
 
@@ -169,7 +169,7 @@ def _open_nvrtc(file: Path) -> ctypes.CDLL:
 
 
 def nvrtc_files() -> list[Path]:
-    """All NVRTC libraries that there are files of; those of torch's own CUDA version first."""
+    """The files of all NVRTC libraries that can be found; those of torch's own CUDA version first."""
     roots = [Path(path) / "nvidia" for path in {str(Path(torch.__file__).parents[1]): None, **dict.fromkeys(sys.path)}]
     folders = [folder for root in roots for name in ("*/lib", "*/bin", "*/bin/*") for folder in sorted(root.glob(name))]
     folders += [Path(torch.__file__).parent / "lib"]
@@ -198,7 +198,7 @@ def toolkits() -> list[Path]:
 
 
 class Nvcc:
-    """The compiler of a CUDA toolkit; needs a C++ compiler beside it."""
+    """The compiler of a CUDA toolkit; it also needs a C++ compiler."""
 
     def __init__(self, program: str) -> None:
         self._program = program

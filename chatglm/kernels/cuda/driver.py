@@ -1,7 +1,7 @@
-"""Loading machine code onto GPUs and launching it: through cpm_kernels where that works, else through the driver alone.
+"""Loads machine code onto GPUs and launches it: through cpm_kernels if that works, else through the driver alone.
 
-Both ways have the interface of cpm_kernels: a module made of code, a function of a module, which is called with grid,
-block, bytes of shared memory, stream and a list of ctypes values.
+Both ways have the interface of cpm_kernels: a module made from code, and a function of a module, which is called with
+grid, block, bytes of shared memory, stream and a list of ctypes values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Driver:
     """The few functions of libcuda that launching needs.
 
     Args:
-        library: libcuda, or what looks like it.
+        library: libcuda, or anything with its interface.
 
     Raises:
         KernelUnavailable: the driver does not start.
@@ -80,11 +80,11 @@ class Driver:
         return context
 
     def push(self, context: ctypes.c_void_p) -> None:
-        """Makes `context` the current one of this thread, whatever was, and if there was none."""
+        """Makes `context` the current one of this thread, on top of any other."""
         self.call("cuCtxPushCurrent_v2", context)
 
     def pop(self) -> None:
-        """Takes back the last `push`."""
+        """Undoes the last `push`."""
         self.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
 
     def current(self) -> int | None:
@@ -94,9 +94,9 @@ class Driver:
         return context.value
 
     def load(self, context: ctypes.c_void_p, loader: Loader, code: bytes, names: Sequence[str]) -> dict[str, Function]:
-        """The kernels `names` of `code` in a context; allowed while this thread captures a CUDA graph.
+        """Loads the kernels `names` of `code` into a context; allowed while this thread captures a CUDA graph.
 
-        All are loaded at once, so that none has to be later.
+        All are loaded at once, so that none has to be loaded later.
         """
         mode = ctypes.c_int(_RELAXED)  # the mode in which loading, which allocates, does not break a capture
         self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
@@ -111,7 +111,7 @@ class Driver:
 
 
 class DriverModule:
-    """Code in the context that is current when it is made."""
+    """Code loaded into the context that is current at its creation."""
 
     def __init__(self, driver: Driver, code: bytes) -> None:
         self.driver = driver
@@ -145,9 +145,9 @@ def cpm_kernels_functions(driver: Driver, code: bytes, names: Sequence[str]) -> 
     """A loader that goes through cpm_kernels, which is imported here and nowhere else.
 
     Raises:
-        Exception: whatever it raises where it is not installed, needs a module that is gone (pkg_resources) or finds no
-            CUDA: RuntimeError, ImportError, AttributeError and OSError have been seen. And RuntimeError where its CUDA
-            runtime takes another device than the current context's for the current one.
+        Exception: whatever it raises if it is not installed, needs a module that is gone (pkg_resources) or finds no
+            CUDA: RuntimeError, ImportError, AttributeError and OSError have been seen. Also RuntimeError if its CUDA
+            runtime uses another device than that of the current context.
     """
     context = driver.current()
     logger = logging.getLogger("cpm_kernels")

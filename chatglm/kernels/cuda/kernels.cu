@@ -2,12 +2,12 @@
 //
 // A weight is (out, in) integers, two's complement, with one scale for each of its `out` rows: value = q * scale.
 //   INT8: one byte each.   INT4: two columns in a byte, the even column in the high nibble.
-// That is the layout of the published checkpoints; it is read as it is, nothing is packed anew.
+// That is the layout of the published checkpoints; the kernels read it directly, without repacking.
 //
 // Three families of kernels, named at the end of the file:
 //   rows_*_f16, rows_*_bf16   y = x W^T for few rows of x, on tensor cores, the weight read once for all of them
 //   rows_*_f32                the same in plain float32
-//   dequantize_*              W itself, for many rows (cuBLAS multiplies then)
+//   dequantize_*              W itself, for many rows (cuBLAS then multiplies)
 // All sums are float32 in a fixed order, the scale is applied to the sum, and one rounding gives the result: a row's
 // result depends neither on the other rows nor on how many there are.
 //
@@ -58,7 +58,7 @@ __device__ __forceinline__ u32 and_or(u32 a, u32 mask, u32 bits) {
     return result;
 }
 
-// 16 bytes that are read once: they need not push x out of the L1 cache.
+// Loads 16 bytes that are read only once, so that they do not evict x from the L1 cache.
 __device__ __forceinline__ uint4 load_once(const u8* address) {
     uint4 value;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -67,8 +67,8 @@ __device__ __forceinline__ uint4 load_once(const u8* address) {
 }
 
 // sum (16 x 8) += a (16 x 16) b (16 x 8), spread over a warp as the PTX manual says for mma.m16n8k16: lane 4 group +
-// member holds of a the rows group (a0, a2) and group + 8 (a1, a3), of b the column group, of sum the rows group (0, 1)
-// and group + 8 (2, 3) in the columns 2 member and 2 member + 1.
+// member holds rows group (a0, a2) and group + 8 (a1, a3) of a, column group of b, and rows group (0, 1) and group + 8
+// (2, 3) of sum, in columns 2 member and 2 member + 1.
 __device__ __forceinline__ void multiply_tile(Half, float (&sum)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
@@ -76,7 +76,7 @@ __device__ __forceinline__ void multiply_tile(Half, float (&sum)[4], u32 a0, u32
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 #else
-    // Turing has the half of it: 8 of the 16 inner columns at a time.
+    // Turing has half of it: 8 of the 16 inner columns at a time.
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
                  "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(a0), "r"(a1), "r"(b0));
@@ -127,7 +127,7 @@ __device__ __forceinline__ float read_scale(const void* scale, u32 kind, u32 row
 }
 
 // Integers become floats without a conversion instruction (a quarter of the rate of the others): their bits, the sign
-// bit flipped, are put into the mantissa of a power of two, and one addition or fma takes off what that added.
+// bit flipped, are put into the mantissa of a power of two, and one addition or fma subtracts what that added.
 
 // Eight columns of one row -> float32, in order.
 template <int BITS> struct EightFloats;
@@ -163,17 +163,17 @@ __device__ __forceinline__ u32 word_of(const uint4& four, int i) {
 }
 
 // Two halves 1024, two bfloat16s 128. In memory and not `const`, so that the compiler keeps them in registers: as
-// literals they would be loaded anew for every use, one instruction in seven of the inner loop.
+// literals they would be loaded again for every use, one instruction in seven of the inner loop.
 __constant__ u32 TWICE_1024 = 0x64006400u;
 __constant__ u32 TWICE_128 = 0x43004300u;
 
 // 16 bytes of one row -> pairs of halves or bfloat16s for the tensor cores, four pairs for every eight columns, and the
-// same eight columns of x in the order of those pairs. A product does not care for the order of its inner dimension as
-// long as both sides have the same one, so the order is the one that is cheapest to make.
+// same eight columns of x in the order of those pairs. The order of the inner dimension does not matter to a product as
+// long as both factors share it, so it is the one that is cheapest to produce.
 template <int BITS, class T> struct Pairs;
 
 template <class T> struct PairsOfInt4 {
-    // 16 bits apart in a word, as the two halves of a pair are, lie the columns (0, 4), (1, 5), (2, 6) and (3, 7).
+    // Columns (0, 4), (1, 5), (2, 6) and (3, 7) lie 16 bits apart in a word, as the two halves of a pair do.
     static __device__ __forceinline__ void order(u32 (&pairs)[4], uint4 x) {
         pairs[0] = __byte_perm(x.x, x.z, 0x5410);
         pairs[1] = __byte_perm(x.x, x.z, 0x7632);
@@ -246,7 +246,7 @@ constexpr int THREADS = 32 * WARPS;
 
 // y (rows, out) = x (rows, in) W^T on tensor cores; in is a multiple of 32, rows at most 8 TILES_X, x and weight lie on
 // 16-byte boundaries. A block computes 16 TILES_OUT columns of y. W is the left factor of the tiles, 16 of its rows by
-// 16 inner columns; x^T, 8 rows of x, the right one. The warps share out the inner dimension and add up at the end.
+// 16 inner columns; x^T, 8 rows of x, the right one. The warps split the inner dimension and add up at the end.
 template <int BITS, class T, int TILES_OUT, int TILES_X>
 __device__ __forceinline__ void multiply_rows(T* __restrict__ y, const T* __restrict__ x,
                                               const u8* __restrict__ weight, const void* __restrict__ scale,
@@ -271,7 +271,7 @@ __device__ __forceinline__ void multiply_rows(T* __restrict__ y, const T* __rest
             from[tile][half] = weight + (size_t)row * (in / 8 * BITS) + column / 8 * BITS;
         }
     const T* from_x[TILES_X];
-    u32 end[TILES_X];  // no column of a row of x that there is not
+    u32 end[TILES_X];  // 0 for rows of x that do not exist
 #pragma unroll
     for (int tile = 0; tile < TILES_X; tile++) {
         const u32 row = 8 * tile + group;
@@ -350,7 +350,7 @@ __device__ __forceinline__ void multiply_rows(T* __restrict__ y, const T* __rest
     }
 }
 
-// The same in float32 without tensor cores, ROWS rows of x (those of blockIdx.y) with FLOAT_OUT columns of y in a warp.
+// The same in float32 without tensor cores; a warp takes ROWS rows of x (by blockIdx.y) and FLOAT_OUT columns of y.
 constexpr int FLOAT_OUT = 4;
 
 template <int BITS, int ROWS>
@@ -442,8 +442,8 @@ __device__ __forceinline__ void dequantize(T* __restrict__ y, const u8* __restri
         dequantize<BITS, TYPE>(y, weight, scale, scale_kind, in, aligned);                                             \
     }
 
-// The number at the end of a name: how many rows of x a block takes. BLOCKS: how many blocks should find room on a
-// multiprocessor at least, which limits the registers.
+// The number at the end of a name: rows of x per block. BLOCKS: how many blocks should at least fit on a
+// multiprocessor, which limits the registers.
 #define ROWS(BITS, TYPE, NAME, TILES_OUT, TILES_X, COUNT, BLOCKS)                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rows_int##BITS##_##NAME##_##COUNT(                   \
         TYPE* y, const TYPE* x, const u8* weight, const void* scale, u32 scale_kind, u32 rows, u32 out, u32 in) {      \
