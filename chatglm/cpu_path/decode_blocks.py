@@ -108,6 +108,7 @@ class BlockRunner:
         backend.run_blocks(tokens, plan)
         return result
 
+
 def sees_all(given: torch.Tensor | None, mask: torch.Tensor | None, cache: Cache | None) -> bool:
     """Whether each token sees all cached tokens of its sequence.
 

@@ -160,7 +160,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "wants_prefix": {
         "zh": "config.json 要求长度 {length} 的 P-tuning 前缀，权重中没有：用 --adapter 指明，或删去 pre_seq_len",
         "en": "config.json asks for a P-tuning prefix of {length} positions and the weights hold none: name it with "
-        "--adapter, or take pre_seq_len out",
+        "--adapter, or remove pre_seq_len",
     },
     "memory": {
         "zh": "所需内存：{sizes}；另外每千个词元的上下文 {cache}（16 位）；{device} 可用 {room}",

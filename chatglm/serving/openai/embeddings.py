@@ -91,7 +91,7 @@ def _embed(engine: ChatEngine, ids: list[int]) -> list[float]:
     hidden = engine.model.transformer(input_ids=inputs, use_cache=False).last_hidden_state[0].float().mean(0)
     vector = hidden / hidden.norm().clamp(min=1e-12)
     if not bool(torch.isfinite(vector).all()):
-        raise ApiError(500, "the model gave NaN or infinite numbers for this text", code="non_finite_logits")
+        raise ApiError(500, "the model gave NaN or infinite values for this text", code="non_finite_logits")
     return vector.tolist()
 
 
