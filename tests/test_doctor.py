@@ -166,7 +166,7 @@ def longer_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = ChatMixin._stream_chat
-    monkeypatch.setattr(ChatMixin, "_stream_chat", lambda *given: list(stream(*given))[-1:])
+    monkeypatch.setattr(ChatMixin, "_stream_chat", lambda *given, **more: list(stream(*given, **more))[-1:])
 
 
 Change = Callable[[torch.Tensor, dict[str, Any]], torch.Tensor]
