@@ -1,6 +1,6 @@
 """Serve a ChatGLM over HTTP: `python api.py`. OpenAI's routes under /v1, those of the original api.py at /.
 
-Each --adapter is a model of its own to clients, by its name; the first one answers requests that name no model.
+Clients see each --adapter as a model of its own, by its name; the first one answers requests that name no model.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from chatglm.loading import find_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serves until it is told to stop: the exit status, 0 then, 1 where the model or the address is not to be had."""
+    """Serves until it is stopped. Returns the exit status: 0, or 1 if the model or the address is not available."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_arguments(parser, "api")
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     group.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
-    group.add_argument("--api-key", metavar="KEY", help="that clients have to give (default: $CHATGLM_API_KEY)")
-    group.add_argument("--name", action="append", metavar="NAME", help="what clients call the model; may be repeated")
+    group.add_argument("--api-key", metavar="KEY", help="key that clients must send (default: $CHATGLM_API_KEY)")
+    group.add_argument("--name", action="append", metavar="NAME", help="the model's name for clients; may be repeated")
     group.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
-    group.add_argument("--max-queue", type=int, default=64, metavar="N", help="that may wait (default: %(default)s)")
-    group.add_argument("--cache-tokens", type=int, metavar="N", help="of all KV caches (default: by the free memory)")
-    group.add_argument("--timeout", type=float, default=600.0, metavar="S", help="per answer (default: %(default)s)")
-    group.add_argument("--grace", type=float, default=6.0, metavar="S", help="for answers at the end (default: 6)")
-    group.add_argument("--cors-origin", action="append", default=[], metavar="URL", help="web pages that may call us")
-    group.add_argument("--log-text", action="store_true", help="write what users ask into the log, too")
+    group.add_argument("--max-queue", type=int, default=64, metavar="N", help="requests waiting (default: %(default)s)")
+    group.add_argument("--cache-tokens", type=int, metavar="N", help="in all KV caches (default: by free memory)")
+    group.add_argument("--timeout", type=float, default=600.0, metavar="S", help="of an answer (default: %(default)s)")
+    group.add_argument("--grace", type=float, default=6.0, metavar="S", help="for answers at shutdown (default: 6)")
+    group.add_argument("--cors-origin", action="append", default=[], metavar="URL", help="web pages that may use us")
+    group.add_argument("--log-text", action="store_true", help="also log what users ask")
     args = parser.parse_args(arguments)
     try:
         import uvicorn  # noqa: F401
@@ -71,12 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
             adapters=adapter_names(args),
             on_failure=fail,
         )
-    except ValueError as error:  # a name for two things
+    except ValueError as error:  # one name for two things
         print(error, file=sys.stderr)
         return 1
     server = Server(app, args.host, args.port, args.grace)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn takes them while it runs, and raises them again at its end
+        signal.signal(number, lambda *_: None)  # uvicorn handles them while it runs, and raises them again at its end
     server.run()
     if failures:
         print(failures[0], file=sys.stderr)

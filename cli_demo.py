@@ -22,13 +22,13 @@ from chatglm.language import LANGUAGES, choose_language
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, 1 where something failed, 2 for wrong arguments (SystemExit), 130 after Ctrl-C."""
+    """Returns the exit status: 0, 1 if something failed, 2 for wrong arguments (SystemExit), 130 after Ctrl-C."""
     try:
         return _main(arguments)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the answers is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the end of the interpreter complains
+    except BrokenPipeError:  # the reader of the answers is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the interpreter complains at exit
         return 1
 
 
@@ -36,14 +36,14 @@ def _main(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_arguments(parser)
     add_generation_arguments(parser)
-    parser.add_argument("-p", "--prompt", metavar="TEXT", help="answer this and end; - reads it from standard input")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="answer this and exit; - reads it from standard input")
     parser.add_argument("--system", metavar="TEXT", help="system prompt (ChatGLM3)")
     parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3)")
-    parser.add_argument("--no-stream", action="store_true", help="print an answer once it is whole")
+    parser.add_argument("--no-stream", action="store_true", help="print an answer once it is complete")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of the messages")
     args = parser.parse_args(arguments)
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
-        stream.reconfigure(errors=errors)  # type: ignore[union-attr]  # neither odd input nor an old console ends us
+        stream.reconfigure(errors=errors)  # type: ignore[union-attr]  # no odd input or old console may crash us
     try:
         tools = read_tools(args.tools) if args.tools else None
         model, tokenizer = load_from_arguments(args)

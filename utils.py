@@ -1,4 +1,4 @@
-"""ChatGLM over several GPUs, with the two functions of the originals' `utils.py`."""
+"""ChatGLM on several GPUs: the two functions of the originals' `utils.py`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ def load_model_on_gpus(
     device_map: Mapping[str, Device | torch.device] | str | torch.device | None = None,
     **kwargs: Any,
 ) -> Module:
-    """Loads a ChatGLM of any generation over several GPUs, each weight straight to its own, ready to chat.
+    """Loads a ChatGLM of any generation over several GPUs, each weight straight to its GPU, ready to chat.
 
-    The model answers as if it was on one device: give it inputs on any. It cannot be moved or cast afterwards.
+    The model works as if it were on one device and takes inputs on any. It cannot be moved or cast afterwards.
 
     Args:
         checkpoint_path: a folder or a hub id.
-        num_gpus: how many GPUs share it; fewer than 2 means one. Evenly where that fits into their free memory, as the
-            originals do it, else in proportion to it.
-        device_map: instead of that, where every part goes: names of modules (see `auto_configure_device_map`) to
-            numbers of GPUs, "cpu" or "disk" (weights that are brought to a GPU for each use), or one device for all.
-        kwargs: `max_memory={0: "20GiB", 1: "10GiB", "cpu": "30GiB"}`: the most weights there; blocks that fit no GPU go
-            to main memory only where "cpu" is named, to disk with "disk" or `offload_folder`.
-            `quantize` (4, 8), `adapter`, `dtype` and `revision` as in `chatglm.load`; the rest is for
-            `from_pretrained`, with what it can set in the config, such as `pre_seq_len`.
+        num_gpus: how many GPUs share it; fewer than 2 means one. The blocks are split evenly, as in the originals, if
+            that fits into the free memory, else in proportion to it.
+        device_map: overrides that. Maps names of modules (see `auto_configure_device_map`) to GPU numbers, "cpu" or
+            "disk" (weights are brought to a GPU for each use); or one device for all.
+        kwargs: `max_memory={0: "20GiB", 1: "10GiB", "cpu": "30GiB"}`: most memory for weights on each; blocks that fit
+            no GPU go to main memory only if "cpu" is named, to disk with "disk" or `offload_folder`.
+            `quantize` (4, 8), `adapter`, `dtype` and `revision` are as in `chatglm.load`; all others go to
+            `from_pretrained`, including config fields such as `pre_seq_len`.
 
     Returns:
-        The model, in half precision where GPUs compute (`dtype` says otherwise).
+        The model, in half precision on GPUs unless `dtype` is given.
 
     Raises:
-        ValueError: fewer GPUs than asked for, or a device_map that does not fit the model.
-        ModelLoadError: see `chatglm.load`; NotEnoughMemoryError: the GPUs have too little memory.
+        ValueError: there are fewer GPUs than `num_gpus`, or the device_map does not fit the model.
+        ModelLoadError: as `chatglm.load`.
+        NotEnoughMemoryError: the GPUs have too little memory.
     """
     return over_gpus.load_split(checkpoint_path, num_gpus, device_map, **kwargs)
 
@@ -50,20 +51,20 @@ def auto_configure_device_map(
     max_memory: Mapping[Device, int | str] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> DeviceMap:
-    """The device map that `load_model_on_gpus` makes: whole blocks, evenly, and on GPU 0 where inputs and logits meet.
+    """The device map of `load_model_on_gpus`: whole blocks, split evenly, with inputs and logits on GPU 0.
 
     Args:
-        num_gpus: any number; more GPUs than blocks are left unused.
+        num_gpus: any number; GPUs beyond the number of blocks stay unused.
         model: 1, 2 or 3 for the published models of that generation; or the config of a checkpoint, or a model.
-        max_memory: the most weights on each GPU (bytes, or "10GiB") where they are to differ; and "cpu", "disk", see
-            `load_model_on_gpus`.
-        dtype: of the weights, to know how large they are.
+        max_memory: most memory for weights on each GPU (bytes, or "10GiB") if it differs; also for "cpu" and "disk",
+            see `load_model_on_gpus`.
+        dtype: of the weights, to compute their size.
 
     Returns:
-        Names of modules to numbers of GPUs.
+        A map from names of modules to GPU numbers.
 
     Raises:
-        ValueError: num_gpus below 1, an unknown generation, or a limit that is no size.
+        ValueError: num_gpus is below 1, the generation is unknown, or a limit is not a size.
         NotEnoughMemoryError: max_memory is too small.
     """
     return placement.auto_map(num_gpus, model, max_memory, dtype)

@@ -18,11 +18,11 @@ from chatglm.front.messages import TERMINAL
 from chatglm.language import LANGUAGES, choose_language
 from chatglm.serving.chat_engine import ChatEngine
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; it would call its makers
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; else it sends usage data
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serves until it is interrupted: the exit status, 1 where the model or the address is not to be had."""
+    """Serves until it is interrupted. Returns the exit status, 1 if the model or the address is not available."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_arguments(parser, "web")
     add_generation_arguments(parser)
@@ -31,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     parser.add_argument(
-        "--auth", metavar="USER:PASSWORD", action="append", help="ask for it; may be repeated (default: $CHATGLM_AUTH)"
+        "--auth", metavar="USER:PASSWORD", action="append", help="require it; may be repeated (default: $CHATGLM_AUTH)"
     )
     parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
-    parser.add_argument("--share", action="store_true", help="a public address through gradio's servers, for a week")
+    parser.add_argument("--share", action="store_true", help="public address through gradio's servers, for a week")
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of messages here")
     args = parser.parse_args(arguments)
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_users(given: list[str]) -> list[tuple[str, str]]:
-    """(user, password) of every --auth. Raises ValueError."""
+    """Returns (user, password) of every --auth. Raises ValueError."""
     users = []
     for text in given or filter(None, [os.environ.get("CHATGLM_AUTH")]):
         user, _, password = text.partition(":")

@@ -1,4 +1,4 @@
-"""The chat models: chat() and stream_chat() of each generation as users of the originals know them."""
+"""The chat models: chat() and stream_chat() of each generation, with the originals' signatures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 def _settings(
     max_length: int, do_sample: bool, top_p: float, temperature: float, processors: Sequence[LogitsProcessor] | None
 ) -> dict[str, Any]:
-    """What every generation's `chat` and `stream_chat` name in their signatures."""
+    """The settings that `chat` and `stream_chat` of every generation name in their signatures."""
     return {
         "max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature,
         "logits_processor": processors or [],
@@ -53,7 +53,7 @@ class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):
         logits_processor: Sequence[LogitsProcessor] | None = None,
         **kwargs: Any,
     ) -> tuple[str, list[tuple[str, str]]]:
-        """The answer and the history with it. See `ChatMixin.stream_steps` for the arguments and errors."""
+        """Returns the answer and the new history. See `ChatMixin.stream_steps` for the arguments and errors."""
         settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
         return self._chat(tokenizer, query, history, "user", num_beams, kwargs | settings)
 
@@ -69,7 +69,7 @@ class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):
         logits_processor: Sequence[LogitsProcessor] | None = None,
         **kwargs: Any,
     ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """The answer so far and the history with it, again and again; the last is what `chat` returns."""
+        """Yields the answer so far and the new history; the last item is what `chat` returns."""
         settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
         return self._stream_chat(tokenizer, query, history, "user", **kwargs | settings)
 
@@ -90,7 +90,7 @@ class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         logits_processor: Sequence[LogitsProcessor] | None = None,
         **kwargs: Any,
     ) -> tuple[str, list[tuple[str, str]]]:
-        """The answer and the history with it. See `ChatMixin.stream_steps` for the arguments and errors."""
+        """Returns the answer and the new history. See `ChatMixin.stream_steps` for the arguments and errors."""
         settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
         return self._chat(tokenizer, query, history, "user", num_beams, kwargs | settings)
 
@@ -108,7 +108,7 @@ class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         return_past_key_values: bool = False,
         **kwargs: Any,
     ) -> Iterator[Any]:
-        """(answer so far, history) again and again, with `return_past_key_values` also the cache for the next turn."""
+        """Yields (answer so far, history); with `return_past_key_values`, also the cache for the next turn."""
         settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
         return self._stream_chat(
             tokenizer, query, history, "user", past_key_values, return_past_key_values, **kwargs | settings
@@ -116,7 +116,7 @@ class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
 
 
 class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
-    """ChatGLM3-6B. History is a list of role dicts; with tools in its system message, answers may be calls."""
+    """ChatGLM3-6B. History is a list of role dicts; with tools in its system message, answers may be tool calls."""
 
     config: ChatGLM3Config
     config_class = ChatGLM3Config
@@ -135,9 +135,9 @@ class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         logits_processor: Sequence[LogitsProcessor] | None = None,
         **kwargs: Any,
     ) -> tuple[str | dict[str, Any], list[dict[str, Any]]]:
-        """The answer (a dict where it is a tool call) and the history with it.
+        """Returns the answer (a dict for a tool call) and the new history.
 
-        See `ChatMixin.stream_steps` for the arguments and errors; `role="observation"` gives back a tool's result.
+        See `ChatMixin.stream_steps` for the arguments and errors; `role="observation"` passes on a tool's result.
         """
         settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
         return self._chat(tokenizer, query, history, role, num_beams, kwargs | settings)
@@ -157,9 +157,9 @@ class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         return_past_key_values: bool = False,
         **kwargs: Any,
     ) -> Iterator[Any]:
-        """(answer so far, history) again and again, with `return_past_key_values` also the cache for the next turn.
+        """Yields (answer so far, history); with `return_past_key_values`, also the cache for the next turn.
 
-        A tool call is raw text until it is complete; the last item has it as a dict.
+        A tool call is raw text until it is complete; in the last item it is a dict.
         """
         settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
         return self._stream_chat(
@@ -172,5 +172,5 @@ CHAT_MODELS: dict[int, Any] = {}
 
 
 def model_class(config: ChatGLMConfig) -> Any:
-    """The class that chats with a model of this config."""
+    """Returns the chat class for a model of this config."""
     return CHAT_MODELS[config.chatglm_version or 0]

@@ -1,4 +1,4 @@
-"""What every chat model can do: prepare a turn, answer it step by step, keep the cache of the last one."""
+"""The methods of every chat model: prepare a turn, answer it step by step, keep the cache of the last turn."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from .generation import (
 )
 from .network import compat
 
-#: Tokens kept free for the answer when an old history is cut, at most a quarter of the context.
+#: Tokens reserved for the answer when old turns are dropped, at most a quarter of the context.
 ANSWER_ROOM = 512
 
-#: What a checkpoint may say about sampling in its generation_config.json; the published ones have none.
+#: Sampling options that a checkpoint's generation_config.json may set; the published checkpoints set none.
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class ChatMixin:
     """Conversation methods for a model with `generate`, `positions_from` and `reusable_prefix`."""
 
-    #: What `stream_steps` takes where the caller says nothing: the defaults of the generation's `chat`.
+    #: The defaults of `stream_steps`: those of the generation's `chat`.
     sampling_defaults: ClassVar[dict[str, Any]] = {"do_sample": True, "top_p": 0.8, "temperature": 0.8}
 
     @property
     def chat_format(self) -> ChatFormat:
-        """What the conversations of this generation look like."""
+        """The format of this generation's conversations."""
         return chat_format(self.config.chatglm_version)  # type: ignore[attr-defined]
 
     def clear_chat_cache(self) -> None:
-        """Free the KV cache that is kept from the last turn."""
+        """Frees the KV cache of the last turn."""
         self.__dict__.pop("_last_turn", None)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,24 +66,24 @@ class ChatMixin:
         cancel: threading.Event | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatStep]:
-        """One answer, step by step, with why it ended, counts and times: what the front doors are built on.
+        """Generates one answer step by step, with its finish reason, token counts and times. The front doors use it.
 
         Args:
-            history: what the last step's `history` gave; not changed.
+            history: the `history` of the last step of the turn before; not changed.
             past_key_values: the cache to reuse and extend; by default the model keeps the last turn's.
-            max_length: most tokens of prompt and answer together (at most, and by default, the model's context).
-                The oldest turns are left out of the prompt to leave room for an answer; the question and a system
-                message stay.
+            max_length: most tokens of prompt and answer together; the default and the maximum are the model's context
+                length. The oldest turns are dropped to leave room for an answer; the question and a system message
+                stay.
             max_new_tokens: most tokens of the answer.
-            answer_room: tokens to leave for the answer when turns are left out; by default `max_new_tokens` or 512,
+            answer_room: tokens to reserve for the answer when turns are dropped; by default `max_new_tokens` or 512,
                 at most a quarter of `max_length`. 1 keeps all that fits, as the originals did.
-            cancel: set it to end the answer early with the reason "cancelled"; what was said so far stays.
+            cancel: set it to end the answer early with the reason "cancelled"; the text so far stays.
             **kwargs: see `GenerationOptions`.
 
         Raises:
             TypeError, ValueError: the history is malformed, an option is unknown or out of range, or the question
                 does not fit into `max_length`.
-            NonFiniteLogitsError: the network computed NaN.
+            NonFiniteLogitsError: the network gave NaN or infinite logits.
         """
         ids, options = self.prepare_turn(
             tokenizer, query, history, role,
@@ -115,14 +115,14 @@ class ChatMixin:
         answer_room: int | None = None,
         **kwargs: Any,
     ) -> tuple[list[int], GenerationOptions]:
-        """The prompt's ids and the options for the arguments of `stream_steps`."""
+        """Returns the prompt's ids and the options for the arguments of `stream_steps`."""
         options = self.turn_options(tokenizer, **kwargs)
         return self._fit(tokenizer, query, history, role, options, answer_room), options
 
     def turn_options(self, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> GenerationOptions:
-        """The options of `stream_steps`: what is given, else the checkpoint's generation_config.json, else `chat`'s.
+        """Returns the options of `stream_steps`: as given, else from generation_config.json, else as `chat` has them.
 
-        Raises as `stream_steps` where the model cannot chat.
+        Raises as `stream_steps` if the model cannot chat.
         """
         self._check_chat(tokenizer)
         own = {name: getattr(self.generation_config, name, None) for name in SAMPLING}  # type: ignore[attr-defined]
@@ -138,13 +138,13 @@ class ChatMixin:
         version = getattr(tokenizer, "chatglm_version", None)
         ours = self.config.chatglm_version  # type: ignore[attr-defined]
         if version is None:
-            raise TypeError(f"{type(tokenizer).__name__} is no ChatGLM tokenizer: load it from the model's folder")
+            raise TypeError(f"{type(tokenizer).__name__} is not a ChatGLM tokenizer: load it from the model's folder")
         if version != ours:
             raise ValueError(f"the tokenizer is of ChatGLM generation {version}, the model of generation {ours}")
         if getattr(self.config, "is_base_model", False):  # type: ignore[attr-defined]
             raise ValueError(
                 "this is a base model without chat training: complete texts with model.generate() or "
-                "model.stream_generate(), or set model.config.is_base_model = False to chat all the same"
+                "model.stream_generate(), or set model.config.is_base_model = False to chat anyway"
             )
 
     def _context(self) -> int:
@@ -164,7 +164,7 @@ class ChatMixin:
         try:
             return self.chat_format.fit(tokenizer, query, history, limit - room, role)[0]
         except ValueError:
-            # The question alone may take the room of the answer, as long as one token is left.
+            # The question may use the room reserved for the answer, as long as one token is left.
             return self.chat_format.fit(tokenizer, query, history, limit - 1, role)[0]
 
     def _take_last_turn(self) -> ChatCache:
@@ -181,11 +181,11 @@ class ChatMixin:
         num_beams: int,
         kwargs: dict[str, Any],
     ) -> tuple[Any, list[Any]]:
-        """One whole answer: by the decode loop, or by transformers' `generate` for what only that can do."""
+        """Generates a whole answer: by the decode loop, or by transformers' `generate` for options that only it has."""
         beyond = set(kwargs) - GenerationOptions.names() - {"past_key_values", "answer_room"}
         if (num_beams != 1 or beyond) and kwargs.get("past_key_values") is not None:
             names = ", ".join(sorted(beyond)) or "num_beams"
-            raise ValueError(f"past_key_values goes with the options of stream_chat, not with {names}")
+            raise ValueError(f"past_key_values works with the options of stream_chat, not with {names}")
         if num_beams == 1 and not beyond:
             *_, last = self.stream_steps(tokenizer, query, history, role, **kwargs)
             return last.response, last.history
@@ -231,7 +231,7 @@ class ChatMixin:
         before = None
         for step in self.stream_steps(tokenizer, query, history, role, past_key_values=past_key_values, **kwargs):
             if step.response in ("", before) and step.finish_reason is None:
-                continue  # nothing new to see: part of a character, or a blank
+                continue  # nothing new to show: part of a character, or whitespace
             before = step.response
             if return_past_key_values:
                 yield step.response, step.history, past_key_values
@@ -249,11 +249,11 @@ class ChatMixin:
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Iterator[Any]:
-        """The sequences after every new token.
+        """Yields the sequences after every new token.
 
         Args:
             input_ids: (batch, tokens), left-padded with an `attention_mask` if the rows differ in length.
-            **kwargs: see `GenerationOptions`; they win over `generation_config` and the model's own.
+            **kwargs: see `GenerationOptions`; they override `generation_config` and the model's own.
 
         Yields:
             (batch, tokens so far), the last one with the token that ended it; with `return_past_key_values` also the
@@ -262,7 +262,7 @@ class ChatMixin:
         positions = kwargs.pop("position_ids", None)
         for name in compat.CACHE_NAMES:
             if kwargs.pop(name, None) is not None:
-                raise ValueError("stream_generate starts from input_ids; to go on from a cache use stream_chat")
+                raise ValueError("stream_generate starts from input_ids; to continue from a cache, use stream_chat")
         if attention_mask is not None and attention_mask.dim() == 4:  # as the tokenizer of generation 1 makes it
             attention_mask = (~attention_mask[:, 0, -1].bool()).long()
         if attention_mask is not None and bool(attention_mask.all()):
@@ -270,7 +270,7 @@ class ChatMixin:
         own = generation_config if generation_config is not None else self.generation_config  # type: ignore[attr-defined]
         limits = {name: kwargs.pop(name, getattr(own, name, None)) for name in ("max_length", "max_new_tokens")}
         if limits["max_new_tokens"] is not None:
-            limits["max_length"] = None  # as in transformers, the more exact of the two decides
+            limits["max_length"] = None  # as in transformers, max_new_tokens takes precedence
         options = GenerationOptions.from_config(
             own,
             **({"do_sample": bool(own.do_sample)} | kwargs),
@@ -287,7 +287,7 @@ class ChatMixin:
             real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             wrong = (positions.to(input_ids.device) != counted) & (real if counted.dim() == 2 else real[:, None]).bool()
             if bool(wrong.any()):
-                raise ValueError("position_ids follow from input_ids and attention_mask here: leave them out")
+                raise ValueError("position_ids are computed from input_ids and attention_mask: leave them out")
         cache = ChatCache(weights_stamp(self)) if options.use_cache else None
         limit = options.length_limit(input_ids.shape[1], self._context())
         for sequence, _ in decode(self, input_ids, options, limit, cache, attention_mask):

@@ -1,4 +1,4 @@
-"""`ChatStep`, one step of an answer in a conversation, and how it is made of what the decode loop gives."""
+"""`ChatStep`, one step of an answer in a conversation, and how it is made from a step of the decode loop."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .generation import GenerationStep
 class ChatStep(GenerationStep):
     """A `GenerationStep` of a conversation.
 
-    `text` is the answer as the user sees it. It may change at its end (generation 1's punctuation depends on what
-    follows); `delta` never does: all deltas together are the last `text`. `response` and `history` are what `chat`
-    returns; before the last step they hold the text so far.
+    `text` is the answer as the user sees it. Its end may change (generation 1's punctuation depends on what follows);
+    deltas do not: together they are the last `text`. `response` and `history` are what `chat` returns; before the last
+    step they hold the text so far.
     """
 
     delta: str
@@ -26,10 +26,10 @@ class ChatStep(GenerationStep):
 
 
 class ShownAnswer:
-    """What the user sees of an answer while it is generated: `GenerationStep`s in, `ChatStep`s out.
+    """Turns the `GenerationStep`s of an answer into `ChatStep`s, which hold what the user sees.
 
     Args:
-        query, history, role: of the turn that is answered, as in `stream_steps`.
+        query, history, role: of the turn, as in `stream_steps`.
     """
 
     def __init__(self, tokenizer: Any, query: str, history: Sequence[Any] | None, role: str = "user") -> None:
@@ -59,5 +59,5 @@ class ShownAnswer:
 
 
 def ids_to_text(tokenizer: Any) -> Callable[[list[int]], str]:
-    """How the ids of an answer become text, before any clean-up."""
+    """Returns the function that decodes the ids of an answer, without clean-up."""
     return lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -1,4 +1,4 @@
-"""The decode loop: a prompt's ids in, an answer out token by token, with the KV cache that is kept between turns."""
+"""The decode loop: turns a prompt's ids into an answer token by token, with a KV cache that is kept between turns."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ __all__ = [
     "weights_stamp",
 ]
 
-#: A CPU reads a prompt in pieces of this many tokens: more at once take memory and save no time.
+#: On a CPU, prompts are read in chunks of this many tokens: larger chunks take more memory and save no time.
 CPU_PROMPT_TOKENS = 256
 
 
 def weights_stamp(model: PreTrainedModel) -> object:
-    """A value that changes when weights are replaced, moved, cast or trained, or another adapter is used.
+    """Returns a value that changes when weights are replaced, moved, cast or trained, or another adapter is used.
 
-    A KV cache from before the change is of no use after it.
+    The change makes older KV caches invalid.
     """
     parameters = list(model.parameters())
     if any(parameter.is_inference() for parameter in parameters):
@@ -62,12 +62,12 @@ def weights_stamp(model: PreTrainedModel) -> object:
 
 
 def piece_end(model: PreTrainedModel, ids: torch.Tensor, start: int) -> int:
-    """The end of the piece of the prompt `ids` (1, tokens) that a single forward should read from `start` on."""
+    """Returns the end of the chunk of the prompt `ids` (1, tokens) that the next forward should read from `start`."""
     tokens = ids.shape[1]
     if ids.device.type != "cpu" or tokens - start <= CPU_PROMPT_TOKENS:
         return tokens
     end = start + CPU_PROMPT_TOKENS
-    whole = model.reusable_prefix(ids[0].tolist(), end) < end  # generation 1: context tokens see each other both ways
+    whole = model.reusable_prefix(ids[0].tolist(), end) < end  # generation 1: context attention is bidirectional
     return tokens if whole else end
 
 
@@ -80,19 +80,19 @@ def decode(
     cache: ChatCache | None = None,
     attention_mask: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, FinishReason | None]]:
-    """The decode loop: the sequences after every new token, and why they ended.
+    """Runs the decode loop: yields the sequences after every new token, and why they ended.
 
     Args:
         input_ids: (batch, tokens), left-padded if the rows differ in length.
-        limit: number of tokens in a row, prompt included, at which to end with "length".
+        limit: number of tokens of a sequence, prompt included, at which to end with "length".
         cache: already holds the first tokens of a single sequence (see `ChatCache.keep_prefix_of`).
         attention_mask: (batch, tokens), 0 for padding.
 
     Yields:
-        (batch, tokens so far) with the new token last. A cancelled run yields the sequence as it is, once.
+        (batch, tokens so far) with the new token last. A cancelled run yields the unchanged sequences once.
 
     Raises:
-        NonFiniteLogitsError: see there.
+        NonFiniteLogitsError: the network gave NaN or infinite logits.
     """
     ids = input_ids
     batch_size = len(ids)
@@ -138,16 +138,16 @@ def generate_text(
     context: int | None = None,
     cache: ChatCache | None = None,
 ) -> Iterator[GenerationStep]:
-    """One answer to the prompt `ids`, step by step.
+    """Generates one answer to the prompt `ids`, step by step.
 
     Args:
-        decode_ids: ids of the answer -> text, without clean-up. The text of the first ids is the beginning of the text.
-        context: the most tokens the model can take, or None.
-        cache: from an earlier turn; its common beginning with `ids` is not computed again.
+        decode_ids: ids of the answer -> text, without clean-up. A prefix of the ids must give a prefix of the text.
+        context: the model's context length in tokens, or None.
+        cache: of an earlier turn; its common prefix with `ids` is not computed again.
 
     Raises:
         ValueError: the prompt leaves no room for a token.
-        NonFiniteLogitsError: see there.
+        NonFiniteLogitsError: the network gave NaN or infinite logits.
     """
     began = time.perf_counter()
     limit = options.room_for(len(ids), context)

@@ -1,4 +1,4 @@
-"""The generations: what each consists of, registered here and with transformers."""
+"""Registers the generations, with the classes of each, here and with transformers."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def register_generation(
     tokenizer: type[ChatGLMTokenizer],
     classifier: type[PreTrainedModel] | None = None,
 ) -> None:
-    """Makes a generation known: from then on `chatglm.load`, the front doors and transformers' Auto classes take its
-    checkpoints, whose config.json says `"chatglm_version": <format.generation>` (or which `detect_version` recognises).
+    """Registers a generation. `chatglm.load`, the front doors and transformers' Auto classes then take its checkpoints:
+    those whose config.json has `"chatglm_version": <format.generation>`, or that `detect_version` recognises.
 
     Args:
-        format: of its conversations; `format.generation` is the number.
-        config: a class of its own, as transformers finds the model by it.
+        format: the format of its conversations; `format.generation` is its number.
+        config: a config class of its own, because transformers finds the model by it.
         model: the network with `chat`: a `ChatMixin`.
-        classifier: the network with a head for classes, if there is one.
+        classifier: the network with a classification head, if there is one.
 
     Raises:
-        ValueError: the generation has another chat format already.
+        ValueError: the generation already has another chat format.
     """
     generation = register_chat_format(format).generation
     CONFIGS[generation], CHAT_MODELS[generation], ChatGLMTokenizer.classes[generation] = config, model, tokenizer
     VOCABULARIES[generation] = tokenizer.vocab_files_names["vocab_file"]
-    # The originals' AutoModel is the class with chat(), too.
+    # In the originals, AutoModel also gives the class with chat().
     for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
         auto.register(config, model, exist_ok=True)
     if classifier is not None:
@@ -56,7 +56,7 @@ def register_generation(
 
 
 def unregister_generation(generation: int) -> None:
-    """Makes a generation unknown to us again, as tests want it; transformers keeps its classes."""
+    """Removes a generation from our registries, for tests; transformers keeps its classes."""
     unregister_chat_format(generation)
     for registry in (CONFIGS, CHAT_MODELS, ChatGLMTokenizer.classes, VOCABULARIES):
         registry.pop(generation, None)
@@ -72,6 +72,6 @@ register_generation(
     chat_format(3), ChatGLM3Config, ChatGLM3ForConditionalGeneration, ChatGLM2Tokenizer,
     ChatGLM3ForSequenceClassification,
 )  # fmt: skip
-# Registered for the base class, which no config is an instance of by itself: with the class of a config, transformers
-# would run the checkpoint's own tokenizer code under trust_remote_code=True.
+# Registered for the base class, which is no config's own class: registered for that one, transformers would run the
+# checkpoint's own tokenizer code under trust_remote_code=True.
 AutoTokenizer.register(ChatGLMConfig, ChatGLMTokenizer)

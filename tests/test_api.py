@@ -326,7 +326,7 @@ def test_a_full_queue_is_a_rate_limit() -> None:
         while live.engine.waiting < 1:
             assert live.http.get("/health").status_code == 200  # the event loop is free while the model works
         for options in ({}, {"stream": True}):
-            with pytest.raises(openai.RateLimitError, match="waiting already") as error:
+            with pytest.raises(openai.RateLimitError, match="already waiting") as error:
                 live.chat("y", **options)
             assert int(error.value.response.headers["retry-after"]) >= 1
         hold.go_on.set()

@@ -409,7 +409,7 @@ def test_unknown_roles_and_other_tokenizers() -> None:
         model.chat(tokenizer, "x", role="tool")
     with pytest.raises(ValueError, match="generation 1, the model of generation 3"):
         model.chat(pair(1)[1], "x")
-    with pytest.raises(TypeError, match="no ChatGLM tokenizer"):
+    with pytest.raises(TypeError, match="not a ChatGLM tokenizer"):
         model.chat(object(), "x")
     base = copy.deepcopy(model)
     base.config.is_base_model = True

@@ -277,10 +277,10 @@ def test_a_loaded_system_prompt_stays(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "no conversation"),
-        ("[]", "no conversation"),
-        ('{"chatglm_version": 3}', "no conversation"),
-        ('{"chatglm_version": 3, "history": [["a", "b"]]}', "no conversation"),
+        ("{", "not a conversation that was saved here"),
+        ("[]", "not a conversation that was saved here"),
+        ('{"chatglm_version": 3}', "not a conversation that was saved here"),
+        ('{"chatglm_version": 3, "history": [["a", "b"]]}', "not a conversation that was saved here"),
         ('{"chatglm_version": 3, "history": [{"role": "king", "content": "b"}]}', "king"),
         ('{"chatglm_version": 1, "history": [["a", "b"]]}', "with ChatGLM1, this model is a ChatGLM3"),
         (None, "No such file"),
@@ -434,7 +434,7 @@ def test_ctrl_c_at_the_prompt_and_ctrl_d(terminal: Any) -> None:
     terminal.send("half a line")
     terminal.expect_exact("half a line")
     terminal.sendintr()
-    terminal.expect_exact("(/quit or Ctrl-D ends)")
+    terminal.expect_exact("(/quit or Ctrl-D exits)")
     terminal.expect_exact("You: ")
     terminal.sendline("whole")
     terminal.expect_exact("0[user] whole")

@@ -127,7 +127,7 @@ def test_a_machine_that_is_too_small(whole: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("chatglm.checkpoints.memory.available", lambda device: 10)
     memory = look(whole)["memory"]
     assert memory.status == "note"
-    assert memory.text.count("more than there is") == 4
+    assert memory.text.count("does not fit") == 4
     monkeypatch.setattr("chatglm.checkpoints.memory.available", lambda device: None)
     assert look(whole)["memory"].status == "ok"
 
@@ -164,7 +164,7 @@ def test_published_folders_without_their_weights(name: str) -> None:
     assert ("quantisation" in found) == ("int4" in name)
     if "int4" not in name:
         assert found["tokenizer"].status == "ok"
-        assert "are not there: pytorch_model-00001-of-0000" in found["files"].text
+        assert "are missing: pytorch_model-00001-of-0000" in found["files"].text
         assert "INT4" in found["memory"].text  # what it will need is known all the same
     assert "unknown_fields" not in found
 
@@ -186,7 +186,7 @@ def test_fields_that_nothing_here_reads(name: str, field: str) -> None:
         ({}, 3, "ok", "config.json has chatglm_version = 3"),
         ({"_name_or_path": "THUDM/chatglm2-6b"}, 3, "note", "version = 3 (though its name is THUDM/chatglm2-6b)"),
         ({"chatglm_version": ..., "_name_or_path": "THUDM/chatglm2-6b"}, 2, "ok", "its name is THUDM/chatglm2-6b"),
-        ({"chatglm_version": ..., "_name_or_path": "mine"}, 3, "note", "nothing tells 2 from 3 (its name is mine)"),
+        ({"chatglm_version": ..., "_name_or_path": "mine"}, 3, "note", "generation 2 from 3 (its name is mine)"),
     ],
 )
 def test_why_a_generation(
@@ -250,7 +250,7 @@ def test_a_prefix_as_the_original_training_leaves_it(whole: Path, tmp_path: Path
 def test_a_prefix_that_is_asked_for_and_not_there(whole: Path) -> None:
     edit(whole / "config.json", pre_seq_len=7)
     (text,) = wrong(whole)
-    assert "asks for a P-tuning prefix of 7 positions and the weights hold none" in text
+    assert "asks for a P-tuning prefix of 7 positions but the weights contain none" in text
 
 
 def test_a_lora_adapter(whole: Path, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_missing_shards(shards: Path) -> None:
     for file in files[1:3]:
         file.unlink()
     (text,) = wrong(shards)
-    assert f"2 of the {len(files)} files that model.safetensors.index.json lists are not there" in text
+    assert f"2 of the {len(files)} files that model.safetensors.index.json lists are missing" in text
     assert all(file.name in text for file in files[1:3])
     assert len(look(shards)["files"].text) < 400
 
@@ -349,7 +349,7 @@ def test_weights_that_do_not_fit_config_json(whole: Path, change: str) -> None:
     save_file(state, file, metadata={"format": "pt"})
     (text,) = wrong(whole)
     assert {"extra": "image_encoder"}.get(change, name) in text
-    assert ("numbers, not" in text) == (change == "size")
+    assert ("values, not" in text) == (change == "size")
 
 
 def test_more_layers_in_config_json_than_in_the_weights(whole: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_full_queue_refuses() -> None:
         first = start(engine, "x", logits_processor=[hold], max_new_tokens=1)
         assert hold.begun.wait(SECONDS)
         others = [start(engine, "x", max_new_tokens=1) for _ in range(3)]
-        with pytest.raises(QueueFullError, match="3 requests are waiting") as full:
+        with pytest.raises(QueueFullError, match="3 requests are already waiting") as full:
             start(engine, "x")
         assert full.value.retry_after >= 1
         assert (engine.running, engine.waiting) == (1, 3)

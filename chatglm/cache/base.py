@@ -1,4 +1,4 @@
-"""The base class of our KV caches: what one-call decoding on a CPU asks a cache."""
+"""The base class of our KV caches: what one-call decoding on a CPU needs from a cache."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TokenRoom: TypeAlias = tuple[Sequence[int], list[tuple[torch.Tensor, torch.Tenso
 
 
 class ChatGLMCache(Cache):
-    """A KV cache of transformers that also answers the two questions of one-call decoding."""
+    """A KV cache of transformers that also has the two attributes that one-call decoding reads."""
 
-    #: The `attention_mask` of the next forward: (sequences, tokens), 0 only behind the end of a shorter sequence; None
+    #: The `attention_mask` of the next forward: (sequences, tokens), 0 only after the end of a shorter sequence; None
     #: if all sequences have the same length. One-call decoding knows the lengths and needs no such mask.
     mask: torch.Tensor | None = None
 

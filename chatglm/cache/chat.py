@@ -11,10 +11,10 @@ from .growing import GrowingLayer
 
 
 class ChatCache(ChatGLMCache, DynamicCache):
-    """A KV cache that knows which tokens it holds, so that a later turn reuses the common beginning.
+    """A KV cache that knows which tokens it holds, so that a later turn reuses the common prefix.
 
     Args:
-        stamp: stands for the weights that computed what the cache holds, see `chatglm.generation.weights_stamp`.
+        stamp: identifies the weights that computed the cache, see `chatglm.generation.weights_stamp`.
     """
 
     def __init__(self, stamp: object = None) -> None:
@@ -24,12 +24,12 @@ class ChatCache(ChatGLMCache, DynamicCache):
         self.stamp = stamp
 
     def keep_prefix_of(self, ids: Sequence[int], model: PreTrainedModel, stamp: object) -> int:
-        """Drops all but the common beginning with `ids`; returns how many tokens are left.
+        """Drops all but the common prefix with `ids`; returns how many tokens are left.
 
-        At least the last id is left out, because its logits are wanted.
+        The last id is never part of the prefix, because its logits are needed.
 
         Args:
-            stamp: of the weights that `model` has now; a cache with another stamp is emptied.
+            stamp: of the current weights of `model`; a cache with another stamp is emptied.
         """
         # An interrupted forward leaves some layers longer than others.
         whole = all(layer.get_seq_length() == len(self.token_ids) for layer in self.layers)

@@ -7,7 +7,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values with room behind them for new tokens, so that what the layer holds is rarely copied."""
+    """Keys and values with spare room for new tokens, so that they are rarely copied."""
 
     #: The room grows by this many tokens.
     STEP = 256
@@ -45,7 +45,7 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._room[0][:, :, :end], self._room[1][:, :, :end]
 
     def _fits(self, end: int) -> bool:
-        """Whether `keys` and `values` are still the beginning of the room, which others may have replaced, and fit."""
+        """Whether `keys` and `values` still lie in the room (others may have replaced them) and it has `end` tokens."""
         assert self._room is not None
         usable = torch.is_inference_mode_enabled() or not self._room[0].is_inference()
         return usable and all(

@@ -1,4 +1,4 @@
-"""The KV cache of many sequences: a row for each, all with the same capacity, in two tensors per layer."""
+"""The KV cache of many sequences: one row each, all with the same capacity, in two tensors per layer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 
 from .base import ChatGLMCache, TokenRoom
 
-#: Rows grow in steps of this many tokens, so that they rarely grow.
+#: Rows grow by this many tokens at a time, so that they rarely grow.
 ROW_STEP = 128
 
 
 class RowCache(ChatGLMCache):
     """Keys and values of `rows` sequences, each (rows, heads, capacity, head_dim); row i holds its tokens from 0 on.
 
-    A forward runs on one row (`select_row`, any number of tokens) or on neighbouring rows (`select_rows`, one token
-    each, at places that may differ). Whatever lies behind the tokens of a row is finite, and `mask` hides it.
+    A forward runs on one row (`select_row`, any number of tokens) or on adjacent rows (`select_rows`, one token each,
+    at positions that may differ). Values after the tokens of a row are finite, and `mask` hides them.
     """
 
     is_compileable = False
@@ -44,7 +44,7 @@ class RowCache(ChatGLMCache):
         self._row, self._first, self._past, self._lengths, self.mask = row, row, start, (start,), None
 
     def select_rows(self, first: int, lengths: Sequence[int], device: torch.device) -> None:
-        """The next forward writes one token to each row from `first` on, behind the `lengths` tokens that it has."""
+        """The next forward writes one token to each row from `first` on, after the `lengths` tokens that it holds."""
         self._row, self._first, self._past, self._lengths = None, first, max(lengths), lengths
         self._places = torch.tensor(lengths, device=device)
         self._lines = torch.arange(first, first + len(lengths), device=device)
@@ -57,7 +57,7 @@ class RowCache(ChatGLMCache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         while len(self._keys) <= layer_idx:
             for parts, states in ((self._keys, key_states), (self._values, value_states)):
-                # Zeros: what is masked has the weight 0, and 0 times NaN would be NaN.
+                # Zeros: masked values have weight 0, and 0 times NaN would be NaN.
                 parts.append(states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3]))
         seen = []
         for parts, states in ((self._keys, key_states), (self._values, value_states)):

@@ -1,8 +1,8 @@
-"""A conversation <-> token ids: one `ChatFormat` for each generation.
+"""Conversations to token ids and back: one `ChatFormat` per generation.
 
-A format knows the history (checking, what is dropped where the context is short, what a turn adds), the prompt, the
-tokens that end an answer, the answer as the user sees it, and tool calls. `chat_format(3)`, `tokenizer.chat_format` and
-`model.chat_format` give it; docs/adding_a_generation.md says how to add one.
+A format checks histories, drops old turns when the context is short, builds the prompt, names the tokens that end an
+answer, cleans the answer for display, and writes and parses tool calls. `chat_format(3)`, `tokenizer.chat_format` and
+`model.chat_format` return it; docs/adding_a_generation.md explains how to add one.
 """
 
 from __future__ import annotations

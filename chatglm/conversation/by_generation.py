@@ -1,7 +1,7 @@
-"""The functions of `chatglm.conversation` that take a generation, or a tokenizer that has one.
+"""Functions of `chatglm.conversation` that take a generation or a tokenizer.
 
-Each asks the `ChatFormat` of the generation. Programs have used them since before there were formats; our own code
-uses the formats.
+Each calls the `ChatFormat` of the generation. They are older than the formats and stay for programs that use them; our
+own code uses the formats.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def validate_history(version: int, history: Sequence[Any] | None) -> list[Any]:
 
 
 def prompt_text(version: int, query: str, history: Sequence[Pair] = ()) -> str:
-    """See `PairFormat.prompt_text`. Raises ValueError for a generation whose prompts are no text."""
+    """See `PairFormat.prompt_text`. Raises ValueError for a generation whose prompts are not plain text."""
     return chat_format(version).prompt_text(query, history)
 
 
@@ -51,12 +51,12 @@ def stop_token_ids(tokenizer: ChatTokenizer) -> list[int]:
 
 
 def normalize_messages(messages: Sequence[Any], tools: Any = None) -> list[Message]:
-    """Chat messages of clients as role messages of generation 3; see `chat_messages.normalize_messages`."""
+    """Converts clients' chat messages to role messages of generation 3; see `chat_messages.normalize_messages`."""
     return chat_messages.normalize_messages(messages, tools, chat_format(3))
 
 
 def pairs_from_messages(messages: Sequence[Any]) -> tuple[list[Pair], str | None]:
-    """Chat messages for generations 1 and 2; see `chat_messages.pairs_from_messages`."""
+    """Converts chat messages to pairs for generations 1 and 2; see `chat_messages.pairs_from_messages`."""
     return chat_messages.pairs_from_messages(messages, chat_format(2))
 
 
@@ -96,5 +96,5 @@ def parse_response(version: int, text: str, with_tools: bool = False) -> Respons
 
 
 def tool_call_message(name: str, parameters: Mapping[str, Any]) -> Message:
-    """The assistant message with which generation 3 calls a tool; `parse_response` is the way back."""
+    """The assistant message that calls a tool in generation 3; `parse_response` reads it back."""
     return chat_format(3).tool_call_message(name, parameters)

@@ -1,4 +1,4 @@
-"""Chat messages as OpenAI's clients and transformers pass them, as role messages or as pairs."""
+"""Converts chat messages, as OpenAI's clients and transformers pass them, to role messages or pairs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def normalize_messages(messages: Sequence[Any], tools: Any, chat_format: ChatFormat) -> list[Message]:
-    """Chat messages of clients as role messages.
+    """Converts clients' chat messages to role messages.
 
     Contents may be None or lists of text parts; the roles `tool` and `function` become `observation`, `developer`
     becomes `system`; an assistant's `tool_calls` become messages as `chat_format` writes them, with the tool's name as
-    metadata; `tools` go into the system message, which is made where there is none.
+    metadata; `tools` go into the system message, which is added if there is none.
 
     Raises:
-        TypeError, ValueError: messages of the wrong shape.
+        TypeError, ValueError: the messages are malformed.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise TypeError(f"messages must be a list of dicts, not {type(messages).__name__}")
@@ -60,7 +60,7 @@ def _tool_call_message(call: Any, where: str, chat_format: ChatFormat) -> Messag
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
         if not isinstance(arguments, Mapping):
-            raise TypeError(f"the arguments are no JSON object but {type(arguments).__name__}")
+            raise TypeError(f"the arguments must be a JSON object, not {type(arguments).__name__}")
         return chat_format.tool_call_message(name, arguments)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"a tool call of {where} needs function.name and function.arguments (JSON): {error}"
@@ -68,12 +68,12 @@ def _tool_call_message(call: Any, where: str, chat_format: ChatFormat) -> Messag
 
 
 def pairs_from_messages(messages: Sequence[Any], chat_format: ChatFormat) -> tuple[list[Pair], str | None]:
-    """Chat messages for a model of pairs: (answered pairs, the open question or None).
+    """Converts chat messages for a model that takes pairs: (answered pairs, the open question or None).
 
-    Such a model knows no system message: its text goes in front of the first question, with a line break between.
+    Such a model has no system message: its text goes before the first question, separated by a line break.
 
     Raises:
-        ValueError: the messages are not system (at most one, first), then user and assistant in turn.
+        ValueError: the messages are not user and assistant in turn, after at most one system message.
     """
     system, pairs, question = "", [], None
     for index, message in enumerate(normalize_messages(messages, None, chat_format)):

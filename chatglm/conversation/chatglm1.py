@@ -13,7 +13,7 @@ _PUNCTUATION_BY_HAN = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00
 
 
 class ChatGLM1Format(PairFormat):
-    """Without history the bare question."""
+    """Rounds numbered from 0; without history, the prompt is the bare question."""
 
     generation = 1
     name = "ChatGLM"
@@ -24,12 +24,12 @@ class ChatGLM1Format(PairFormat):
     first_round = 0
     bare_first_question = True
     sliders = Sliders(4096, 2048, 0.7, 0.95)
-    # The original's `collator` learns <sop> as well and its lengths count the special tokens differently.
+    # The original's `collator` also trains on <sop>, and its lengths count the special tokens differently.
     training = TrainingLimits(prompt_extra=1, answer_less=2, target_less=2, learned_prompt=1, least_answer=3)
     template = template_of_rounds(FIRST="0", BARE="true", GAP="\\n", ASK="[gMASK]<sop>", JOIN="", END="<eop>")
-    # Punctuation, which a Han character may follow; and the tokenizer's clean-up makes "," of " ,", "n't" of " n't".
+    # Punctuation, because a Han character may follow; and what the tokenizer's clean-up may change: " ,", " n't".
     pending = re.compile(rf"(?:\s'[vr]?|\sn'?|[\s\ufffd,!:;?]|{PENDING_DATE})+$")
 
     def clean(self, text: str) -> str:
-        """The vocabulary knows half-width punctuation only: beside a Han character it becomes full-width again."""
+        """Restores full-width punctuation beside Han characters: the vocabulary has half-width punctuation only."""
         return _PUNCTUATION_BY_HAN.sub(lambda found: found[0].translate(_HALF_TO_FULL), super().clean(text))

@@ -8,7 +8,7 @@ from .segments import tokens
 
 
 class ChatGLM2Format(PairFormat):
-    """Numbered rounds also without history."""
+    """Rounds numbered from 1, with or without history."""
 
     generation = 2
     name = "ChatGLM2"

@@ -12,12 +12,12 @@ from .history import Message
 from .role_format import RoleFormat
 from .segments import ChatTokenizer, tokens
 
-#: The system message ChatGLM3 was trained with for tools.
+#: The system message with which ChatGLM3 was trained to use tools.
 TOOLS_SYSTEM_PROMPT = "Answer the following questions as best as you can. You have access to the following tools:"
 
 
 class ChatGLM3Format(RoleFormat):
-    """Tools stand as JSON in the system message; a call is `name\\n` and a block of Python, `tool_call(key=value)`."""
+    """Tools are JSON in the system message; a call is `name\\n` and a block of Python, `tool_call(key=value)`."""
 
     generation = 3
     name = "ChatGLM3"
@@ -27,7 +27,7 @@ class ChatGLM3Format(RoleFormat):
     knows_tools = True
     tools_system_prompt = TOOLS_SYSTEM_PROMPT
     raw_tools = ("interpreter",)
-    # As in its Streamlit page, where the length counts prompt and answer as it does here.
+    # As in its Streamlit page, where the length also counts prompt and answer together.
     sliders = Sliders(32768, 8192, 0.8, 0.6)
     training = TrainingLimits(least_answer=3)
     template = (
@@ -64,7 +64,7 @@ class ChatGLM3Format(RoleFormat):
         return "```", "tool_call(", f"{name}(", "{"
 
     def read_call(self, name: str, content: str) -> dict[str, Any]:
-        """Code for `interpreter` that is no call has no error."""
+        """Code for `interpreter` that is not a call gives no error."""
         return tool_calls.parse_call(name, content)
 
     def arguments_so_far(self, name: str, content: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class ChatGLM3Format(RoleFormat):
 
 
 def _unwrap_tools(tools: Any) -> Any:
-    """OpenAI's `{"type": "function", "function": {…}}` become the bare descriptions ChatGLM3 was trained with."""
+    """Reduces OpenAI's `{"type": "function", "function": {…}}` to the bare descriptions ChatGLM3 was trained with."""
 
     def bare(tool: Any) -> Any:
         wrapped = isinstance(tool, Mapping) and tool.get("type") == "function" and "function" in tool
@@ -82,6 +82,6 @@ def _unwrap_tools(tools: Any) -> Any:
 
 
 def is_published_template(template: Any) -> bool:
-    """Whether this is the template of some published tokenizers, whose blanks give other ids than the format itself."""
+    """Whether this is the template of some published tokenizers, whose spaces give other ids than the format itself."""
     start = "{% for message in messages %}{% if loop.first %}[gMASK]sop<|{{ message['role'] }}|>"
     return isinstance(template, str) and template.startswith(start)

@@ -1,4 +1,4 @@
-"""A conversation within a budget of tokens: the oldest whole turns go."""
+"""Fits a conversation into a token budget by dropping the oldest whole turns."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def fit(
     budget: int,
     role: str = "user",
 ) -> tuple[list[int], list[Any]]:
-    """The ids of the prompt within `budget` tokens, and the history that is left in it.
+    """Returns the ids of the prompt, at most `budget` of them, and the history that is left in it.
 
-    The oldest whole turns are dropped, as few as possible. A leading system message and the current question always
+    Drops the oldest whole turns, as few as possible. A leading system message and the current question always
     stay; for an observation, its question and its tool call belong to the current turn.
     The work grows with the budget, not with the length of the history.
 
     Raises:
-        ValueError: what has to stay does not fit; the message has the numbers.
+        ValueError: what must stay does not fit; the message gives the token counts.
         TypeError, ValueError: as `ChatFormat.encode`.
     """
     query = chat_format.check_query(query, role)

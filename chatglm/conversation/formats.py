@@ -1,4 +1,4 @@
-"""`ChatFormat`, what a generation's conversations look like, and the registry of formats by generation."""
+"""`ChatFormat`, the form of a generation's conversations, and the registry of formats by generation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .fitting import fit
 from .history import Message, check_items, check_text
 from .segments import ChatTokenizer, Segment, encode_segments, render_segments
 
-#: What the answers of all generations say for the date their training data ends; the originals fill it in like this.
+#: All generations write this placeholder for the end of their training data; the originals fill in this date.
 _TRAINING_DATE = ("[[训练时间]]", "2023年")
-#: The beginning of that at the end of an unfinished answer.
+#: The beginning of the placeholder, at the end of an unfinished answer.
 PENDING_DATE = r"\[\[?(?:训(?:练(?:时(?:间\]?)?)?)?)?"
 
 
 class Sliders(NamedTuple):
-    """Where the page's sliders begin: the highest and the default maximum length, then as in the original's page."""
+    """The page's sliders: upper limit and default of the maximum length, then the defaults of the original's page."""
 
     most: int
     max_length: int
@@ -31,23 +31,23 @@ class Sliders(NamedTuple):
 class TrainingLimits(NamedTuple):
     """How the original's training script counts the tokens of a (question, answer) row."""
 
-    prompt_extra: int = 0  # tokens of a prompt beyond max_source_length
-    answer_less: int = 0  # of an answer, in training, below max_target_length
-    target_less: int = 0  # the same for the text that a prediction is compared with
-    learned_prompt: int = 0  # last tokens of the prompt that are learned, too
-    least_answer: int = 1  # the lowest max_target_length
+    prompt_extra: int = 0  # tokens that a prompt may have beyond max_source_length
+    answer_less: int = 0  # tokens that an answer in training must stay below max_target_length
+    target_less: int = 0  # the same for the reference text of a prediction
+    learned_prompt: int = 0  # tokens at the end of the prompt that also count in the loss
+    least_answer: int = 1  # the lowest valid max_target_length
 
 
 @dataclass
 class Response:
-    """An answer as the user gets it: `content`, and the `messages` to append to a role history."""
+    """An answer: `content`, as the user gets it, and the `messages` to append to a role history."""
 
     content: str | dict[str, Any]
     messages: list[Message] = field(default_factory=list)
 
 
 class ChatFormat(ABC):
-    """All that differs between the conversations of two generations; see docs/adding_a_generation.md.
+    """Everything in which the conversations of two generations can differ; see docs/adding_a_generation.md.
 
     A format has no state. Two kinds exist: `PairFormat`, whose histories are (question, answer) pairs and whose prompts
     are numbered rounds, and `RoleFormat`, whose histories are messages with roles.
@@ -57,24 +57,24 @@ class ChatFormat(ABC):
     """
 
     generation: ClassVar[int]
-    #: As pages and messages call the model: "ChatGLM3".
+    #: The model's name on pages and in messages: "ChatGLM3".
     name: ClassVar[str]
-    #: As it was published: "ChatGLM3-6B".
+    #: The published name: "ChatGLM3-6B".
     model_name: ClassVar[str]
     #: Names of the control tokens that end an answer, as `tokenizer.get_command` knows them; training uses the first.
     stop_tokens: ClassVar[tuple[str, ...]]
-    #: What a prompt begins with.
+    #: The segments that begin a prompt.
     start: ClassVar[tuple[Segment, ...]] = ()
-    #: Stands between two texts that are encoded on their own, where a prompt is rendered as text: the blank with which
-    #: SentencePiece begins every text.
+    #: Goes between two separately encoded texts when a prompt is rendered as text: the space with which SentencePiece
+    #: begins every text.
     joint: ClassVar[str] = " "
-    #: The format as a Jinja template, saved with the tokenizer for programs that read nothing else.
+    #: The format as a Jinja template, saved with the tokenizer for programs that read only templates.
     template: ClassVar[str]
     #: Whether histories are messages with roles, not (question, answer) pairs.
     has_roles: ClassVar[bool] = False
     knows_system_prompt: ClassVar[bool] = False
     knows_tools: ClassVar[bool] = False
-    #: The system message where tools are given without one.
+    #: The system message if tools are given without one.
     tools_system_prompt: ClassVar[str] = ""
     sliders: ClassVar[Sliders] = Sliders(32768, 8192, 0.8, 0.8)
     training: ClassVar[TrainingLimits] = TrainingLimits()
@@ -84,21 +84,21 @@ class ChatFormat(ABC):
     # ---- histories ---------------------------------------------------------------------------------------------------
 
     def validate(self, history: Sequence[Any] | None) -> list[Any]:
-        """A fresh copy of a history, checked.
+        """Returns a checked copy of a history.
 
         Raises:
             TypeError: the history or one of its items has the wrong type.
-            ValueError: a pair has not two items, a role is unknown or a key is missing.
+            ValueError: a pair does not have two items, a role is unknown or a key is missing.
         """
         return check_items(history, self.check_item)
 
     @abstractmethod
     def check_item(self, item: Any, where: str) -> Any:
-        """A copy of one item of a history, checked; `where` is what errors call it."""
+        """Returns a checked copy of one item of a history; errors call it `where`."""
 
     @abstractmethod
     def check_role(self, role: str) -> str:
-        """The role of a question. Raises ValueError where this model does not know it."""
+        """Returns the role of a question. Raises ValueError if this model does not have it."""
 
     def check_query(self, query: Any, role: str) -> str:
         self.check_role(role)
@@ -113,63 +113,66 @@ class ChatFormat(ABC):
         response: str | dict[str, Any],
         messages: Sequence[Message],
     ) -> list[Any]:
-        """The history after a turn: `response` and `messages` are those of a `Response`."""
+        """Returns the history after a turn; `response` and `messages` come from a `Response`."""
 
     @abstractmethod
     def as_messages(self, history: Sequence[Any]) -> list[Message]:
-        """A history as role messages, whatever its kind."""
+        """Converts a history of either kind to role messages."""
 
     @abstractmethod
     def from_messages(self, messages: Sequence[Message]) -> list[Any]:
-        """The way back: role messages of whole turns as a history."""
+        """Converts role messages of whole turns back to a history."""
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
     def prompt_text(self, query: str, history: Sequence[Any] = ()) -> str:
-        """The text of a prompt. Raises ValueError where a prompt is more than one text."""
+        """Returns the text of a prompt. Raises ValueError if a prompt is more than one text."""
         raise ValueError(f"{self.name}'s prompt is made of control tokens, not of text: use build_chat_input")
 
     def message_content(self, message: Message) -> str:
-        """What is encoded as the content of a message: for a system message with tools also their description."""
+        """Returns the content of a message as it is encoded: a system message with tools includes their description."""
         return message["content"]
 
     @abstractmethod
     def prompt_segments(self, query: str, history: Sequence[Any], role: str = "user") -> list[Segment]:
-        """The whole prompt, up to where the model starts to answer. The history has to be valid."""
+        """Returns the whole prompt, up to where the model starts to answer. The history must be valid."""
 
     @abstractmethod
     def chat_segments(
         self, messages: Sequence[Any], tools: Any = None, open_answer: bool = True, end: bool = True
     ) -> list[Segment]:
-        """Chat messages, as OpenAI's clients and transformers pass them, in this format.
+        """Converts chat messages, as OpenAI's clients and transformers pass them, to this format.
 
         Args:
-            open_answer: end with what asks the model to answer, as `prompt_segments` does.
-            end: after a last answer of a `PairFormat`, add the end token that the model was trained on.
+            open_answer: end with the segments that make the model answer, as `prompt_segments` does.
+            end: after the last answer of a `PairFormat`, add the end token that the model was trained on.
 
         Raises:
-            TypeError, ValueError: messages of the wrong shape.
+            TypeError, ValueError: the messages are malformed.
         """
 
     @abstractmethod
     def open_question(self, messages: Sequence[Any], tools: Any = None) -> tuple[str, list[Any], str]:
-        """(query, history, role) of chat messages. Raises ValueError where the last one is not to be answered."""
+        """Splits chat messages into (query, history, role). Raises ValueError if the last one cannot be answered."""
 
     @abstractmethod
     def split_turns(self, history: list[Any], role: str) -> tuple[list[Any], list[list[Any]], list[Any]]:
-        """(what stays in front, turns that may be dropped, what belongs to the current question, of that role)."""
+        """Splits a history into (items that stay, turns that may be dropped, items of the current question).
+
+        Args:
+            role: of the current question."""
 
     @abstractmethod
     def turn_tokens(self, tokenizer: ChatTokenizer, turn: list[Any], number: int) -> int:
-        """About how many tokens a turn takes, the `number`th from 0."""
+        """Estimates how many tokens a turn takes; `number` is its index from 0."""
 
     def encode(
         self, tokenizer: ChatTokenizer, query: str, history: Sequence[Any] | None = None, role: str = "user"
     ) -> list[int]:
-        """The ids of the whole prompt, up to where the model starts to answer.
+        """Returns the ids of the whole prompt, up to where the model starts to answer.
 
         Raises:
-            TypeError, ValueError: as `validate`; an unknown role.
+            TypeError, ValueError: as `validate`, or for an unknown role.
         """
         query = self.check_query(query, role)
         return encode_segments(tokenizer, self.prompt_segments(query, self.validate(history), role))
@@ -182,7 +185,7 @@ class ChatFormat(ABC):
         budget: int,
         role: str = "user",
     ) -> tuple[list[int], list[Any]]:
-        """The ids of the prompt within `budget` tokens and the history that is left in it; see `fitting.fit`."""
+        """Returns the ids of the prompt, at most `budget`, and the history that is left in it; see `fitting.fit`."""
         return fit(self, tokenizer, query, history, budget, role)
 
     def encode_chat(
@@ -194,7 +197,7 @@ class ChatFormat(ABC):
         end: bool = True,
         budget: int | None = None,
     ) -> list[int]:
-        """The ids of `chat_segments`; with a budget (and `open_answer`) without the oldest turns, as `fit` gives."""
+        """Returns the ids of `chat_segments`; with `budget` and `open_answer`, drops the oldest turns as `fit` does."""
         segments = self.chat_segments(messages, tools, open_answer, end)
         if budget is None or not open_answer:
             return encode_segments(tokenizer, segments)
@@ -204,10 +207,10 @@ class ChatFormat(ABC):
     def render_chat(
         self, messages: Sequence[Any], tools: Any = None, open_answer: bool = True, end: bool = True
     ) -> str:
-        """`chat_segments` as text with the control tokens spelt out, for people and other programs.
+        """Returns `chat_segments` as text with the control tokens spelt out, for people and other programs.
 
-        A prompt encoded again with `add_special_tokens=False, split_special_tokens=False` gives the ids of
-        `encode_chat`, as long as nobody has typed a control token: ids are the safe form.
+        Encoding a prompt with `add_special_tokens=False, split_special_tokens=False` gives the ids of `encode_chat`,
+        unless a user typed a control token: ids are the safe form.
         """
         return render_segments(self.chat_segments(messages, tools, open_answer, end), self.joint)
 
@@ -222,15 +225,15 @@ class ChatFormat(ABC):
         return segments
 
     def encode_message(self, tokenizer: ChatTokenizer, message: Message) -> list[int]:
-        """The ids of one role message. Raises ValueError where the vocabulary has no role tokens."""
+        """Returns the ids of one role message. Raises ValueError if the vocabulary has no role tokens."""
         return encode_segments(tokenizer, self.message_segments([message]))
 
     @abstractmethod
     def encode_answer(self, tokenizer: ChatTokenizer, message: Message) -> list[int]:
-        """The ids of an answer, after what a prompt ends with and without the token that ends it."""
+        """Returns the ids of an answer that follow the prompt, without the token that ends it."""
 
     def answer_start(self, tokenizer: ChatTokenizer) -> list[int]:
-        """What the model writes first where it answers with text."""
+        """Returns the ids that the model writes first when it answers with text."""
         return []
 
     def stop_token_ids(self, tokenizer: ChatTokenizer) -> list[int]:
@@ -240,23 +243,23 @@ class ChatFormat(ABC):
     # ---- answers -----------------------------------------------------------------------------------------------------
 
     def clean(self, text: str) -> str:
-        """An answer as the user sees it: outer blanks gone, the training date filled in."""
+        """Returns an answer as the user sees it: stripped, with the training date filled in."""
         return text.strip().replace(*_TRAINING_DATE)
 
     def stable(self, text: str) -> str:
-        """What may be shown of an unfinished answer: a part of the finished one, whatever follows.
+        """Returns what may be shown of an unfinished answer: a prefix of the finished one, whatever follows.
 
-        Held back are outer blanks, U+FFFD (which may be half of a character) and the beginning of `[[训练时间]]`.
+        Holds back outer whitespace, U+FFFD (perhaps half of a character) and the beginning of `[[训练时间]]`.
         """
         tail = self.pending.search(text, max(0, len(text) - 64))
         return self.clean(text[: tail.start()] if tail else text)
 
     def split_answer(self, text: str) -> list[str]:
-        """The raw text of an answer as its messages: one, unless a format lets the model write several."""
+        """Splits the raw text of an answer into messages: one, unless the format lets the model write several."""
         return [text]
 
     def parse(self, text: str, with_tools: bool = False) -> Response:
-        """The raw text of an answer as content and history messages. Nothing that the model writes is ever run.
+        """Parses the raw text of an answer into content and history messages. Never runs what the model writes.
 
         Args:
             with_tools: the conversation has tools.
@@ -267,27 +270,30 @@ class ChatFormat(ABC):
     # ---- tools -------------------------------------------------------------------------------------------------------
 
     def tool_call_message(self, name: str, parameters: Mapping[str, Any]) -> Message:
-        """The assistant message that calls a tool; `parse` is the way back."""
+        """The assistant message that calls a tool; `parse` reads it back."""
         arguments = json.dumps(dict(parameters), ensure_ascii=False)
         return {"role": "assistant", "metadata": name, "content": arguments}
 
     def call_start(self, tokenizer: ChatTokenizer, name: str) -> list[int]:
-        """What an answer begins with that has to call this tool. Raises ValueError where the model knows no tools."""
+        """Returns the ids that begin a call of this tool. Raises ValueError if the model does not call tools."""
         raise ValueError(f"{self.model_name} was not trained to call tools")
 
     def split_message(self, part: str, whole: bool) -> tuple[str, str] | None:
-        """A message of an answer as (metadata, content); None while what follows decides (`whole`: nothing does)."""
+        """Splits a message of an answer into (metadata, content); None while the text to follow can change the split.
+
+        Args:
+            whole: no more text follows."""
         return "", part
 
     def read_call(self, name: str, content: str) -> dict[str, Any]:
-        """The content of a message that calls a tool as `{"name", "parameters"}`.
+        """Parses the content of a message that calls a tool into `{"name", "parameters"}`.
 
-        One that cannot be read is `{"name", "parameters": None, "content": content, "error": why}`.
+        A call that cannot be parsed gives `{"name", "parameters": None, "content": content, "error": why}`.
         """
         raise ValueError(f"{self.model_name} was not trained to call tools")
 
     def arguments_so_far(self, name: str, content: str) -> dict[str, Any]:
-        """The arguments of an unfinished call that nothing to come can change, in their order."""
+        """Returns the arguments of an unfinished call that are already final, in their order."""
         return {}
 
 
@@ -297,7 +303,7 @@ _FORMATS: dict[int, ChatFormat] = {}
 
 
 def register_chat_format(chat_format: ChatFormat) -> ChatFormat:
-    """Makes a format that of its generation. Raises ValueError where the generation has another one already."""
+    """Registers a format for its generation. Raises ValueError if the generation already has another one."""
     known = _FORMATS.setdefault(chat_format.generation, chat_format)
     if type(known) is not type(chat_format):
         raise ValueError(f"generation {chat_format.generation} has a chat format already: {type(known).__name__}")
@@ -305,12 +311,12 @@ def register_chat_format(chat_format: ChatFormat) -> ChatFormat:
 
 
 def unregister_chat_format(generation: int) -> None:
-    """Makes a generation unknown again, as tests want it."""
+    """Removes the format of a generation, for tests."""
     _FORMATS.pop(generation, None)
 
 
 def chat_format(generation: int) -> ChatFormat:
-    """The format of a generation. Raises ValueError where there is none."""
+    """Returns the format of a generation. Raises ValueError if there is none."""
     if generation not in _FORMATS:
         known = ", ".join(map(str, sorted(_FORMATS)))
         raise ValueError(f"there is no ChatGLM of generation {generation!r}: the generations are {known}")
@@ -318,7 +324,7 @@ def chat_format(generation: int) -> ChatFormat:
 
 
 def names_of(condition: Callable[[ChatFormat], bool], one: str = "", several: str = "", short: bool = False) -> str:
-    """For messages: the models that meet a condition, with the verb for one or for several of them."""
+    """Names the models that meet a condition, for messages, followed by the verb for `one` or for `several` of them."""
     known = [_FORMATS[generation] for generation in sorted(_FORMATS)]
     names = [format.name if short else format.model_name for format in known if condition(format)]
     verb = one if len(names) == 1 else several

@@ -1,4 +1,4 @@
-"""The two kinds of history, checked item by item: (question, answer) pairs and role messages."""
+"""Checks the two kinds of history item by item: (question, answer) pairs and role messages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 ROLES = ("system", "user", "assistant", "observation")
 
 Pair = tuple[str, str]
-#: {"role", "content"}, of an answer also "metadata" (the tool that it calls), of a system message also "tools".
+#: {"role", "content"}; answers also have "metadata" (the tool that they call), system messages "tools".
 Message = dict[str, Any]
 
 
 def check_items(history: Sequence[Any] | None, check: Callable[[Any, str], Any]) -> list[Any]:
-    """A fresh list of what `check(item, where)` gives for each item. Raises TypeError for what is no list."""
+    """Returns a new list of `check(item, where)` for each item. Raises TypeError if `history` is not a list."""
     if history is None:
         return []
     if isinstance(history, (str, bytes)) or not isinstance(history, Sequence):
@@ -23,7 +23,7 @@ def check_items(history: Sequence[Any] | None, check: Callable[[Any, str], Any])
 
 
 def check_pair(item: Any, where: str) -> Pair:
-    """A copy of a (question, answer) pair. Raises TypeError or ValueError, as the functions below."""
+    """Returns a copy of a (question, answer) pair. Raises TypeError or ValueError if it is malformed."""
     if isinstance(item, Mapping):
         raise TypeError(
             f"{where} is a dict; this model takes (question, answer) pairs. "
@@ -38,7 +38,7 @@ def check_pair(item: Any, where: str) -> Pair:
 
 
 def check_message(item: Any, where: str, roles: Sequence[str] = ROLES) -> Message:
-    """A copy of a role message."""
+    """Returns a copy of a role message. Raises TypeError or ValueError if it is malformed."""
     if not isinstance(item, Mapping):
         raise TypeError(f"{where} must be a dict like {{'role': 'user', 'content': '…'}}, not {type(item).__name__}")
     if "role" not in item or "content" not in item:
@@ -75,6 +75,6 @@ def check_role(role: Any, roles: Sequence[str] = ROLES) -> str:
 
 
 def has_tools(history: Sequence[Any] | None) -> bool:
-    """Whether a role history starts with a system message that carries tools, be it an empty list of them."""
+    """Whether a role history starts with a system message that has tools, even an empty list of them."""
     first = history[0] if history else None
     return isinstance(first, Mapping) and first.get("role") == "system" and first.get("tools") is not None

@@ -1,4 +1,4 @@
-"""`PairFormat`: conversations of (question, answer) pairs, in numbered rounds of one text."""
+"""`PairFormat`: conversations of (question, answer) pairs, written as one text of numbered rounds."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _TEMPLATE = (
 
 
 def template_of_rounds(**words: str) -> str:
-    """The Jinja template of a format of rounds, with these words in it."""
+    """Returns the Jinja template of a format of rounds, with these words filled in."""
     return re.sub("|".join(words), lambda word: words[word[0]], _TEMPLATE)
 
 
 class PairFormat(ChatFormat):
-    """Rounds such as `[Round 1]`, question, answer; the text is encoded in one piece."""
+    """Rounds of `[Round 1]`, question and answer; the whole text is encoded at once."""
 
     #: Control tokens after the text, before the answer.
     ask: ClassVar[tuple[Segment, ...]] = ()
-    #: Between the parts of a round, and after it.
+    #: Text between the parts of a round, and after it.
     gap: ClassVar[str] = "\n\n"
     first_round: ClassVar[int] = 1
     #: Whether a question without history stands alone, without `[Round …]`.
@@ -71,16 +71,16 @@ class PairFormat(ChatFormat):
     # ---- prompts: not a character may differ from what the models were trained on ------------------------------------
 
     def question_text(self, number: int, question: str) -> str:
-        """The beginning of a round, the `number`th from 0."""
+        """Returns the beginning of a round; `number` is its index from 0."""
         return f"[Round {number + self.first_round}]{self.gap}问：{question}"
 
     def round_text(self, number: int, question: str, answer: str | None = None) -> str:
-        """A round; without an answer it ends where the model goes on."""
+        """Returns a round; without an answer, it ends where the model continues."""
         text = f"{self.question_text(number, question)}{self.gap}答："
         return text if answer is None else f"{text}{answer}{self.gap}"
 
     def prompt_text(self, query: str, history: Sequence[Pair] = (), open_answer: bool = True) -> str:
-        """The text of a prompt; without `open_answer` up to the end of the question."""
+        """Returns the text of a prompt; without `open_answer`, up to the end of the question."""
         if self.bare_first_question and not history:
             return query
         rounds = [self.round_text(number, *pair) for number, pair in enumerate(history)]

@@ -15,17 +15,17 @@ _NAME = re.compile(r"[^\W\d][\w.\-]{0,63}")
 
 
 class RoleFormat(ChatFormat):
-    """For every message `<|role|>`, the ids of `metadata\\n` and those of the content, each encoded on its own.
+    """Each message is `<|role|>`, `metadata\\n` and the content; the two texts are encoded separately.
 
-    An answer may be several messages, each with the name of a tool in its first line, or with an empty one.
+    An answer may be several messages; the first line of each is the name of a tool, or empty.
     """
 
     has_roles = True
     knows_system_prompt = True
     roles: ClassVar[tuple[str, ...]] = ROLES
-    #: Ends the prompt, and stands between two messages of an answer.
+    #: Ends the prompt, and separates the messages of an answer.
     answer_token: ClassVar[str] = "<|assistant|>"
-    #: Tools that take any text, not arguments.
+    #: Tools that take free text instead of arguments.
     raw_tools: ClassVar[tuple[str, ...]] = ()
 
     def check_item(self, item: Any, where: str) -> Message:
@@ -94,9 +94,9 @@ class RoleFormat(ChatFormat):
         return tokenizer.encode_text("\n")  # the empty metadata of an answer that calls no tool
 
     def end_token(self, tokenizer: ChatTokenizer, message: Message, next_role: str | None) -> int:
-        """What the model writes after a message: the next role, or the first stop token at the end.
+        """Returns the token that the model writes after a message: the next role, or the first stop token at the end.
 
-        After a call at the end comes `<|observation|>`, which the program answers.
+        A call at the end is followed by `<|observation|>`: the program then supplies the result.
         """
         if next_role is None and not message.get("metadata"):
             return tokenizer.get_command(self.stop_tokens[0])
@@ -108,15 +108,15 @@ class RoleFormat(ChatFormat):
         return text.split(self.answer_token)
 
     def parse(self, text: str, with_tools: bool = False) -> Response:
-        """The last of the messages is the content.
+        """Parses an answer; the content is that of its last message.
 
-        One with metadata is a call: `read_call` if the conversation has tools, else `{"name", "content"}` (the code
-        interpreter).
+        A message with metadata is a call: `read_call` if the conversation has tools, else `{"name", "content"}` (the
+        code interpreter).
         """
         messages: list[Message] = []
         content_of_last: str | dict[str, Any] = ""
         for part in self.split_answer(text):
-            # A first line that cannot be a tool's name belongs to the content.
+            # A first line that cannot be a tool's name is part of the content.
             metadata, content = self.split_message(part, whole=True) or ("", part)
             name = metadata.strip()
             if not name:
@@ -130,7 +130,7 @@ class RoleFormat(ChatFormat):
         return Response(content_of_last, messages)
 
     def call_openings(self, name: str) -> tuple[str, ...]:
-        """What the arguments of a call begin with: a line that is a name followed by anything else is text."""
+        """Returns how the arguments of a call may begin; a name followed by anything else is text."""
         return ()
 
     def split_message(self, part: str, whole: bool) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ Segment = tuple[str, bool]
 
 
 class ChatTokenizer(Protocol):
-    """What the chat formats need of a tokenizer."""
+    """What the chat formats need from a tokenizer."""
 
     chatglm_version: int
 
@@ -25,7 +25,7 @@ def tokens(*names: str) -> tuple[Segment, ...]:
 
 
 def encode_segments(tokenizer: ChatTokenizer, segments: Iterable[Segment]) -> list[int]:
-    """The ids of the segments. What users type is in the texts, so it never becomes a control token."""
+    """Returns the ids of the segments. Users' input is always in the texts, so it never becomes a control token."""
     ids: list[int] = []
     for text, is_token in segments:
         ids += [tokenizer.get_command(text)] if is_token else tokenizer.encode_text(text)
@@ -33,7 +33,7 @@ def encode_segments(tokenizer: ChatTokenizer, segments: Iterable[Segment]) -> li
 
 
 def render_segments(segments: Iterable[Segment], joint: str) -> str:
-    """The segments as one text, control tokens spelt out. `joint` stands between two texts."""
+    """Returns the segments as one text, with control tokens spelt out and `joint` between two texts."""
     text, after_text = "", False
     for part, is_token in segments:
         text += ("</s>" if part == "<eos>" else part) if is_token else joint * (after_text and part != "") + part

@@ -1,4 +1,4 @@
-"""The raw text of an answer -> what its reader sees: the one cleaner of chat, page and API."""
+"""Cleans the raw text of an answer for its reader; chat, page and API all use this cleaner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .formats import ChatFormat, Response
 
 
 class AnswerCleaner:
-    """Cleans an answer while it grows; `shown`, the part that will not change, only grows."""
+    """Cleans an answer while it grows. `shown` is the part that is final; it only grows."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -17,15 +17,15 @@ class AnswerCleaner:
         self.shown = ""
 
     def messages(self, raw: str) -> list[str]:
-        """The answer so far as its messages, with the blanks gone that generation 1's decoder leaves."""
+        """Splits the answer so far into messages, without the spaces that generation 1's decoder leaves."""
         return self.chat_format.split_answer(self._without_blanks(raw))
 
     def text(self, messages: Sequence[str]) -> str:
-        """The messages as the reader sees them now; the end of an unfinished answer may change."""
+        """Returns the messages as the reader sees them now; the end of an unfinished answer may change."""
         return self.chat_format.clean("\n".join(messages))
 
     def advance(self, messages: Sequence[str], whole: bool) -> str:
-        """What is new of `shown`; `whole`: the answer ends here."""
+        """Extends `shown` and returns what is new; `whole`: the answer is complete."""
         joined = "\n".join(messages)
         shown = self.chat_format.clean(joined) if whole else self.chat_format.stable(joined)
         if not shown.startswith(self.shown):
@@ -35,9 +35,9 @@ class AnswerCleaner:
         return delta
 
     def parse(self, raw: str, with_tools: bool) -> Response:
-        """The finished answer; `with_tools`: the conversation has tools."""
+        """Parses the finished answer; `with_tools`: the conversation has tools."""
         return self.chat_format.parse(self._without_blanks(raw), with_tools)
 
     def _without_blanks(self, raw: str) -> str:
-        """`clean_up_tokenization` of v1.1 depends on what follows, so it has to see the whole text."""
+        """`clean_up_tokenization` of v1.1 depends on what follows, so it must see the whole text."""
         return self._tokenizer.clean_up_tokenization(raw) if self._tokenizer.clean_up_tokenization_spaces else raw

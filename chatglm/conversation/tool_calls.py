@@ -1,4 +1,4 @@
-"""Tool calls of generation 3, written and read; nothing that a model writes is ever run."""
+"""Writes and parses tool calls of generation 3; never runs what a model writes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from .history import Message
 
-# Closed by a line of its own: there may be backticks in the arguments of a call.
+# The closing fence is on a line of its own: the arguments of a call may contain backticks.
 _FENCE = re.compile(r"```[^\n]*\n(.*?)(?:\n```|```\s*\Z|\Z)", re.DOTALL)
 _RAW_STRING = re.compile(r"""\b[brf]*r[brf]*['"]""", re.IGNORECASE)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
 def tool_call_message(name: str, parameters: Mapping[str, Any]) -> Message:
-    """The assistant message with which generation 3 calls a tool; `parse_response` is the way back."""
+    """The assistant message that calls a tool in generation 3; `parse_response` reads it back."""
     if all(key.isidentifier() for key in parameters):
         arguments = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
     else:
@@ -38,11 +38,11 @@ def parse_call(name: str, content: str) -> dict[str, Any]:
 
 
 def _parse_arguments(code: str, name: str) -> dict[str, Any]:
-    """`tool_call(key=literal, …)` or a JSON object as a dict, without running anything."""
+    """Parses `tool_call(key=literal, …)` or a JSON object into a dict, without running anything."""
     if code[:1] == "{":
         value = json.loads(code)
         return value["arguments"] if set(value) == {"name", "arguments"} and value["name"] == name else value
-    if not _RAW_STRING.search(code):  # a lone backslash, as in "C:\\dir", is no reason for a warning
+    if not _RAW_STRING.search(code):  # a lone backslash, as in "C:\\dir", must not cause a warning
         code = _ESCAPE.sub(lambda pair: pair[0] if pair[1] in "\n\\'\"abfnrtvxuUN01234567" else "\\" + pair[0], code)
     call = ast.parse(code, mode="eval").body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in ("tool_call", name):
@@ -60,7 +60,7 @@ def _parse_arguments(code: str, name: str) -> dict[str, Any]:
 
 
 def arguments_so_far(name: str, content: str) -> dict[str, Any]:
-    """The arguments of an unfinished `tool_call(…)` that nothing to come can change, in their order."""
+    """Returns the arguments of an unfinished `tool_call(…)` that are already final, in their order."""
     code = content.lstrip()
     if code.startswith("```"):
         code = code.partition("\n")[2].lstrip()
@@ -95,7 +95,7 @@ def arguments_so_far(name: str, content: str) -> dict[str, Any]:
 
 
 class _JsonNames(ast.NodeTransformer):
-    """Models mix the languages up: `true`, `false` and `null` count as `True`, `False` and `None`."""
+    """Models mix up Python and JSON: `true`, `false` and `null` count as `True`, `False` and `None`."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         names = {"true": True, "false": False, "null": None}

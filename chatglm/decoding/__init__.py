@@ -1,1 +1,1 @@
-"""What decides an answer: its options, the choice of each token, its end, its text, and the steps callers see."""
+"""How an answer is decoded: options, the choice of each token, stopping, text, and the steps that callers see."""

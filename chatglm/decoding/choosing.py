@@ -1,4 +1,4 @@
-"""The choice of the next token: processors, sampling, the check for NaN, and what ends an answer."""
+"""Chooses the next token: processors, sampling, the check for NaN, and stopping."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .steps import FinishReason
 
 
 class NonFiniteLogitsError(ArithmeticError):
-    """The network gave NaN or infinite logits; the message names where they began and the usual causes."""
+    """The network gave NaN or infinite logits; the message names the first module that did and the usual causes."""
 
 
 class InvalidScoreLogitsProcessor(LogitsProcessor):
-    """Does what the originals did with NaN or infinite scores: forces token 5, whatever it is, and goes on.
+    """Forces token 5, whatever it is, if scores are NaN or infinite, as the originals did.
 
-    Pass it in `logits_processor` to have that instead of a `NonFiniteLogitsError`.
+    Pass it in `logits_processor` to get this instead of a `NonFiniteLogitsError`.
     """
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ class InvalidScoreLogitsProcessor(LogitsProcessor):
 
 
 def find_non_finite(model: PreTrainedModel, inputs: dict[str, Any]) -> str | None:
-    """Runs `inputs` again, without a cache, for the name of the first module whose output is not finite."""
+    """Runs the model on `inputs` and returns the name of the first module whose output is not finite, or None."""
     found: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -53,7 +53,7 @@ def find_non_finite(model: PreTrainedModel, inputs: dict[str, Any]) -> str | Non
 
 
 def choose(scores: torch.Tensor, do_sample: bool, generator: torch.Generator | None = None) -> torch.Tensor:
-    """The next token of each row of processed scores: (batch, vocabulary) -> (batch, 1)."""
+    """Chooses the next token of each row of processed scores: (batch, vocabulary) -> (batch, 1)."""
     if do_sample:
         return torch.multinomial(scores.softmax(-1), 1, generator=generator)
     return scores.argmax(-1, keepdim=True)
@@ -72,7 +72,7 @@ def check_finite(model: PreTrainedModel, scores: torch.Tensor, ids: torch.Tensor
 
 
 class Choice(NamedTuple):
-    """The next token of every sequence, (batch, 1) and as a list, and why the batch ends with it, if it does."""
+    """The next token of every sequence, as (batch, 1) and as a list, and why the batch ends with it, or None."""
 
     tokens: torch.Tensor
     token_ids: list[int]
@@ -80,13 +80,13 @@ class Choice(NamedTuple):
 
 
 class TokenChooser:
-    """Chooses the tokens of a batch of sequences one after the other, and says when the batch has ended.
+    """Chooses the tokens of a batch of sequences step by step, and decides when the batch has ended.
 
     The batch ends with "stop" when each sequence has met a stop token or one of the caller's stopping criteria, or with
-    "length" at the limit. A sequence that has ended gets padding while others go on.
+    "length" at the limit. A sequence that has ended gets padding while others continue.
 
     Args:
-        prompt_tokens: of the prompts, padding included.
+        prompt_tokens: number of tokens of each prompt, padding included.
         limit: number of tokens of a sequence, prompt included, at which to end with "length".
         device: of the ids and scores.
         batch_size: number of sequences.
@@ -112,10 +112,10 @@ class TokenChooser:
         self._must_be_finite = not any(isinstance(processor, InvalidScoreLogitsProcessor) for processor in own)
 
     def choose(self, ids: torch.Tensor, scores: torch.Tensor) -> Choice:
-        """The next token for `scores` (batch, vocabulary) behind `ids` (batch, tokens).
+        """Chooses the next token from `scores` (batch, vocabulary) after `ids` (batch, tokens).
 
         Raises:
-            NonFiniteLogitsError: see there.
+            NonFiniteLogitsError: a score is NaN or infinite.
         """
         if self._must_be_finite:
             check_finite(self._model, scores, ids)

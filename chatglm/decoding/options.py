@@ -33,7 +33,7 @@ GREEDY_BELOW = 1e-5
 
 @dataclass
 class GenerationOptions:
-    """How to choose and when to stop. Names and meaning are those of transformers' `GenerationConfig`.
+    """How to choose tokens and when to stop. Names and meaning are those of transformers' `GenerationConfig`.
 
     `seed` makes the choices repeatable, `cancel` ends the answer from another thread, and the text ends before the
     first of the `stop_strings`.
@@ -87,12 +87,12 @@ class GenerationOptions:
 
     @classmethod
     def from_config(cls, config: GenerationConfig, **kwargs: Any) -> GenerationOptions:
-        """Takes what `kwargs` do not give from `config`. Raises TypeError for a name that is not an option."""
+        """Takes options that `kwargs` lack from `config`. Raises TypeError for a name that is not an option."""
         unknown = sorted(set(kwargs) - cls.names())
         if unknown:
             raise TypeError(
-                f"unknown generation option {', '.join(unknown)}; token by token there are "
-                f"{', '.join(sorted(cls.names()))}. What else transformers offers works with generate() and chat()."
+                f"unknown generation option {', '.join(unknown)}; decoding token by token supports "
+                f"{', '.join(sorted(cls.names()))}. Other options of transformers work with generate() and chat()."
             )
         for name in cls.names() - set(kwargs):
             value = getattr(config, name, None)
@@ -106,7 +106,7 @@ class GenerationOptions:
         return [self.eos_token_id] if isinstance(self.eos_token_id, int) else list(self.eos_token_id)
 
     def length_limit(self, prompt_tokens: int, context: int | None) -> int:
-        """The number of tokens, prompt included, after which an answer ends with "length"."""
+        """Returns the number of tokens, prompt included, at which an answer ends with "length"."""
         limits = [limit for limit in (self.max_length, context) if limit is not None]
         if self.max_new_tokens is not None:
             limits.append(prompt_tokens + self.max_new_tokens)
@@ -115,7 +115,7 @@ class GenerationOptions:
         return min(limits)
 
     def room_for(self, prompt_tokens: int, context: int | None) -> int:
-        """`length_limit`; raises ValueError if it leaves no room for a token."""
+        """Returns `length_limit`; raises ValueError if it leaves no room for a token."""
         limit = self.length_limit(prompt_tokens, context)
         if prompt_tokens >= limit:
             raise ValueError(
@@ -125,7 +125,7 @@ class GenerationOptions:
         return limit
 
     def generator(self, device: torch.device) -> torch.Generator | None:
-        """A random generator of its own if there is a seed, else None for torch's."""
+        """Returns a random generator with the seed, or None (torch's own generator) without one."""
         return None if self.seed is None else torch.Generator(device=device).manual_seed(self.seed)
 
     def processors(self, prompt_tokens: int, device: torch.device) -> LogitsProcessorList:

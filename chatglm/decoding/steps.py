@@ -1,4 +1,4 @@
-"""What a caller sees of an answer after each of its tokens."""
+"""What a caller gets after each token of an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of an answer while its tokens come: whole characters only, up to a stop string."""
+"""The text of an answer as its tokens arrive: whole characters only, up to a stop string."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .steps import FinishReason
 
 
 class IncrementalDecoder:
-    """Decodes tokens one by one; the text never ends inside a character, and the whole is that of decoding all at once.
+    """Decodes tokens one by one. The text never ends inside a character; the final text equals decoding all at once.
 
     An incomplete UTF-8 sequence at the end is held back until it is complete or the caller calls `flush`. Long answers
     are decoded in windows, so that the work per token does not grow with the answer.
@@ -23,15 +23,15 @@ class IncrementalDecoder:
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
         self._ids: list[int] = []
-        self._settled = ""  # text of the windows before this one
-        self._context = ""  # text of this window's first ids alone, which are the last ids of the window before
+        self._settled = ""  # text of earlier windows
+        self._context = ""  # text of this window's first ids, which repeat the last ids of the previous window
 
     def push(self, token_id: int) -> str:
         """Adds a token and returns the text so far."""
         self._ids.append(token_id)
         text = self._text()
         whole = text.rstrip("\ufffd")
-        # A character has at most 4 bytes: in a longer run of replacement characters, the model means them.
+        # A character has at most 4 bytes: a longer run of replacement characters was written by the model.
         if len(text) - len(whole) > 4:
             whole = text[:-1]
         if whole == text and len(self._ids) > self.WINDOW:
@@ -41,7 +41,7 @@ class IncrementalDecoder:
         return whole
 
     def flush(self) -> str:
-        """The whole text, an unfinished character as U+FFFD."""
+        """Returns the whole text, with an unfinished character as U+FFFD."""
         return self._text()
 
     def _text(self) -> str:
@@ -49,10 +49,10 @@ class IncrementalDecoder:
 
 
 class AnswerText:
-    """The text of an answer as its tokens come: whole characters, without stop tokens and stop strings.
+    """The text of an answer as its tokens arrive: whole characters, without stop tokens and stop strings.
 
     Args:
-        decode_ids: ids of the answer -> text, without clean-up. The text of the first ids is the beginning of the text.
+        decode_ids: ids of the answer -> text, without clean-up. A prefix of the ids must give a prefix of the text.
     """
 
     def __init__(self, options: GenerationOptions, decode_ids: Callable[[list[int]], str]) -> None:
@@ -63,10 +63,10 @@ class AnswerText:
         self._stop_strings = list(options.stop_strings or [])
 
     def push(self, token_id: int | None, reason: FinishReason | None) -> tuple[str, FinishReason | None]:
-        """Adds a token, or none; returns the text so far, and why the answer ends here, if it does.
+        """Adds a token, or none; returns the text so far, and why the answer ends here, or None.
 
         Args:
-            reason: why it ends with this token; a stop string is found here and makes it "stop".
+            reason: why the answer ends with this token, or None; a stop string in the text makes it "stop".
         """
         if token_id is not None:
             self.tokens += 1
@@ -82,7 +82,7 @@ class AnswerText:
 
 
 def _without_started_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """`text` without a tail that may turn out to be the beginning of a stop string."""
+    """Returns `text` without a tail that may be the beginning of a stop string."""
     longest = 0
     for stop in stop_strings:
         for size in range(min(len(stop) - 1, len(text)), longest, -1):

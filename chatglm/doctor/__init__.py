@@ -1,1 +1,1 @@
-"""`python -m chatglm.doctor [FOLDER]`: whether this installation computes what it should, and what a folder holds."""
+"""`python -m chatglm.doctor [FOLDER]`: checks what this installation computes, and describes a folder."""

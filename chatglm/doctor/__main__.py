@@ -1,7 +1,7 @@
-"""Find out whether this installation computes what it should: versions, machine, self-checks on the demo models.
+"""Check that this installation computes what it should: versions, machine, self-checks on the demo models.
 
-With FOLDER also what is in it, which generation it is, how much memory it needs, and what is missing or odd. No weights
-are loaded and nothing is downloaded. Exit status: 0 all right, 1 something is wrong, 2 wrong arguments.
+With FOLDER, also report its contents, its generation, the memory it needs, and what is missing or odd. No weights are
+loaded and nothing is downloaded. Exit status: 0 all right, 1 something is wrong, 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"  # in a 
 
 
 class Report:
-    """Findings, printed as they come or kept for one JSON document."""
+    """Findings, printed as they arrive or collected for one JSON document."""
 
     def __init__(self, language: str, as_json: bool, verbose: bool) -> None:
         self.language, self.as_json, self.verbose = language, as_json, verbose
@@ -42,7 +42,7 @@ class Report:
             print(text, flush=True)
 
     def part(self, name: str, *looks: Callable[[], Iterable[Finding]], **values: object) -> None:
-        """A heading and what each look finds. What a look raises is a finding, too."""
+        """Reports a heading and what each look finds. An exception in a look is a finding, too."""
         self.line(say(name, self.language, **values))
         self.content[name] = []
         for look in looks:
@@ -82,25 +82,25 @@ class Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0 all right, 1 something is wrong, 130 after Ctrl-C; SystemExit(2) for wrong arguments."""
+    """Returns 0 if all is right, 1 if something is wrong, 130 after Ctrl-C; SystemExit(2) for wrong arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m chatglm.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", metavar="FOLDER", nargs="?", help="a checkpoint, prefix or LoRA; or a hub id")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    parser.add_argument("--no-checks", action="store_true", help="leave the self-checks out")
+    parser.add_argument("--no-checks", action="store_true", help="skip the self-checks")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
-    parser.add_argument("--verbose", action="store_true", help="on standard error: tracebacks, what the libraries say")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks and library messages on stderr")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of the report")
     args = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an old console must not end us
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an old console must not crash us
     try:
         return _report(args)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the report has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the end of the interpreter complains
+    except BrokenPipeError:  # the reader of the report is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the interpreter complains at exit
         return 1
 
 
@@ -115,7 +115,7 @@ def _examine(args: argparse.Namespace, language: str, report: Report) -> None:
     known: list[Library] = []
     imported = False
 
-    # Everything is imported where it is looked at: each of these may be what is wrong.
+    # Everything is imported where it is examined: each of these may be the fault.
     def installation() -> Iterator[Finding]:
         nonlocal imported
         from . import installation

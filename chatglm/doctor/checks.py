@@ -1,8 +1,8 @@
-"""The self-checks: what has to be equal is computed in two ways, on the bundled demo models.
+"""The self-checks: what must be equal is computed in two ways, on the bundled demo models.
 
-The measure for everything that generates is one pass of the network over prompt and answer, without a cache: at every
-place of the answer, its likeliest token has to be the one that was generated, and its logits those that were generated
-from. transformers' `generate` has no part in it.
+The reference for all generation is one forward over prompt and answer, without a cache: at every position of the
+answer, its likeliest token must be the generated one, and its logits those from which that was chosen. It does not
+use transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .versions import Library
 
 #: A conversation that both demo models know by heart.
 TURNS = (("你好", "你好！我是ChatGLM小演示，能帮你什么？"), ("17+25", "17+25=30+12=42"))
-UNSURE = "zebra 7"  # what neither has an answer to: beams take turns
+UNSURE = "zebra 7"  # neither knows an answer to it: beams overtake each other
 TEXTS = ("Hello, world! 1+1=2", "你好 ChatGLM", "a\tb\n\n  c   d", "🤖 ünïcode 龘", "<|user|> [gMASK]")
 KNOWN_IDS = {  # of TEXTS[1]
     1: [5, 219, 103, 2145, 2148],
@@ -41,13 +41,13 @@ KNOWN_IDS = {  # of TEXTS[1]
 }
 LIMIT = 24  # tokens of an answer: those above are shorter
 BEAMS = 3
-TOLERANCE = 2e-3  # of the logits, over the largest: quantised products round activations to 14 bits (1e-4 each)
-EXACT = 1e-4  # the same, added in another order
-SCORE = 1e-3  # the same, of the sum over a beam
+TOLERANCE = 2e-3  # of the logits, relative to the largest: quantised products round activations to 14 bits (1e-4 each)
+EXACT = 1e-4  # the same, for sums in another order
+SCORE = 1e-3  # of the score of a beam, absolute
 
 
 class Wrong(Exception):
-    """What was found, as a key of the doctor's texts and the values for its blanks."""
+    """A failed check, as a key of the doctor's texts and the values for its placeholders."""
 
     def __init__(self, key: str, **values: object) -> None:
         super().__init__(key)
@@ -55,7 +55,7 @@ class Wrong(Exception):
 
 
 class NotInstalled(Exception):
-    """The check is for something that this machine does not have and does not need."""
+    """The check is for a library that is not installed and not required."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Patient:
 
     @cached_property
     def prompts(self) -> list[list[int]]:
-        """The ids of each turn's question alone, and of the last one after the turns before it; different lengths."""
+        """The prompt ids of each question alone, and of the last one with its history; their lengths differ."""
         (first, answer), (second, _) = TURNS
         turn = [{"role": "user", "content": first}, {"role": "assistant", "metadata": "", "content": answer}]
         before = self.tokenizer.chat_format.from_messages(turn)
@@ -92,7 +92,7 @@ class Patient:
         return [self.model.prepare_turn(self.tokenizer, question, history)[0] for question, history in asked]
 
     def generate(self, model: Any, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], Any]:
-        """What transformers' `generate` adds to each prompt, up to the token that ends it; and all that it returns."""
+        """Runs transformers' `generate`; returns each answer up to the token that ends it, and the whole output."""
         batch = self.tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
         stops, width = stop_token_ids(self.tokenizer), batch["input_ids"].shape[1]
         options = {"max_new_tokens": LIMIT, "do_sample": False, "eos_token_id": stops} | options
@@ -101,7 +101,7 @@ class Patient:
         return [up_to_stop(row, stops) for row in output.sequences[:, width:].tolist()], output
 
     def expect_greedy(self, model: Any, prompts: list[list[int]], **options: Any) -> None:
-        """Raises Wrong where `generate` gives other tokens than recomputing, or the same from other logits."""
+        """Raises Wrong if `generate` gives other tokens than recomputing, or the same from other logits."""
         answers, output = self.generate(model, prompts, **options)
         for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             logits = self.expect_likeliest(model, prompt, answer)
@@ -120,7 +120,7 @@ class Patient:
         return logits
 
     def greedy(self, model: Any, prompt: list[int]) -> list[int]:
-        """The right answer, for those who got another: every token from the whole sequence anew."""
+        """Returns the right answer, for the message: every token is computed from the whole sequence."""
         stops, answer = stop_token_ids(self.tokenizer), list[int]()
         while len(answer) < LIMIT and not (answer and answer[-1] in stops):
             answer.append(int(recompute(model, prompt + answer)[-1].argmax()))
@@ -135,7 +135,7 @@ class Patient:
 
 
 def recompute(model: Any, ids: list[int]) -> torch.Tensor:
-    """The logits (tokens, vocabulary) of one pass over a sequence, in float32 on the CPU."""
+    """Returns the logits (tokens, vocabulary) of one forward over a sequence, in float32 on the CPU."""
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
     return found.float().cpu()
@@ -147,7 +147,7 @@ def up_to_stop(row: list[int], stops: Iterable[int]) -> list[int]:
 
 
 def expect_close(came: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
-    """Raises Wrong where the largest difference of logits is more than `tolerance` times the largest of them."""
+    """Raises Wrong if the largest difference of logits is more than `tolerance` times the largest of them."""
     error = ((came - wanted).abs().max() / wanted.abs().max()).item()
     if not error <= tolerance:  # NaN, too
         raise Wrong("differs", what="logits", error=error)
@@ -209,7 +209,7 @@ def check_batch(patient: Patient) -> None:
 
 
 def check_beams(patient: Patient) -> None:
-    """The same beams as without a cache, with the scores that their tokens have when they are recomputed."""
+    """Compares beams with a cache to those without, and their scores to recomputed ones."""
     options = {"num_beams": BEAMS, "num_return_sequences": BEAMS, "max_new_tokens": LIMIT // 2, "length_penalty": 0.0}
     prompt = patient.model.prepare_turn(patient.tokenizer, UNSURE, [])[0]
     cached, output = patient.generate(patient.model, [prompt], output_scores=True, **options)
@@ -225,7 +225,7 @@ def check_beams(patient: Patient) -> None:
 
 
 def check_quantised(patient: Patient, bits: int) -> None:
-    """The logits of a prompt, and an answer, which goes through the kernels for single tokens."""
+    """Compares the logits of a prompt, and an answer, which uses the kernels for single tokens."""
     small, _ = patient.fresh(quantize=bits)
     large, _ = patient.fresh()
     for name, layer in small.named_modules():
@@ -277,7 +277,7 @@ def check_lora(patient: Patient) -> None:
     model, _ = patient.fresh()
     add_lora(model, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["query_key_value"]), "doctor")
     for name, parameter in model.named_parameters():
-        if ".lora_B." in name:  # zeros: LoRA begins without an effect
+        if ".lora_B." in name:  # zeros: LoRA starts without an effect
             torch.nn.init.normal_(parameter.data, std=0.1)
     tuned = patient.logits(model)
     if torch.equal(tuned, plain):
@@ -291,7 +291,7 @@ def check_lora(patient: Patient) -> None:
     expect_close(patient.logits(merge_lora(model)), tuned, EXACT)
 
 
-#: Name, what it does, and the libraries that have a part in it, the likeliest first.
+#: Name, function, and the libraries involved, the likeliest culprit first.
 CHECKS: tuple[tuple[str, Callable[[Patient], None], tuple[str, ...]], ...] = (
     ("load", check_load, ("transformers", "safetensors", "torch")),
     ("tokenizer", check_tokenizer, ("transformers", "sentencepiece")),
@@ -310,11 +310,11 @@ CHECKS: tuple[tuple[str, Callable[[Patient], None], tuple[str, ...]], ...] = (
 
 
 def run_checks(language: str, device: str, libraries: list[Library], verbose: bool = False) -> Iterator[Finding]:
-    """Every check on the demo model of every generation, each as soon as it is done. Nothing is raised for a fault.
+    """Runs every check on the demo model of every generation; yields each finding at once. A fault raises nothing.
 
     Args:
         device: as in `chatglm.load`.
-        verbose: print tracebacks, and what the libraries say meanwhile, to standard error.
+        verbose: print tracebacks and the libraries' messages to standard error.
     """
     with _quiet_libraries(verbose), torch.random.fork_rng():
         torch.manual_seed(0)
@@ -324,8 +324,8 @@ def run_checks(language: str, device: str, libraries: list[Library], verbose: bo
 
 @contextlib.contextmanager
 def _quiet_libraries(verbose: bool) -> Iterator[None]:
-    """Without their bars, warnings and notes: what is deprecated is for those who maintain this. And on one thread: the
-    models are so small that more only wait for each other."""
+    """Silences their progress bars, warnings and log: deprecations concern maintainers only. And uses one thread: the
+    models are so small that more threads only wait for each other."""
     level, bars, threads = logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.get_num_threads()
     with warnings.catch_warnings():
         torch.set_num_threads(1)

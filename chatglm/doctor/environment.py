@@ -1,4 +1,4 @@
-"""The machine: versions of the libraries, devices with their memory, and who computes INT4 and INT8 on them."""
+"""The machine: its environment variables, devices with their memory, and what computes INT4 and INT8 on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BITS = (4, 8)
 
 
 def machine(language: str) -> Iterator[Finding]:
-    """Where this package is, what is set for it, and the devices with the memory that is free on them."""
+    """Reports where this package is, its environment variables, and the devices with their free memory."""
     yield Finding("package", "ok", say("package", language, path=Path(__file__).resolve().parents[1]))
     values = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ)
     if values:
@@ -43,7 +43,7 @@ def machine(language: str) -> Iterator[Finding]:
 
 
 def kernel_cache(language: str) -> Iterator[Finding]:
-    """Files of compiled kernels that hold something else than was written. Look before the kernels are used."""
+    """Reports damaged files of compiled kernels. Must run before the kernels are used."""
     start = perf_counter()
     damaged = damaged_files()
     with warnings.catch_warnings():
@@ -60,14 +60,14 @@ def kernel_cache(language: str) -> Iterator[Finding]:
             yield Finding("kernel_cache", "wrong", say("cache_healed", language, path=path))
     if not damaged:
         try:
-            seconds = round(perf_counter() - start, 2)  # building them takes some the first time
+            seconds = round(perf_counter() - start, 2)  # the first time, this includes building them
             yield Finding("kernel_cache", "ok", say("cache_whole", language, folder=cache_folder()), seconds=seconds)
         except KernelUnavailable as reason:
             yield Finding("kernel_cache", "note", str(reason))
 
 
 def kernels(language: str, libraries: Iterable[Library]) -> Iterator[Finding]:
-    """What computes INT4 and INT8 on each device, and the largest error of it against float64."""
+    """Reports what computes INT4 and INT8 on each device, and its largest error against float64."""
     for device in devices():
         start = perf_counter()
         with warnings.catch_warnings():
@@ -76,7 +76,7 @@ def kernels(language: str, libraries: Iterable[Library]) -> Iterator[Finding]:
             backend = backend_for(device)
         right = max(errors) < TOLERANCE["default"]
         if backend is None:
-            status = "note" if device.type in ("cpu", "cuda") else "ok"  # no other has kernels of ours
+            status = "note" if device.type in ("cpu", "cuda") else "ok"  # we have no kernels for others
             values = {"reason": why_plain_torch(device), "error": max(errors), "device": device}
             text = say("kernels_torch", language, **values)
             cure = cure_for(["torch"], libraries)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # versions.py needs a library, and what is missing is told by findings
+if TYPE_CHECKING:  # versions.py needs a library, and a missing library is reported by findings
     from .versions import Library
 
 
@@ -19,8 +19,8 @@ class Finding:
         status: "ok"; "wrong", which makes the exit status 1; "note", which a reader should know; or "skipped".
         text: for people, in one line.
         cure: a command to run, or what else to do.
-        seconds: that it took to find out; None where that is of no interest.
-        data: the same for programs: numbers, sizes in bytes.
+        seconds: how long it took to find out; None if that is of no interest.
+        data: details for programs: counts, sizes in bytes.
     """
 
     name: str
@@ -38,9 +38,9 @@ class Finding:
 
 
 def cure_for(packages: Iterable[str], libraries: Iterable[Library]) -> str | None:
-    """What to install where something is wrong that `packages` have a part in: the likeliest of them first.
+    """Returns the commands that may cure a fault in which `packages` are involved, the likeliest first.
 
-    Those that are not of a version that was tested; if all are, the first one again.
+    They install the packages whose versions were not tested; if all were, the first package again.
     """
     known = {library.name: library for library in libraries}
     suspects = [known[name] for name in packages if name in known]
@@ -49,6 +49,6 @@ def cure_for(packages: Iterable[str], libraries: Iterable[Library]) -> str | Non
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as `Type: first line of what it says`."""
+    """Returns an exception as `Type: first line of its message`."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a folder is, found out without loading its weights: generation and why, size, the memory that it needs."""
+"""Describes a folder without loading its weights: generation and why, size, the memory that it needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .findings import Finding, one_line
 from .messages import say
 from .weight_files import against_model, find, some
 
-#: Fields of config.json beside those of the configuration classes: of transformers, and of our prefixes.
+#: Known fields of config.json that the configuration classes lack: transformers' and those of our prefixes.
 KNOWN_FIELDS = {
     "attn_implementation", "auto_map", "base_fingerprint", "base_model_name_or_path", "quantization_config",
     "torch_dtype", "transformers_version",
@@ -42,10 +42,10 @@ ROUND_TRIP = "Hello, 你好 1+1=2"
 
 
 def look(source: str, language: str, device: str = "auto") -> Iterator[Finding]:
-    """Findings about a folder, the file of a prefix, or the files of a hub id that are on this machine.
+    """Yields findings about a folder, the file of a prefix, or the files of a hub id that are on this machine.
 
     Args:
-        device: whose memory is compared; "auto": the one that `chatglm.load` takes.
+        device: the device whose memory is compared; "auto" is the one that `chatglm.load` uses.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -73,7 +73,7 @@ def _in_hub_cache(source: str) -> Path | None:
 
 
 def _adapter_or_nothing(path: Path, language: str) -> Iterator[Finding]:
-    """A LoRA adapter or a prefix; else what `chatglm.load` would say."""
+    """Describes a LoRA adapter or a prefix; otherwise reports the error of `chatglm.load`."""
     try:
         adapter = read_adapter(path)
     except ModelLoadError as error:
@@ -93,18 +93,18 @@ def _adapter_or_nothing(path: Path, language: str) -> Iterator[Finding]:
 
 
 def _no_checkpoint(path: Path) -> ModelLoadError:
-    """Why neither a checkpoint nor an adapter is here."""
+    """Returns why neither a checkpoint nor an adapter is here."""
     try:
         if path.is_file():
             read_contents(path)
         check_folder(path)
     except ModelLoadError as error:
         return error
-    raise AssertionError("check_folder has let a folder without a config.json pass")
+    raise AssertionError("check_folder accepted a folder without a config.json")
 
 
 def _checkpoint(path: Path, language: str, device: str) -> Iterator[Finding]:
-    """A folder with a config.json."""
+    """Describes a folder with a config.json."""
     try:
         check_folder(path)
         raw = read_json(path / "config.json")
@@ -124,7 +124,7 @@ def _checkpoint(path: Path, language: str, device: str) -> Iterator[Finding]:
         with torch.device("meta"):
             full = _model(ChatGLMConfig.from_dict(plain))
             stored = _model(config) if is_quantised else full
-    except Exception as error:  # whatever a config that is not what it should be leads to
+    except Exception as error:  # whatever error a malformed config causes
         yield Finding("config", "wrong", f"config.json: {one_line(error)}")
         yield from findings
         return
@@ -150,7 +150,7 @@ def _checkpoint(path: Path, language: str, device: str) -> Iterator[Finding]:
 
 
 def _model(config: Any) -> Any:
-    """The network; on the meta device it takes no memory."""
+    """Builds the network; on the meta device it takes no memory."""
     if any("SequenceClassification" in str(name) for name in config.architectures or ()):
         return AutoModelForSequenceClassification.from_config(config)
     return model_class(config)(config)
@@ -214,7 +214,7 @@ def _prefix(config: Any, inside: bool, language: str) -> Iterator[Finding]:
 
 
 def _memory(path: Path, config: Any, stored: Any, foreign: Any, device: str, language: str) -> Iterator[Finding]:
-    """By the files, else (some are missing) by the model that config.json describes."""
+    """Estimates from the files or, if some are missing, from the model that config.json describes."""
     try:
         weights = find_weights(path)
     except ModelLoadError:
@@ -251,7 +251,7 @@ def _tokenizer(path: Path, config: Any, language: str) -> Iterator[Finding]:
     except ModelLoadError as error:
         yield Finding("tokenizer", "wrong", str(error))
         return
-    except Exception as error:  # whatever a file that is no vocabulary leads to
+    except Exception as error:  # whatever error a file that is not a vocabulary causes
         yield Finding("tokenizer", "wrong", f"{VOCABULARIES[version]}: {one_line(error)}")
         return
     if theirs != version:

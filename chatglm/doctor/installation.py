@@ -1,4 +1,4 @@
-"""The libraries beside the versions that were tested, and whether this package can be imported with them."""
+"""Compares the libraries with the tested versions, and checks that this package can be imported with them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .findings import Finding, cure_for, one_line
 from .messages import DOCTOR, say
 from .versions import DISTRIBUTION, Library, installed
 
-#: Libraries below those, without a range of ours: of use in a report.
+#: Libraries that those depend on or use, without a tested range of ours: useful in a report.
 ALSO = ("tokenizers", "huggingface_hub", "numpy", "cpm_kernels", "deepspeed", "bitsandbytes", "flash_attn")
 _STATUS = {"ok": "ok", "newer": "note", "older": "wrong", "missing": "wrong", "absent": "skipped"}
 
 
 def versions(language: str, libraries: list[Library]) -> Iterator[Finding]:
-    """Every library with the range that was tested."""
+    """Reports every library with the tested range."""
     if not libraries:
         yield Finding("versions", "note", say("no_versions", language, name=DISTRIBUTION))
     for one in libraries:
@@ -32,7 +32,7 @@ def versions(language: str, libraries: list[Library]) -> Iterator[Finding]:
 
 
 def import_package(language: str, libraries: list[Library], verbose: bool = False) -> Finding:
-    """Imports what `import chatglm` does; see there why that has not been done."""
+    """Imports what `import chatglm` imports; `chatglm/__init__.py` says why that has not happened yet."""
     start = perf_counter()
     text, status, cure = say("import", language), "ok", None
     try:

@@ -20,7 +20,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "sick": {"zh": "{count} 处错误（{seconds:.1f} 秒）", "en": "{count} wrong ({seconds:.1f} s)"},
     "all_versions": {
         "zh": "把所有库换成测试过的版本：pip install -r {path}；若仍有错误，请附上以上全部内容报告",
-        "en": "for all libraries in versions that were tested: pip install -r {path}; if it stays wrong, report all of "
+        "en": "to install the tested version of every library: pip install -r {path}; if errors remain, report all of "
         "this",
     },
     "seconds": {"zh": "{seconds:.1f} 秒", "en": "{seconds:.1f} s"},
@@ -29,7 +29,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "version_ok": {"zh": "{name} {found}（测试过 {tested}）", "en": "{name} {found} (tested: {tested})"},
     "version_newer": {
         "zh": "{name} {found} 比测试过的版本新（{tested}）",
-        "en": "{name} {found} is newer than what was tested ({tested})",
+        "en": "{name} {found} is newer than the tested versions ({tested})",
     },
     "version_older": {
         "zh": "{name} {found} 太旧（需要 {tested}）",
@@ -42,7 +42,8 @@ DOCTOR: dict[str, dict[str, str]] = {
     },
     "no_versions": {
         "zh": "无从知道哪些版本测试过：旁边没有 pyproject.toml，也没有安装 {name}",
-        "en": "what was tested is not known: no pyproject.toml is beside the package, and {name} is not installed",
+        "en": "the tested versions are unknown: there is no pyproject.toml beside the package, and {name} is not "
+        "installed",
     },
     "also": {"zh": "另有 {names}", "en": "also {names}"},
     "api": {"zh": " HTTP 接口", "en": "the HTTP API"},
@@ -76,7 +77,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "cache_whole": {"zh": "编译好的内核：{folder}", "en": "compiled kernels: {folder}"},
     "cache_healed": {
         "zh": "编译好的内核 {path} 已损坏（被截断或改动），刚刚重新编译；若再次出现，请检查磁盘",
-        "en": "the compiled kernels {path} were damaged (cut off or changed) and have been built anew; if that "
+        "en": "the compiled kernels {path} were damaged (cut off or changed) and were rebuilt; if that "
         "happens again, check the disk",
     },
     "cache_damaged": {
@@ -87,15 +88,15 @@ DOCTOR: dict[str, dict[str, str]] = {
     # ---- self-checks
     "generation": {"zh": "第 {generation} 代：{text}", "en": "generation {generation}: {text}"},
     "load": {"zh": "加载", "en": "it loads"},
-    "tokenizer": {"zh": "分词器：已知词元，往返一致", "en": "tokenizer: known ids, texts come back"},
+    "tokenizer": {"zh": "分词器：已知词元，往返一致", "en": "tokenizer: known ids, texts survive a round trip"},
     "chat": {"zh": "chat = 已知的回答", "en": "chat = the known answers"},
     "stream_chat": {"zh": "stream_chat = chat", "en": "stream_chat = chat"},
     "generate": {"zh": "generate（有缓存）= 逐个重新计算", "en": "generate with a cache = recomputed"},
     "generate_uncached": {"zh": "generate（无缓存）= 逐个重新计算", "en": "generate without a cache = recomputed"},
     "batch": {"zh": "成批 = 逐条", "en": "a batch = one by one"},
     "beams": {"zh": "束搜索（有缓存）= 重新计算", "en": "beams with a cache = recomputed"},
-    "int8": {"zh": "INT8 = 反量化后的权重", "en": "INT8 = its weights as floats"},
-    "int4": {"zh": "INT4 = 反量化后的权重", "en": "INT4 = its weights as floats"},
+    "int8": {"zh": "INT8 = 反量化后的权重", "en": "INT8 = its dequantised weights"},
+    "int4": {"zh": "INT4 = 反量化后的权重", "en": "INT4 = its dequantised weights"},
     "saved": {"zh": "保存后重新加载 = 原模型", "en": "saved and loaded again = the model"},
     "prefix": {"zh": "P-tuning 前缀：缓存、保存、切换", "en": "P-tuning prefix: cached, saved, switched"},
     "lora_adapter": {"zh": "LoRA：保存、加载、合并", "en": "LoRA: saved, loaded, merged"},
@@ -133,7 +134,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "why_default": {
         "zh": "无从区分第 2 代与第 3 代（名称是 {name}），取第 3 代；若是第 2 代，请在 config.json 中写 "
         '"chatglm_version": 2',
-        "en": "nothing tells 2 from 3 (its name is {name}), so 3 is taken; for a ChatGLM2 set "
+        "en": "cannot tell generation 2 from 3 (its name is {name}), assuming 3; for a ChatGLM2, set "
         '"chatglm_version": 2 in config.json',
     },
     "base_model": {"zh": "base 模型，没有对话训练", "en": "a base model without chat training"},
@@ -146,7 +147,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "many_files": {"zh": "{count} 个文件，共 {size}，{first} …", "en": "{count} files of {size} in all, {first} ..."},
     "dtypes": {"zh": "存储类型：{dtypes}", "en": "stored as {dtypes}"},
     "integers": {"zh": "整数 {size}", "en": "integers, {size}"},
-    "numbers": {"zh": "{dtype} {count:,} 个", "en": "{dtype}, {count:,} numbers"},
+    "numbers": {"zh": "{dtype} {count:,} 个", "en": "{dtype}, {count:,} values"},
     "quantised": {"zh": "已量化为 {bits} 位", "en": "quantised to {bits} bits"},
     "quantised_embeddings": {
         "zh": "已量化为 {bits} 位，包括词嵌入",
@@ -154,20 +155,20 @@ DOCTOR: dict[str, dict[str, str]] = {
     },
     "other_quantisation": {
         "zh": "以 {method} 方法量化，这里读不了；请用未量化的模型（--quantize 4）",
-        "en": "quantised by {method}, which cannot be read here: take the full-precision model (with --quantize 4)",
+        "en": "quantised by {method}, which cannot be read here: use the full-precision model (with --quantize 4)",
     },
     "with_prefix": {"zh": "带有 P-tuning 前缀，长度 {length}", "en": "with a P-tuning prefix of {length} positions"},
     "wants_prefix": {
         "zh": "config.json 要求长度 {length} 的 P-tuning 前缀，权重中没有：用 --adapter 指明，或删去 pre_seq_len",
-        "en": "config.json asks for a P-tuning prefix of {length} positions and the weights hold none: name it with "
-        "--adapter, or remove pre_seq_len",
+        "en": "config.json asks for a P-tuning prefix of {length} positions but the weights contain none: give it "
+        "with --adapter, or remove pre_seq_len",
     },
     "memory": {
         "zh": "所需内存：{sizes}；另外每千个词元的上下文 {cache}（16 位）；{device} 可用 {room}",
         "en": "memory needed: {sizes}; and {cache} per 1,000 tokens of context (16 bit); {room} available on {device}",
     },
     "fits": {"zh": "{kind} {size}", "en": "{kind} {size}"},
-    "too_large": {"zh": "{kind} {size}（放不下）", "en": "{kind} {size} (more than there is)"},
+    "too_large": {"zh": "{kind} {size}（放不下）", "en": "{kind} {size} (does not fit)"},
     "tokenizer_ok": {"zh": "分词器：{file}，{count:,} 个词元", "en": "tokenizer: {file}, {count:,} tokens"},
     "tokenizer_generation": {
         "zh": "分词器属于第 {theirs} 代，模型属于第 {ours} 代",
@@ -184,15 +185,15 @@ DOCTOR: dict[str, dict[str, str]] = {
     },
     "absent_shards": {
         "zh": "{index} 列出的 {total} 个文件缺少 {count} 个：{names}；请下载到此文件夹",
-        "en": "{count} of the {total} files that {index} lists are not there: {names}; download them into the folder",
+        "en": "{count} of the {total} files that {index} lists are missing: {names}; download them into the folder",
     },
     "index_missing": {
-        "zh": "{file} 中没有 {index} 说在其中的 {names}",
-        "en": "{file} lacks what {index} says is in it: {names}",
+        "zh": "{file} 中缺少 {index} 列出的 {names}",
+        "en": "{file} lacks tensors that {index} lists for it: {names}",
     },
     "index_extra": {
         "zh": "{file} 中有 {index} 没有列出的 {names}",
-        "en": "{file} holds what {index} does not list for it: {names}",
+        "en": "{file} holds tensors that {index} does not list for it: {names}",
     },
     "index_size": {
         "zh": "{index} 写明共 {there:,} 字节，文件中有 {here:,}",
@@ -200,17 +201,17 @@ DOCTOR: dict[str, dict[str, str]] = {
     },
     "tensors_missing": {"zh": "权重中缺少 {names}", "en": "the weights lack {names}"},
     "tensors_extra": {
-        "zh": "权重中有 config.json 中没有位置的 {names}",
-        "en": "the weights hold what config.json has no place for: {names}",
+        "zh": "权重中有多余的 {names}（与 config.json 不符）",
+        "en": "the weights hold tensors that config.json has no place for: {names}",
     },
     "tensors_size": {
         "zh": "与 config.json 大小不符：{names}",
-        "en": "of other sizes than config.json says: {names}",
+        "en": "sizes that differ from config.json: {names}",
     },
-    "one_size": {"zh": "{name}（{here:,} 个，应为 {there:,} 个）", "en": "{name} ({here:,} numbers, not {there:,})"},
+    "one_size": {"zh": "{name}（{here:,} 个，应为 {there:,} 个）", "en": "{name} ({here:,} values, not {there:,})"},
     "not_read": {"zh": "不会读取的权重文件：{names}", "en": "weight files that are not read: {names}"},
-    "unfinished": {"zh": "没有下载完的文件：{names}", "en": "downloads that were not finished: {names}"},
-    "whole": {"zh": "文件完整，与 config.json 相符", "en": "the files are whole and fit config.json"},
+    "unfinished": {"zh": "没有下载完的文件：{names}", "en": "unfinished downloads: {names}"},
+    "whole": {"zh": "文件完整，与 config.json 相符", "en": "the files are complete and match config.json"},
     "more": {"zh": "{names}，以及另外 {count} 个", "en": "{names} and {count} more"},
 }
 

@@ -1,7 +1,7 @@
-"""The libraries that are installed beside the versions that were tested. Cheap: nothing of them is imported.
+"""Compares installed libraries with the tested versions. Cheap: imports none of them.
 
 The tested ranges are those of pyproject.toml: read from it in a clone, else from the installed package's metadata. In a
-clone requirements.lock also has the exact versions that the tests were run with.
+clone, requirements.lock also has the exact versions with which the tests were run.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Library:
-    """One that this package needs, or can use."""
+    """A library that this package needs, or can use."""
 
     name: str
     tested: str  # ">=5.17,<5.25"; "" for any version
     found: str | None  # None: not installed
-    extra: str | None  # what it is for, by the name in pyproject.toml; None: for everything
-    locked: str | None = None  # the version that the tests were run with last
+    extra: str | None  # the extra of pyproject.toml that needs it; None: always needed
+    locked: str | None = None  # the version of the last test run
 
     @property
     def state(self) -> str:
-        """ok, newer (than was tested), older (than what works), missing, or absent (missing, and only some need it)."""
+        """ok, newer (than tested), older (than what works), missing, or absent (missing, but optional)."""
         if self.found is None:
             return "absent" if self.extra else "missing"
         specifiers = Requirement(f"{self.name}{self.tested}").specifier
@@ -41,13 +41,13 @@ class Library:
         try:
             lowest = [one for one in specifiers if one.operator in (">=", ">", "~=", "==")]
             too_low = any(Version(self.found) < Version(one.version.removesuffix(".*")) for one in lowest)
-        except InvalidVersion:  # nobody can tell: not what was tested, in any case
+        except InvalidVersion:  # cannot be compared: in any case not a tested version
             too_low = False
         return "older" if too_low else "newer"
 
     @property
     def command(self) -> str:
-        """What to run for a version that works, also where the one that is installed should work and does not."""
+        """The command that installs a working version, even if the installed one should work and does not."""
         if self.state != "ok":
             return f'pip install "{self.name}{self.tested}"'
         if self.locked and not Requirement(f"{self.name}=={self.locked}").specifier.contains(str(self.found)):
@@ -57,7 +57,7 @@ class Library:
 
 
 def libraries() -> list[Library]:
-    """What pyproject.toml asks for on this machine, and what is installed; empty where its ranges are not to be had."""
+    """Returns what pyproject.toml requires on this machine, with what is installed; empty if its ranges are unknown."""
     locked = _locked(ROOT / "requirements.lock")
     found = []
     for requirement, extra in _requirements():
@@ -68,12 +68,12 @@ def libraries() -> list[Library]:
 
 
 def newer_than_tested(*extras: str) -> list[Library]:
-    """Those that everything needs, and those for `extras`, where they are newer than was tested."""
+    """Returns the libraries that are always needed, and those for `extras`, that are newer than the tested versions."""
     return [one for one in libraries() if one.state == "newer" and (one.extra is None or one.extra in extras)]
 
 
 def installed(name: str) -> str | None:
-    """The version of an installed distribution."""
+    """Returns the version of a distribution, or None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -81,7 +81,7 @@ def installed(name: str) -> str | None:
 
 
 def _requirements() -> Iterator[tuple[Requirement, str | None]]:
-    """(requirement, extra) of this package, where they apply to this machine."""
+    """Yields each (requirement, extra) of this package that applies to this machine."""
     for text, extra in _from_clone(ROOT / "pyproject.toml") or _from_metadata():
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""}):
@@ -89,7 +89,7 @@ def _requirements() -> Iterator[tuple[Requirement, str | None]]:
 
 
 def _from_clone(path: Path) -> list[tuple[str, str | None]]:
-    """By the lines of our pyproject.toml; empty if there is none. Python 3.10 cannot read TOML."""
+    """Reads our pyproject.toml line by line, because Python 3.10 cannot read TOML; empty if there is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
@@ -121,7 +121,7 @@ def _from_metadata() -> list[tuple[str, str | None]]:
 
 
 def _locked(path: Path) -> dict[str, str]:
-    """The versions in requirements.lock that are for this machine; empty where there is none."""
+    """Returns the versions in requirements.lock that are for this machine; empty if there is no such file."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:

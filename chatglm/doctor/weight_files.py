@@ -1,4 +1,4 @@
-"""The weight files of a folder by their tables of contents: all of them, where loading stops at the first fault."""
+"""Checks the tables of contents of all weight files of a folder, whereas loading stops at the first fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2", ".download", ".tm
 
 @dataclass(frozen=True)
 class Found:
-    """What is in a folder: the files that loading would read, and the contents of those that are whole."""
+    """The weights of a folder: the files that loading would read, and the contents of those that are intact."""
 
     index: Path | None
     weight_map: Mapping[str, str]  # of the index: tensor -> file
@@ -41,7 +41,7 @@ class Found:
 
 
 def find(folder: Path, language: str) -> tuple[Found, list[Finding]]:
-    """The weight files, and what is wrong with them one by one."""
+    """Finds the weight files, and what is wrong with each of them."""
     findings: list[Finding] = []
 
     def wrong(text: str) -> None:
@@ -80,7 +80,7 @@ def find(folder: Path, language: str) -> tuple[Found, list[Finding]]:
 
 
 def _index(folder: Path) -> Path | None:
-    """The index that loading would read: in transformers' order, one file goes before an index."""
+    """The index that loading would read: as in transformers, a single file takes precedence over an index."""
     for name in WHOLE:
         if (folder / name).is_file():
             return None
@@ -140,7 +140,7 @@ def _others(folder: Path, found: Found, language: str) -> Iterator[Finding]:
 
 
 def against_model(model: Any, found: Found, language: str) -> list[Finding]:
-    """What the files lack, hold besides, or hold in another size than the model (on the meta device, for example)."""
+    """Reports missing, extra and wrongly sized tensors in the files; `model` may be on the meta device."""
     wanted = {name: tensor.numel() for name, tensor in model.state_dict().items()}
     tensors, tied = found.tensors, dict(getattr(model, "all_tied_weights_keys", None) or {})
     partners = tied | {source: target for target, source in tied.items()}
@@ -161,6 +161,6 @@ def against_model(model: Any, found: Found, language: str) -> list[Finding]:
 
 
 def some(names: Sequence[str], language: str, most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """Returns the first names, and how many more there are."""
     shown = ", ".join(names[:most])
     return say("more", language, names=shown, count=len(names) - most) if len(names) > most else shown

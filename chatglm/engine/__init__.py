@@ -1,4 +1,4 @@
-"""Runs many requests at once on one model and gives each its answer token by token; knows token ids, not chats.
+"""Runs many requests at once on one model and streams the answer of each; knows token ids, not chats.
 
 `Engine` takes requests from any thread or task and runs a `Scheduler` in a thread of its own; `Scheduler.step` computes
 the next token of every request. Each request has a `Stream` of steps.

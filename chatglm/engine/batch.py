@@ -1,4 +1,4 @@
-"""Who has which row of the KV cache: requests that answer, one whose prompt is read, and idle conversations."""
+"""Assigns the rows of the KV cache: to running answers, to the prompt that is being read, and to idle conversations."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ MEMORY_SHARE = 0.5
 class Row:
     """A row of the cache: the tokens that it holds, the adapter that computed them, and the request that uses it.
 
-    An idle row has no request: what it holds is for a request that continues its conversation. `used` says when it
-    became idle.
+    An idle row has no request and is kept for one that continues its conversation. `used` says when it became idle.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -58,7 +57,7 @@ class Batch:
             self.rows[first], self.rows[second] = self.rows[second], self.rows[first]
 
     def release(self, index: int, damaged: bool = False) -> Request:
-        """Makes a busy row idle and returns its request; a later turn may use what it holds, unless it is damaged."""
+        """Makes a busy row idle and returns its request; a later turn may reuse its tokens unless it is damaged."""
         request = self.request(index)
         if damaged:
             self.cache.clear(index)
@@ -77,7 +76,7 @@ class Batch:
         return min(range(self.busy, len(self.rows)), key=lambda index: self.rows[index].used)
 
     def _free_row(self) -> int:
-        """An idle row: an empty one if there is one or room for one more, else the one that was idle longest."""
+        """Returns an idle row: an empty one if there is one or room for one, else the one that was idle longest."""
         for index in range(self.busy, len(self.rows)):
             if not self.rows[index].ids:
                 return index
@@ -89,7 +88,7 @@ class Batch:
         return count - 1
 
     def make_room(self, rows: int, tokens: int) -> bool:
-        """Makes room for `rows` rows of `tokens` tokens, at the cost of idle rows if need be; False if it cannot."""
+        """Makes room for `rows` rows of `tokens` tokens, dropping idle rows if needed; False if it cannot."""
         cache = self.cache
         if rows <= cache.rows and tokens <= cache.capacity:
             return True
@@ -113,10 +112,10 @@ class Batch:
         return max((len(row.ids) for row in self.rows[: self.busy]), default=0)
 
     def place(self, request: Request) -> int:
-        """Gives the request a row behind the busy ones; returns how many of its tokens the row already holds."""
+        """Gives the request a row after the busy ones; returns how many of its tokens the row already holds."""
         source, common = self._best_prefix(request.ids, request.adapter)
         if source >= self.busy and 4 * common >= 3 * len(self.rows[source].ids):
-            target = source  # its conversation goes on
+            target = source  # the request continues its conversation
         else:
             target = self._free_row()
         if common and source != target:
@@ -128,7 +127,7 @@ class Batch:
         return common
 
     def _best_prefix(self, ids: list[int], adapter: str | None) -> tuple[int, int]:
-        """The row with the longest common beginning with `ids`, and its length, at most all ids but the last."""
+        """Returns the row with the longest common prefix with `ids`, and its length, at most all ids but the last."""
         best, most = -1, 0
         for index, row in enumerate(self.rows):
             if row.adapter != adapter:
@@ -154,7 +153,7 @@ class Batch:
 
 
 def affordable_tokens(model: PreTrainedModel) -> int:
-    """How many tokens of KV cache fit into half of the memory that the model leaves free."""
+    """Returns how many tokens of KV cache fit into half of the memory that the model leaves free."""
     config = model.config
     size = 2 * config.num_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
     room = memory.available(model.device)

@@ -1,13 +1,13 @@
-"""Why the engine takes no request, or did not finish one."""
+"""Errors of the engine: it refused a request, or did not finish one."""
 
 from __future__ import annotations
 
 
 class QueueFullError(RuntimeError):
-    """The queue is full; `retry_after` is a guess in seconds."""
+    """The queue is full; `retry_after` is an estimate in seconds."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} requests are waiting already: try again in {retry_after} s")
+        super().__init__(f"{waiting} requests are already waiting: try again in {retry_after} s")
         self.retry_after = retry_after
 
 

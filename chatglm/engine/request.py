@@ -17,7 +17,7 @@ from .stream import EngineStep, Stream, TokenLogprob
 
 
 class AsLoaded(Enum):
-    """Stands for the adapter that the model had in use when its engine began."""
+    """Stands for the adapter that was in use when the engine started."""
 
     AS_LOADED = 0
 
@@ -33,7 +33,8 @@ class Request:
     Args:
         ids: of the prompt.
         limit: number of tokens, prompt included, at which the answer ends with "length".
-        top_logprobs: None, or how many of the likeliest tokens each step tells, with the probability of the chosen one.
+        top_logprobs: how many of the likeliest tokens each step reports beside the chosen one; None reports no
+            probabilities.
         decode_ids: see `AnswerText`.
         adapter: the name of the adapter to use, or None.
     """
@@ -60,13 +61,13 @@ class Request:
         self._shown = ""
 
     def start(self, model: PreTrainedModel) -> None:
-        """Makes what lives on the device, once: a request that starts again goes on where it was."""
+        """Makes the tensors on the device, once: a request that starts again continues where it was."""
         if self._chooser is not None:
             return
         self._chooser = TokenChooser(model, self.options, self.prompt_tokens, self.limit, model.device)
-        # (1, limit): behind the sequence its last id is repeated, which does not change any positions.
+        # (1, limit): padded with the last id of the sequence, which does not change any positions.
         self.sequence = torch.tensor([self.ids + self.ids[-1:] * (self.limit - len(self.ids))], device=model.device)
-        #: (1, limit) or (1, 2, limit), also of the tokens to come.
+        #: (1, limit) or (1, 2, limit), also for future tokens.
         self.positions = model.positions_from(self.sequence, 0)
 
     @property
@@ -74,7 +75,7 @@ class Request:
         return self.stream.cancelled or (self.options.cancel is not None and self.options.cancel.is_set())
 
     def advance(self, scores: torch.Tensor) -> FinishReason | None:
-        """Chooses the next token by `scores` (1, vocabulary) and hands it to the reader; returns why it was the last.
+        """Chooses the next token from `scores` (1, vocabulary) and streams it; returns why it is the last, or None.
 
         Raises whatever the caller's processors raise, and NonFiniteLogitsError.
         """
@@ -92,7 +93,7 @@ class Request:
         return self._hand_over(token_id, choice.finish_reason, logprob)
 
     def end_cancelled(self) -> None:
-        """Tells the reader that the answer ends here."""
+        """Ends the stream with the reason "cancelled"."""
         self._hand_over(None, "cancelled")
 
     def _hand_over(

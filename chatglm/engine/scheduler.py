@@ -1,17 +1,17 @@
-"""The scheduler: which requests run together, and the next token of each, step by step in the caller's thread.
+"""The scheduler: decides which requests run together and computes their next tokens, in the caller's thread.
 
-Between two steps requests join and leave. A step reads the prompts of those that join, row by row as `chat` does, then
-computes one token of every row together. All generations go the same way: positions come from the model's
-`positions_from`, and a mask hides what a row does not hold.
+Requests join and leave between two steps. A step reads the prompts of those that join, row by row as `chat` does, then
+computes one token of every row together. All generations are treated the same: positions come from the model's
+`positions_from`, and a mask hides the unused end of a row.
 
-A request may be for one of the model's adapters. A model has one of them in use at a time, so a step runs the rows of
-each adapter together, one adapter after the other: nobody waits for another adapter's answers to end, and a step takes
-as many forwards as there are adapters among the running answers.
+A request may use one of the model's adapters. A model uses one adapter at a time, so a step runs the rows of each
+adapter together, one adapter after the other: no request waits for another adapter's answers to end, and a step takes
+one forward per adapter among the running answers.
 
-We do not use transformers' continuous batching: it has one seed for all requests, takes no logits processors of a
-single request, changes the model's attention implementation while others use the model, and has no place for
-generation 1's mask. It is also slower on a CPU: with a model of 36M parameters on two busy cores, 16 answers of 32
-tokens at once came at 218 tokens/s here and at 53 (first run) and 82 (second run) there, see `benchmarks/serving.py`.
+We do not use transformers' continuous batching: it has one seed for all requests, takes no logits processors per
+request, changes the model's attention implementation while others use the model, and does not support generation 1's
+mask. It is also slower on a CPU: with a model of 36M parameters on two busy cores, 16 answers of 32 tokens at once ran
+at 218 tokens/s here, and at 53 (first run) and 82 (second run) there; see `benchmarks/serving.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .batch import Batch, affordable_tokens
 from .errors import PromptTooLongError
 from .request import AS_LOADED, AdapterName, AsLoaded, Request
 
-#: Tokens of prompts that a step reads at most, so that a long prompt does not stop the running answers.
+#: Maximum number of prompt tokens that a step reads, so that a long prompt does not stall the running answers.
 PREFILL_TOKENS = 512
 
 
@@ -50,17 +50,17 @@ class Statistics:
 
 
 class Scheduler:
-    """Runs requests together on `model`, whose adapters nobody else may change meanwhile.
+    """Runs requests together on `model`; nothing else may change its adapters meanwhile.
 
-    Any thread may call `make_request`, `add` and the properties. Everything else is for one thread.
+    Any thread may call `make_request`, `add` and the properties. Everything else must stay in one thread.
 
     Args:
         decode_ids: ids of an answer -> text, see `AnswerText`.
         max_batch: how many requests run at once.
-        cache_tokens: tokens that the KV caches of all rows may hold together; None takes half of the free memory.
+        cache_tokens: tokens that the KV caches of all rows may hold together; None uses half of the free memory.
             A request that would need more on its own ends with the reason "length".
-        prefill_tokens: how many tokens of prompts a step reads at most.
-        on_end: called with each request that has ended, for whatever reason.
+        prefill_tokens: maximum number of prompt tokens that a step reads.
+        on_end: called with each request that ends, whatever the reason.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class Scheduler:
 
     @property
     def cached(self) -> tuple[int, int]:
-        """Tokens that the rows hold, and bytes that they take."""
+        """Number of tokens that the rows hold, and their size in bytes."""
         return sum(len(row.ids) for row in list(self._batch.rows)), self._batch.cache.size
 
     def adapter_named(self, name: AdapterName) -> str | None:
-        """The adapter that `name` stands for. Raises ValueError if there is none."""
+        """Returns the adapter that `name` stands for. Raises ValueError if there is none."""
         if isinstance(name, AsLoaded):
             return self._as_loaded
         if name not in self._adapters:
@@ -124,7 +124,7 @@ class Scheduler:
         top_logprobs: int | None = None,
         adapter: AdapterName = AS_LOADED,
     ) -> Request:
-        """A request for an answer to the prompt `ids`, to be given to `add`.
+        """Makes a request for an answer to the prompt `ids`; pass it to `add`.
 
         Raises:
             PromptTooLongError: the prompt leaves no room for an answer, in the context or the cache.
@@ -134,7 +134,7 @@ class Scheduler:
         if not ids:
             raise ValueError("the prompt is empty")
         vocabulary = self._model.config.vocab_size
-        if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU one wrong id would be the end of the process
+        if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU, one wrong id would crash the process
             raise ValueError(f"token ids must be from 0 to {vocabulary - 1}")
         try:
             limit = options.room_for(len(ids), min(self._context, self.cache_tokens))
@@ -152,23 +152,23 @@ class Scheduler:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Lets cancelled requests go and waiting ones join, and computes one token of every running answer.
+        """Drops cancelled requests, admits waiting ones and computes one token of every running answer.
 
-        What goes wrong with a request ends that request only. Raises after three failed forwards in a row: then the
-        model is broken, and the caller should call `fail_all`.
+        An error of a request ends only that request. Raises after three failed forwards in a row: the model is then
+        broken, and the caller should call `fail_all`.
         """
         self._drop_cancelled()
         self._read_prompts()
         self._answer_step()
 
     def use(self, adapter: str | None) -> None:
-        """Has the model use this adapter until the next step."""
+        """Switches the model to this adapter until the next step."""
         if adapter != self._adapter:
             use_adapter(self._model, adapter)
             self._adapter = adapter
 
     def fail_waiting(self, error: Exception) -> None:
-        """Ends all requests that do not run yet."""
+        """Ends all requests that are not running yet."""
         self._receive()
         while self._waiting:
             self._fail(self._waiting.popleft(), error)
@@ -182,7 +182,7 @@ class Scheduler:
         self._batch = Batch(self._model, self._max_batch, self.cache_tokens)
 
     def restore_adapter(self) -> None:
-        """Has the model use the adapter that it used at the start."""
+        """Switches the model back to the adapter that it used at the start."""
         self.use(self._as_loaded)
 
     # ---- requests
@@ -215,19 +215,19 @@ class Scheduler:
             self._on_end(request)
 
     def _admit(self) -> bool:
-        """Gives the request that has waited longest a row behind the answering ones, if there is room."""
+        """Gives the request that has waited longest a row after the answering ones, if there is room."""
         self._receive()
         if not self._waiting or self._batch.busy == self._max_batch:
             return False
         request = self._waiting[0]
-        # Room for a few tokens each, or the next step would have to take somebody's row away again.
+        # Room for a few tokens each, or the next step would have to preempt a request again.
         spare = min(ROW_STEP // 2, request.limit - len(request.ids)) if self._batch.busy else 1
         if not self._batch.make_room(self._batch.busy + 1, max(len(request.ids), self._batch.longest()) + spare):
             return False
         self._waiting.popleft()
         try:
             request.start(self._model)
-        except Exception as error:  # a processor that cannot be made, or memory: only this request has to end
+        except Exception as error:  # a processor that cannot be built, or out of memory: only this request ends
             self._fail(request, error)
             return self._admit()
         request.cached_tokens = min(self._batch.place(request), request.prompt_tokens)
@@ -238,23 +238,23 @@ class Scheduler:
     # ---- prompts and tokens
 
     def _read_prompts(self) -> None:
-        """Reads prompts of requests that join, for about as long as running answers may be delayed."""
+        """Reads prompts of requests that join, up to about the number of tokens that may delay running answers."""
         left = self._prefill_tokens
         while left > 0 and (self._batch.busy > self._batch.answering or self._admit()):
             left -= self._read_prompt(self._batch.answering)
 
     def _read_prompt(self, index: int) -> int:
-        """Reads a piece of a prompt and returns its length. The last piece gives the first token."""
+        """Reads a chunk of a prompt and returns its length in tokens. The last chunk gives the first token."""
         row, request = self._batch.rows[index], self._batch.request(index)
         start, ids = len(row.ids), request.ids
         end = piece_end(self._model, request.sequence[:, : min(start + self._prefill_tokens, len(ids))], start)
         if self._model.reusable_prefix(ids, end) != end:
-            end = len(ids)  # generation 1: tokens of the context see each other both ways
+            end = len(ids)  # generation 1: context attention is bidirectional
         self._batch.cache.select_row(index, start)
         try:
             self.use(request.adapter)
             scores = self._forward(request.sequence[:, start:end], request.positions[..., start:end])
-        except Exception as error:  # most likely memory, because of this request
+        except Exception as error:  # most likely out of memory, because of this request
             self._blame(error)
             self._fail(self._batch.release(index, damaged=True), error)
             return end - start
@@ -269,7 +269,7 @@ class Scheduler:
         while self._batch.busy and not self._batch.make_room(self._batch.busy, self._batch.longest() + 1):
             self._preempt()
         self._batch.group()
-        # From the last group to the first: rows that end change places with rows behind them only.
+        # From the last group to the first: a row that ends is swapped only with rows after it.
         end = self._batch.answering
         while end:
             first = end - 1
@@ -303,7 +303,7 @@ class Scheduler:
         self._deliver(scores, first)
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Scores (rows, vocabulary) behind the last of `ids` (rows, tokens)."""
+        """Returns the scores (rows, vocabulary) after the last of `ids` (rows, tokens)."""
         outputs = self._model(
             input_ids=ids,
             position_ids=positions,
@@ -322,12 +322,12 @@ class Scheduler:
             raise error
 
     def _deliver(self, scores: torch.Tensor, first: int) -> None:
-        """Gives each row from `first` on its next token, by its row of `scores`, and releases rows that end."""
+        """Chooses the next token of each row from `first` on by its row of `scores`, and releases rows that end."""
         for offset in reversed(range(len(scores))):
             index = first + offset
             try:
                 reason = self._batch.request(index).advance(scores[offset : offset + 1])
-            except Exception as error:  # NaN, or a processor of the caller: nobody else has to suffer
+            except Exception as error:  # NaN, or a fault in the caller's processor: other requests continue
                 self._fail(self._batch.release(index, damaged=True), error)
                 continue
             self.statistics.completion_tokens += 1
@@ -335,7 +335,7 @@ class Scheduler:
                 self._ended(self._batch.release(index), reason)
 
     def _preempt(self) -> None:
-        """Sends the request that came last back to the queue: its tokens are read again when there is room."""
+        """Sends the newest request back to the queue; its tokens are read again when there is room."""
         index = max(range(self._batch.busy), key=lambda i: self._batch.request(i).number)
         request = self._batch.release(index)
         self.statistics.preempted += 1

@@ -1,4 +1,4 @@
-"""The steps of one answer on their way from the engine to its reader, who may be any thread or task."""
+"""Passes the steps of one answer from the engine to its reader in any thread or task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..decoding.steps import GenerationStep
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural logarithms of the model's probabilities, before temperature and penalties: `top` are the likeliest."""
+    """Natural logarithms of the model's probabilities before temperature and penalties; `top`: the likeliest tokens."""
 
     token_id: int
     logprob: float
@@ -23,7 +23,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class EngineStep(GenerationStep):
-    """A `GenerationStep` of the engine: `delta` is the new part of `text`, `logprob` is for those who asked for it."""
+    """A `GenerationStep` of the engine: `delta` is the new part of `text`, `logprob` is there if requested."""
 
     delta: str
     logprob: TokenLogprob | None = None
@@ -32,8 +32,8 @@ class EngineStep(GenerationStep):
 class Stream:
     """The steps of one answer, to be read once, with `for` or `async for`.
 
-    Reading raises what ended the request early: NonFiniteLogitsError, EngineStoppedError, or whatever a processor of
-    the caller raised.
+    Reading raises the error that ended the request early: NonFiniteLogitsError, EngineStoppedError, or whatever one of
+    the caller's processors raised.
     """
 
     def __init__(self) -> None:
@@ -49,10 +49,10 @@ class Stream:
         self.cancelled = True
 
     def put(self, item: EngineStep | BaseException) -> None:
-        """Adds a step, or what ended the request early.
+        """Adds a step, or the error that ended the request early.
 
-        Steps come without their text, which the reader gets from their deltas: a long answer that nobody reads costs
-        memory once.
+        Steps arrive without `text`, which is joined from their deltas on reading: so a long answer that nobody reads is
+        in memory only once.
         """
         with self._ready:
             self._items.append(item)

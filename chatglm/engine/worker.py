@@ -28,8 +28,8 @@ class Engine:
     Args:
         decode_ids: ids of an answer -> text, see `AnswerText`.
         max_batch: how many answers run at once.
-        max_queue: how many requests may wait besides.
-        cache_tokens: tokens that the KV caches of all rows may hold together; None takes half of the free memory.
+        max_queue: how many more requests may wait.
+        cache_tokens: tokens that the KV caches of all rows may hold together; None uses half of the free memory.
             A request that would need more on its own ends with the reason "length".
     """
 
@@ -85,7 +85,7 @@ class Engine:
 
     @property
     def cached(self) -> tuple[int, int]:
-        """Tokens that the rows hold, and bytes that they take."""
+        """Number of tokens that the rows hold, and their size in bytes."""
         return self._scheduler.cached
 
     def submit(
@@ -107,9 +107,9 @@ class Engine:
         """Starts all of these answers, or none.
 
         Args:
-            requests: ids of a prompt, and the options of its answer.
-            top_logprobs: asks for the probability of each token, and those of this many likeliest ones.
-            adapter: which all of them use.
+            requests: for each, the ids of its prompt and the options of its answer.
+            top_logprobs: report the probability of each token and of this many likeliest ones; None reports none.
+            adapter: the one that all of them use.
 
         Raises:
             PromptTooLongError: a prompt leaves no room for an answer, in the context or the cache.
@@ -120,7 +120,7 @@ class Engine:
         made = [self._scheduler.make_request(ids, options, top_logprobs, adapter) for ids, options in requests]
         places = self.max_batch + self.max_queue
         if len(made) > places:
-            raise ValueError(f"{len(made)} answers at once are more than this server ever takes ({places})")
+            raise ValueError(f"{len(made)} answers at once are more than this server takes at most ({places})")
         with self._changed:
             self._check_open()
             if self._unfinished + len(made) > places:
@@ -151,7 +151,7 @@ class Engine:
         return future
 
     def close(self, grace: float = 0.0, wait: bool = True) -> None:
-        """Takes no more requests, ends those that wait, and after `grace` seconds those that still run.
+        """Stops taking requests, ends those that wait, and after `grace` seconds those that still run.
 
         Args:
             wait: return only when all of them have ended.
@@ -183,13 +183,13 @@ class Engine:
                 while self._wait_for_work():
                     self._do_jobs()
                     self._scheduler.step()
-        except BaseException as error:  # whatever it was, nobody may be left waiting
+        except BaseException as error:  # whatever it is, no reader may be left waiting
             self._failure = error
         finally:
             self._end_all()
 
     def _wait_for_work(self) -> bool:
-        """Waits until there is something to do; False if the engine is to stop."""
+        """Waits until there is something to do; False if the engine should stop."""
         with self._changed:
             while not (self._scheduler.has_work or self._jobs or self._closing_at is not None):
                 self._changed.wait()
@@ -207,7 +207,7 @@ class Engine:
                 try:
                     self._scheduler.use(adapter)
                     future.set_result(function())
-                except Exception as error:  # goes to whoever asked for it
+                except Exception as error:  # passed on to the caller
                     future.set_exception(error)
 
     def _fail_jobs(self, error: Exception) -> None:

@@ -1,1 +1,1 @@
-"""What the programs at the top share: arguments, texts, the terminal, a conversation, the web page."""
+"""What the front doors share: arguments, texts, the terminal, a conversation, the web page."""

@@ -1,4 +1,4 @@
-"""Command-line arguments that the front doors share, and the checks of their values, for `/set` while chatting too."""
+"""Command-line arguments that the front doors share, and the checks of their values, which `/set` also uses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _temperature(text: str) -> float:
     return value
 
 
-#: Name of a generation setting -> from its text to its value; raises ValueError. Unset means: the model's own default.
+#: Name of a generation setting -> parser of its text, which raises ValueError. Unset means: the model's own default.
 SETTINGS: dict[str, Callable[[str], int | float]] = {
     "max_length": _positive_int,
     "max_new_tokens": _positive_int,
@@ -56,11 +56,11 @@ SETTINGS: dict[str, Callable[[str], int | float]] = {
     "seed": _seed,
 }
 _HELP = {
-    "max_length": "tokens of prompt and answer together; the oldest turns are forgotten to keep to it",
-    "max_new_tokens": "tokens of one answer",
+    "max_length": "most tokens of prompt and answer together; the oldest turns are dropped to stay within it",
+    "max_new_tokens": "most tokens of one answer",
     "top_p": "sample only from the likeliest tokens that together have this probability",
     "temperature": "0 = always the likeliest token; higher = more varied",
-    "seed": "the same seed gives the same answers again",
+    "seed": "the same seed gives the same answers",
 }
 
 
@@ -77,7 +77,10 @@ def parse_setting(name: str, text: str) -> tuple[str, int | float]:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
-    """--model and how to load it; `load_from_arguments` reads them. `extras`: of pyproject.toml, for this program."""
+    """Adds --model and how to load it, which `load_from_arguments` reads.
+
+    Args:
+        extras: of pyproject.toml, those that this program needs."""
     parser.set_defaults(extras=extras)
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -93,13 +96,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     group.add_argument("--dtype", default="auto", help="auto, float16, bfloat16, float32 (default: %(default)s)")
     group.add_argument("--quantize", type=int, choices=(4, 8), help="bits per weight, rounded while loading")
-    group.add_argument("--no-memory-check", action="store_true", help="load even where the memory seems too small")
+    group.add_argument("--no-memory-check", action="store_true", help="load even if the memory seems too small")
 
 
 def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
-    """Model and tokenizer by the arguments of `add_model_arguments`; raises what `chatglm.load` raises.
+    """Loads model and tokenizer by the arguments of `add_model_arguments`; raises what `chatglm.load` raises.
 
-    Libraries that are newer than what was tested are one line on standard error.
+    Prints one line on standard error if libraries are newer than the tested versions.
     """
     newer = newer_than_tested(*args.extras, *(["lora"] if args.adapter else []))
     if newer:
@@ -123,7 +126,7 @@ def adapter_names(args: argparse.Namespace) -> list[str]:
 
 
 def _adapters(given: Sequence[str]) -> dict[str, str] | None:
-    """Their paths by name: the one in front of the path, else that of the folder."""
+    """Maps names to paths. The name is given before the path, or else that of the folder."""
     paths: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
@@ -136,24 +139,24 @@ def _adapters(given: Sequence[str]) -> dict[str, str] | None:
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
-    """--max-length, --top-p and the others of SETTINGS."""
-    group = parser.add_argument_group("generation (default: as the model's publishers chose)")
+    """Adds --max-length, --top-p and the others of SETTINGS."""
+    group = parser.add_argument_group("generation (default: the model's own settings)")
     for name in SETTINGS:
         group.add_argument(f"--{name.replace('_', '-')}", type=_argument(name), metavar="N", help=_HELP[name])
 
 
 def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given, as keyword arguments for `chat` and `stream_chat`."""
+    """Returns the settings that were given, as keyword arguments for `chat` and `stream_chat`."""
     values: Mapping[str, Any] = vars(args)
     return {name: values[name] for name in SETTINGS if values[name] is not None}
 
 
 def read_tools(path: str) -> Any:
-    """The descriptions of tools in a JSON file. Raises OSError or ValueError."""
+    """Reads the descriptions of tools in a JSON file. Raises OSError or ValueError."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error})") from error
+        raise ValueError(f"{path} is not valid JSON ({error})") from error
 
 
 def _argument(name: str) -> Callable[[str], int | float]:

@@ -42,22 +42,22 @@ Ctrl-C              中止当前回答""",
 /clear (or clear)   start over
 /undo               take the last turn back
 /regen              answer the last question again
-/system [TEXT]      set the system prompt and start over; without a text: none (ChatGLM3 only)
-/set [NAME VALUE]   change a setting (VALUE default: as the model has it); without a name: show all
+/system [TEXT]      set the system prompt and start over; no TEXT removes it (ChatGLM3 only)
+/set [NAME VALUE]   change a setting (VALUE "default" restores it); no NAME shows all
 /save FILE          save the conversation
-/load FILE          go on with a saved one
-/quit (or stop)     end, as Ctrl-D does
-\"\"\" ... \"\"\"         several lines
+/load FILE          continue a saved conversation
+/quit (or stop)     exit, as Ctrl-D does
+\"\"\" ... \"\"\"         input of several lines
 Ctrl-C              stop the answer""",
     },
-    "cleared": {"zh": "（对话已清空）", "en": "(the conversation is cleared)"},
-    "undone": {"zh": "（已撤回上一轮）", "en": "(the last turn is taken back)"},
+    "cleared": {"zh": "（对话已清空）", "en": "(conversation cleared)"},
+    "undone": {"zh": "（已撤回上一轮）", "en": "(last turn taken back)"},
     "nothing": {"zh": "（还没有对话）", "en": "(there is no turn yet)"},
-    "system": {"zh": "（系统提示已设置，对话已清空）", "en": "(the system prompt is set, the conversation is cleared)"},
+    "system": {"zh": "（系统提示已设置，对话已清空）", "en": "(system prompt set, conversation cleared)"},
     "settings": {"zh": "（{values}）", "en": "({values})"},
     "saved": {"zh": "（已保存到 {path}）", "en": "(saved to {path})"},
-    "loaded": {"zh": "（已读入 {path}）", "en": "(read {path})"},
-    "needs_file": {"zh": "请写明文件名：{command} 文件", "en": "name a file: {command} FILE"},
+    "loaded": {"zh": "（已读入 {path}）", "en": "(loaded {path})"},
+    "needs_file": {"zh": "请写明文件名：{command} 文件", "en": "give a file name: {command} FILE"},
     "unknown": {
         "zh": "没有 {command} 这个命令，/help 查看全部命令",
         "en": "there is no command {command}; /help lists them",
@@ -67,7 +67,7 @@ Ctrl-C              stop the answer""",
         "en": "the input is not {encoding} text and was not sent",
     },
     "tool": {"zh": "[调用工具] {name} {parameters}", "en": "[tool call] {name} {parameters}"},
-    "interrupt": {"zh": "（/quit 或 Ctrl-D 退出）", "en": "(/quit or Ctrl-D ends)"},
+    "interrupt": {"zh": "（/quit 或 Ctrl-D 退出）", "en": "(/quit or Ctrl-D exits)"},
     "speed": {
         "zh": "[{tokens} 个词元，{rate:.1f} 词元/秒{note}]",
         "en": "[{tokens} tokens, {rate:.1f} tokens/s{note}]",
@@ -78,7 +78,7 @@ Ctrl-C              stop the answer""",
     "error": {"zh": "错误：{reason}", "en": "Error: {reason}"},
     "newer": {
         "zh": "注意：比测试过的版本新：{names}。若有异常，请运行 python -m chatglm.doctor",
-        "en": "Note: newer than what was tested: {names}. If something is odd, run python -m chatglm.doctor",
+        "en": "Note: newer than the tested versions: {names}. If anything misbehaves, run python -m chatglm.doctor",
     },
 }
 
@@ -91,7 +91,7 @@ PAGE: dict[str, dict[str, str]] = {
         ),
         "en": (
             "This is only the tiny demo model that comes with the software ({millions} million parameters), not "
-            "ChatGLM-6B: small talk, sums, unit conversions and simple translations, no more. "
+            "ChatGLM-6B. It can do small talk, sums, unit conversions and simple translations, no more. "
             "For a real model: `python web_demo.py --model FOLDER`"
         ),
     },
@@ -108,7 +108,7 @@ PAGE: dict[str, dict[str, str]] = {
     "max_length": {"zh": "最大长度", "en": "Maximum length"},
     "max_length_info": {
         "zh": "提示与回答的词元总数；0 为模型上限",
-        "en": "Tokens of prompt and answer; 0: all that the model can take",
+        "en": "Tokens of prompt and answer; 0: the model's maximum",
     },
     "top_p": {"zh": "Top P", "en": "Top P"},
     "temperature": {"zh": "温度", "en": "Temperature"},

@@ -1,4 +1,4 @@
-"""A conversation as a front door keeps it: its history, its system prompt, taking turns back, saving and loading."""
+"""The conversation of a front door: history, system prompt, taking turns back, saving and loading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..conversation.formats import ChatFormat, chat_format, names_of
 class Session:
     """The history of one conversation, in the form that the model's `chat` takes.
 
-    `history` is what to pass to `chat` or `stream_chat`; put the history that they give back there.
+    Pass `history` to `chat` or `stream_chat`, then set it to the history that they return.
     """
 
     def __init__(self, chat_format: ChatFormat, system: str | None = None, tools: list[Any] | None = None) -> None:
@@ -27,7 +27,7 @@ class Session:
     def set_system(self, text: str | None) -> None:
         """Starts over with this system prompt, or with none; the tools stay.
 
-        Raises ValueError for models that do not know them, and for tools that are no list of descriptions.
+        Raises ValueError if the model does not know them, or if the tools are not a list of descriptions.
         """
         known = self.chat_format
         if (text and not known.knows_system_prompt) or (self.tools and not known.knows_tools):
@@ -49,13 +49,13 @@ class Session:
 
     @property
     def next_role(self) -> str:
-        """ "observation" where the model has just called a tool and waits for its result, else "user"."""
+        """ "observation" if the model has just called a tool and waits for its result, else "user"."""
         messages = self.chat_format.as_messages(self.history[-1:])
         called = messages and messages[-1]["role"] == "assistant" and messages[-1].get("metadata")
         return "observation" if called else "user"
 
     def undo(self) -> tuple[str, str] | None:
-        """Takes the last turn back and gives its (question, role), or None where there is no turn."""
+        """Takes the last turn back and returns its (question, role), or None if there is no turn."""
         messages = self.chat_format.as_messages(self.history)
         for index in reversed(range(len(messages))):
             question, role = messages[index]["content"], messages[index]["role"]
@@ -65,13 +65,13 @@ class Session:
         return None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the conversation as JSON; an old file is replaced only once the new one is whole. Raises OSError."""
+        """Writes the conversation as JSON; replaces an old file only once the new one is complete. Raises OSError."""
         target = Path(path).expanduser()
         saved = {"chatglm_version": self.chat_format.generation, "history": self.history}
         write_file(target, json.dumps(saved, ensure_ascii=False, indent=1) + "\n")
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Goes on with a saved conversation. Raises OSError or ValueError, and then nothing has changed."""
+        """Loads a saved conversation. Raises OSError or ValueError, and then nothing has changed."""
         target = Path(path).expanduser()
         try:
             saved = json.loads(target.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ class Session:
             if theirs.has_roles == ours.has_roles:  # pairs are the same in all generations that have them
                 history = ours.validate(history)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{target} is no conversation that was saved here ({error})") from error
+            raise ValueError(f"{target} is not a conversation that was saved here ({error})") from error
         if theirs.has_roles != ours.has_roles:
             generations = f"with ChatGLM{theirs.generation}, this model is a ChatGLM{ours.generation}"
             raise ValueError(f"{target} is a conversation {generations}")

@@ -1,4 +1,4 @@
-"""The chat in a terminal or a pipe: reading questions and commands, printing answers as they come."""
+"""The chat in a terminal or a pipe: reads questions and commands, prints answers as they grow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Terminal:
         return TERMINAL[key][self.language].format(**values)
 
     def say(self, key: str, **values: Any) -> None:
-        """A message of the program. Where the output is no terminal it gets answers only, and this goes to stderr."""
+        """Prints a message of the program: to stderr if the output is not a terminal, so that it gets only answers."""
         print(self.text(key, **values), file=sys.stdout if self.interactive else sys.stderr, flush=True)
 
     def fail(self, reason: object) -> None:
@@ -42,14 +42,14 @@ class Terminal:
         self.say("error", reason=reason)
 
     def read_line(self, prompt: str) -> str:
-        """One line without its end. EOFError at the end of the input."""
+        """Reads one line, without its line break. Raises EOFError at the end of the input."""
         line = input(self.text(prompt)) if self.interactive else sys.stdin.readline()
         if not line and not self.interactive:
             raise EOFError
         return line.rstrip("\r\n")
 
     def read_block(self, first_line: str) -> str:
-        """The lines between triple quotes."""
+        """Reads the lines between triple quotes."""
         lines = [first_line.removeprefix(BLOCK)]
         with contextlib.suppress(EOFError):
             while not lines[-1].rstrip().endswith(BLOCK):
@@ -57,7 +57,7 @@ class Terminal:
         return "\n".join(lines).rstrip().removesuffix(BLOCK).strip("\n")
 
     def chat(self) -> None:
-        """Questions and commands until /quit or the end of the input."""
+        """Takes questions and commands until /quit or the end of the input."""
         while True:
             try:
                 if not self.take(self.read_line(self.session.next_role).strip()):
@@ -71,7 +71,7 @@ class Terminal:
                 self.say("interrupt")
 
     def take(self, line: str) -> bool:
-        """One line of input: a command, or (the beginning of) a question. False ends the chat."""
+        """Takes one line of input: a command, or (the beginning of) a question. Returns False to end the chat."""
         command = re.fullmatch(r"/(\w+)(?:\s+(.*))?", line)
         if line in ("stop", "clear"):  # the originals' words
             command = re.fullmatch(r"(\w+)()", line)
@@ -93,11 +93,11 @@ class Terminal:
         return True
 
     def answer(self, question: str, role: str, seed_shift: int = 0) -> bool:
-        """Prints the answer as it comes and keeps the turn. False: there is none.
+        """Prints the answer as it grows and keeps the turn. Returns False if there is no answer.
 
-        In a terminal Ctrl-C ends the answer early and keeps what is there; elsewhere it ends the program as ever.
+        In a terminal, Ctrl-C ends the answer early and keeps the text so far; elsewhere it ends the program as usual.
         """
-        if re.search("[\ud800-\udfff]", question):  # bytes that were no text, see cli_demo.py
+        if re.search("[\ud800-\udfff]", question):  # bytes that were not text, see cli_demo.py
             self.fail(self.text("not_text", encoding=sys.stdin.encoding))
             return False
         settings, cancel = dict(self.settings), threading.Event()
@@ -123,7 +123,7 @@ class Terminal:
             return False
         print("" if self.stream else step.text, flush=True)
         self.session.history = step.history
-        if isinstance(step.response, dict):  # a tool call; one that cannot be read has its raw text as content
+        if isinstance(step.response, dict):  # a tool call; one that cannot be parsed has its raw text as content
             given = step.response.get("parameters") or step.response.get("content")
             self.say("tool", name=step.response["name"], parameters=json.dumps(given, ensure_ascii=False))
         if self.interactive:
@@ -180,7 +180,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def interrupt_sets(event: threading.Event) -> Iterator[None]:
-    """Ctrl-C sets `event`; a second one, where the first takes too long to show, is a KeyboardInterrupt as ever."""
+    """Makes Ctrl-C set `event`; a second one, if the first takes too long, raises KeyboardInterrupt as usual."""
 
     def handle(signal_number: int, frame: FrameType | None) -> None:
         if event.is_set():

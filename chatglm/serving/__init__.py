@@ -1,1 +1,1 @@
-"""The HTTP side: `engine` runs requests together, `app` has the routes of `openai` and `legacy`."""
+"""The HTTP server: `app` has the routes of `openai` and `legacy`, `chat_engine` runs their requests together."""

@@ -1,4 +1,4 @@
-"""An answer as OpenAI's API has it, while it grows: content and tool calls."""
+"""Splits an answer, while it grows, into content and tool calls in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .service import dumps
 
 @dataclass
 class Call:
-    """A tool call as far as it is known."""
+    """A tool call so far."""
 
     name: str
     id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
@@ -27,18 +27,18 @@ class Call:
 
 @dataclass
 class Change:
-    """What one more token made known. `calls`: (index, call, new part of its arguments, whether the call is new)."""
+    """What one more step added. `calls`: (index, call, new part of its arguments, whether the call is new)."""
 
     content: str = ""
     calls: list[tuple[int, Call, str, bool]] = field(default_factory=list)
 
 
 class AssistantMessage:
-    """Sorts the raw text of an answer; fed at once or piece by piece, it says the same in the end.
+    """Splits the raw text of an answer into content and calls. Feeding it whole or in pieces gives the same result.
 
     Args:
-        tools: names that may be called. A message that begins with another name is text: an answer like "Python" with
-            a block of code in the next line looks the same.
+        tools: names that may be called. A message that begins with another name is text: an answer such as "Python"
+            with a code block on the next line looks the same as a call.
     """
 
     def __init__(self, tokenizer: Any, tools: Sequence[str] = (), at_most_one_call: bool = False) -> None:
@@ -53,7 +53,7 @@ class AssistantMessage:
         return self.feed(step.delta, step.finish_reason is not None)
 
     def feed(self, delta: str, whole: bool) -> Change:
-        """More of the raw text; `whole`: it ends here."""
+        """Adds raw text; `whole`: the answer is complete."""
         self._raw += delta
         change, texts = Change(), self._cleaner.messages(self._raw)
         if self._tools:
@@ -63,7 +63,7 @@ class AssistantMessage:
         return change
 
     def _sort(self, parts: list[str], whole: bool, change: Change) -> list[str]:
-        """Takes the calls out; gives the texts."""
+        """Moves the calls into `change` and returns the texts."""
         texts, calls = [], 0
         for number, part in enumerate(parts):
             ends = whole or number < len(parts) - 1
@@ -91,7 +91,7 @@ class AssistantMessage:
         else:
             parameters = self._format.read_call(name, content)["parameters"]
             whole = None if parameters is None else _json_object(parameters)
-            # What cannot be read goes to the client as it is, for OpenAI's arguments need not be valid JSON either.
+            # Arguments that cannot be parsed go to the client unchanged: OpenAI's need not be valid JSON either.
             now = whole if whole is not None else content.strip()
         if now.startswith(call.arguments) and (is_new or now != call.arguments):
             change.calls.append((index, call, now[len(call.arguments) :], is_new))
@@ -101,7 +101,7 @@ class AssistantMessage:
 
 
 def _json_object(values: dict[str, Any]) -> str | None:
-    """JSON, made so that more values only add to its end; None for what JSON has no words for."""
+    """Returns JSON that further values only extend at its end; None for values that JSON cannot represent."""
     try:
         json.dumps(values, allow_nan=False)
         return "{" + ", ".join(f"{dumps(name)}: {dumps(value)}" for name, value in values.items()) + "}"
@@ -110,7 +110,7 @@ def _json_object(values: dict[str, Any]) -> str | None:
 
 
 class StartWith(LogitsProcessor):
-    """Lets an answer begin with one of these token sequences only; what follows is free."""
+    """Forces an answer to begin with one of these token sequences; what follows is free."""
 
     def __init__(self, starts: Sequence[Sequence[int]], prompt_tokens: int) -> None:
         self._starts = [list(start) for start in starts]

@@ -1,4 +1,4 @@
-"""The HTTP application, and the server that ends it well."""
+"""The HTTP application, and a server that shuts down gracefully."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .gate import Gate
 from .grammar import Grammars
 from .service import Json, Service
 
-#: Bytes of a request. A context of 32k tokens in Chinese is about 200 kB.
+#: Maximum size of a request in bytes. A context of 32k tokens in Chinese is about 200 kB.
 MAX_BODY = 4 * 2**20
 
 
@@ -39,19 +39,20 @@ def create_app(
     adapters: Sequence[str] = (),
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> FastAPI:
-    """The application.
+    """Creates the application.
 
     Args:
         load: makes the engine; called in a thread when the server starts, while /health says 503.
-        names: what clients call the model.
-        api_key: asked for as a bearer token on every route but /health.
+        names: the model's names for clients.
+        api_key: required as a bearer token on every route but /health.
         cors_origins: web pages of these origins may use the API.
         timeout: seconds that an answer may take.
-        log_text: requests' texts go to the log as well.
-        adapters: of the model, which clients may ask for by these names; the first one answers who names no model.
-        on_failure: told when `load` fails.
+        log_text: also log the text of requests.
+        adapters: the model's adapters that clients may request by name; the first answers requests that name no model.
+        on_failure: called with the error when `load` fails.
 
-    Raises ValueError where a model and an adapter have one name.
+    Raises:
+        ValueError: the model and an adapter have the same name.
     """
     service, grammars = Service(names, timeout, adapters), Grammars()
 
@@ -67,7 +68,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # A daemon: who stops the server while a large model loads does not want to wait for it.
+        # A daemon thread: stopping the server does not wait for a large model to load.
         threading.Thread(target=start, name="chatglm-load", daemon=True).start()
         yield
         if service.loaded is not None:
@@ -80,7 +81,7 @@ def create_app(
 
     @app.get("/health", tags=["server"])
     async def health() -> Response:
-        """200 while requests are taken, else 503."""
+        """200 while the server takes requests, else 503."""
         if service.failure is not None:
             return Json({"status": "failed"}, 503)
         if service.loaded is None:
@@ -123,7 +124,7 @@ def create_app(
 
 
 class Server(uvicorn.Server):
-    """uvicorn that ends its answers when it is told to stop: those that run may finish, for `grace` seconds."""
+    """A uvicorn server that ends its answers when it stops: running ones have `grace` seconds to finish."""
 
     def __init__(self, app: FastAPI, host: str, port: int, grace: float = 6.0) -> None:
         super().__init__(
@@ -141,5 +142,5 @@ class Server(uvicorn.Server):
 
     @property
     def port(self) -> int:
-        """Where it listens, once it is started; with port 0 the system has chosen."""
+        """The port on which it listens, once started; for port 0, the system has chosen one."""
         return int(self.servers[0].sockets[0].getsockname()[1])

@@ -33,9 +33,9 @@ class ChatEngine(Engine):
         adapter: AdapterName = AS_LOADED,
         **settings: Any,
     ) -> Iterator[ChatStep]:
-        """`model.stream_steps` with the same arguments and answers, while others are answered at the same time.
+        """Like `model.stream_steps`, with the same arguments and steps, but together with other requests.
 
-        Makes the request at once; closing the iterator cancels it. Raises as `stream_steps` and `submit_all`.
+        Submits the request at once; closing the iterator cancels it. Raises as `stream_steps` and `submit_all`.
         """
         ids, options = self.model.prepare_turn(self.tokenizer, query, history, role, **settings)
         shown = ShownAnswer(self.tokenizer, query, history, role)

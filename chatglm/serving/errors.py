@@ -16,7 +16,7 @@ TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_e
 
 
 class ApiError(Exception):
-    """What a request ends with if not with an answer."""
+    """The error response to a request."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> ApiError:
-        """The answer to what the code below raised."""
+        """Converts what the layers below raised."""
         if isinstance(error, ApiError):
             return error
         if isinstance(error, QueueFullError):
@@ -52,7 +52,7 @@ class ApiError(Exception):
 
     @classmethod
     def internal(cls, error: BaseException) -> ApiError:
-        """A fault of ours: the log gets it, the client does not."""
+        """A fault of the server: the log gets the details, the client does not."""
         log.error("a request failed", exc_info=error)
         return cls(500, "the server could not answer; its log says why", code="internal_error")
 
@@ -61,7 +61,7 @@ class ApiError(Exception):
 
 
 def validation_message(errors: list[Any]) -> tuple[str, str | None]:
-    """What pydantic found, as one sentence for a person, and the first parameter that it is about."""
+    """Returns pydantic's errors as one readable sentence, and the first parameter concerned."""
     parts = []
     for error in errors[:3]:
         place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]

@@ -1,4 +1,4 @@
-"""What every request passes first: an id, the key, limits of size and time; and what is written down about it."""
+"""What every request passes first: request id, API key, limits of size and time, and the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("chatglm.serving")
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 BODY_SECONDS = 30.0
-#: How much longer than its answer may take a request may: a client that does not read is left alone after that.
+#: A request may take this much longer than its answer's timeout; then a client that does not read is disconnected.
 SPARE_SECONDS = 30.0
 
 
@@ -28,11 +28,11 @@ class Gate:
     """ASGI middleware.
 
     Args:
-        api_key: asked for on every path but /health; None lets everybody in.
-        max_body: bytes.
-        timeout: seconds for an answer.
-        log_text: write down what users ask, too.
-        paths: those that get a count of their own.
+        api_key: required on every path but /health; None lets everybody in.
+        max_body: maximum size of a body in bytes.
+        timeout: seconds that an answer may take.
+        log_text: also log the bodies of requests.
+        paths: the paths with a count of their own; all others share one.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Gate:
             raise ApiError(401, reason, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     async def _read(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
-        """The whole body, before anything is done with it."""
+        """Reads the whole body before the application gets it."""
         too_large = ApiError(
             413, f"the request has more than {self._max_body} bytes", code="too_large", headers={"Connection": "close"}
         )
@@ -130,11 +130,11 @@ class Gate:
 
 
 class ClientGoneError(Exception):
-    """The client went away before its request was whole."""
+    """The client disconnected before its request was complete."""
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body that was read, once; then what comes."""
+    """Returns a `receive` that gives the body once, then passes further messages on."""
     given = False
 
     async def replayed() -> Message:

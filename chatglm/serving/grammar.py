@@ -1,7 +1,7 @@
-"""`response_format`: answers that are JSON, or JSON of a schema, because no other token can be chosen.
+"""`response_format`: restricts the choice of tokens so that answers are JSON, or JSON of a schema.
 
-The library llguidance turns a schema into a grammar over bytes; here are the bytes of every token, and what a request
-keeps of it. A grammar is compiled once for a request; each of its choices has a copy.
+The library llguidance compiles a schema into a grammar over bytes; this module gives it the bytes of every token and
+keeps the state of each answer. A grammar is compiled once for a request; each of its choices has a copy.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from ..generation import AnswerText, GenerationOptions
 from .answers import AssistantMessage, Change
 from .errors import ApiError
 
-#: Tried; with 1.6 our grammars never come to an end.
+#: The oldest version that works; with 1.6, our grammars never end.
 OLDEST = (1, 9)
-#: Characters of a schema, and references in it: the library follows these by recursion, on the stack below.
+#: Limits on characters and references in a schema: the library follows references recursively, on the stack below.
 MOST_CHARACTERS, MOST_REFERENCES = 65_536, 256
 STACK = 256 * 2**20
-#: Blanks between two parts of a value: without a limit a model can go on with them for ever.
+#: Whitespace between two parts of a value: without a limit, a model can repeat it for ever.
 BLANKS = r"[ \n\t]{0,32}"
-#: Units of the library: about 0.1 s to compile, 15 ms a token, and 100 MB, at most.
+#: In units of the library: at most about 0.1 s to compile, 15 ms per token and 100 MB.
 LIMITS = {"initial_lexer_fuel": 1_000_000, "max_lexer_states": 50_000, "max_grammar_size": 200_000}
-#: Models were taught to begin with a blank, which their tokenizers put in front of a text.
+#: Models learned to begin with a space, because their tokenizers put one before every text.
 START = 'start: value | BLANK value\nBLANK: " "\nvalue: @schema'
 
 
 class Vocabulary:
-    """The tokens as the library wants them.
+    """The tokens in the form that the library expects.
 
-    Raises ApiError (400) where the library is not installed, or too old.
+    Raises:
+        ApiError: (400) the library is not installed, or too old.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -51,7 +52,7 @@ class Vocabulary:
             reason = 'response_format needs llguidance, which this server lacks: pip install "llguidance>=1.9"'
             raise ApiError(400, reason, param="response_format", code="unsupported_parameter") from error
         self.pieces: list[bytes] = tokenizer.token_pieces()
-        # The names that the library asks for. The table has the ids of text behind those of single bytes.
+        # The attributes that the library reads. In the table, ids of text replace those of equal single bytes.
         stops = tokenizer.chat_format.stop_token_ids(tokenizer)
         self.eos_token_id, self.bos_token_id = stops[0], None
         self.tokens: Sequence[bytes] = self.pieces
@@ -65,7 +66,7 @@ class Vocabulary:
         self.compiled = self.library.LLTokenizer(wrapped, n_vocab=len(self.pieces), eos_token=stops, slices=slices)
 
     def __call__(self, text: bytes) -> list[int]:
-        """Tokens of a part that the grammar leaves no choice for, the longest first: exactly its bytes."""
+        """Encodes exactly the bytes of a part for which the grammar leaves no choice, the longest tokens first."""
         ids, place = [], 0
         while place < len(text):
             sizes = range(min(self._longest, len(text) - place), 0, -1)
@@ -75,20 +76,20 @@ class Vocabulary:
         return ids
 
     def text(self, ids: Sequence[int]) -> str:
-        """Not the tokenizer's `decode`: that one takes generation 1's `<n>` for a line break, also spelt out."""
+        """Decodes ids. The tokenizer's `decode` would turn generation 1's `<n>` into a line break even if spelt out."""
         return b"".join([self.pieces[index] for index in ids]).decode(errors="replace")
 
 
 class Grammars:
-    """Makes the grammars of a server; for any thread."""
+    """Compiles the grammars of a server, in any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
 
     def prepare(self, tokenizer: Any) -> None:
-        """What takes 0.2 s and holds Python's lock: better while the server starts than when it answers."""
-        with contextlib.suppress(ApiError):  # no library: who asks for a format will be told
+        """Builds the vocabulary while the server starts, because it takes 0.2 s and holds the GIL."""
+        with contextlib.suppress(ApiError):  # no library: a request that needs it gets the error
             self._prepared(tokenizer)
 
     def _prepared(self, tokenizer: Any) -> Vocabulary:
@@ -98,7 +99,7 @@ class Grammars:
             return self._vocabulary
 
     def compile(self, tokenizer: Any, schema: dict[str, Any]) -> Grammar:
-        """The grammar of JSON that follows `schema`. Raises ApiError (400) for what the library cannot do."""
+        """Compiles the grammar of JSON that follows `schema`. Raises ApiError (400) for schemas it cannot handle."""
         vocabulary = self._prepared(tokenizer)
         try:
             text = json.dumps(schema, allow_nan=False)
@@ -116,7 +117,7 @@ class Grammars:
 
         def work() -> None:
             made.append(library.LLMatcher(vocabulary.compiled, source, log_level=0, limits=limits))
-            # Some faults show with the first token only, and the blank is always allowed.
+            # Some faults show only with the first token, and a space is always allowed.
             made.append(made[0].deep_copy())
             if not made[0].is_error() and made[1].consume_tokens(vocabulary(b" ")):
                 made[1].compute_bitmask()
@@ -128,7 +129,7 @@ class Grammars:
         return Grammar(vocabulary, made[0])
 
     def _run(self, work: Callable[[], None]) -> None:
-        """Runs `work` in a thread whose stack is deep enough for the schemas that are let in."""
+        """Runs `work` in a thread whose stack is large enough for the schemas that the limits allow."""
         thread = threading.Thread(target=work, name="chatglm-grammar", daemon=True)
         with self._lock:
             before = threading.stack_size(STACK)
@@ -153,7 +154,7 @@ class Grammar:
         self._vocabulary, self._matcher = vocabulary, matcher
 
     def processor(self, prompt_tokens: int) -> LogitsProcessor:
-        """For one answer, which begins behind so many tokens."""
+        """Returns the processor for one answer, which begins after `prompt_tokens` tokens."""
         return Follow(self._matcher.deep_copy(), prompt_tokens)
 
     def answer(self, tokenizer: Any, options: GenerationOptions) -> AssistantMessage:
@@ -161,7 +162,7 @@ class Grammar:
 
 
 class Follow(LogitsProcessor):
-    """Lets only tokens through that go on with JSON of the schema, and those that end an answer where it may end."""
+    """Allows only tokens that continue JSON of the schema, and those that end an answer where it may end."""
 
     def __init__(self, matcher: Any, prompt_tokens: int) -> None:
         self._matcher, self._read = matcher, prompt_tokens
@@ -169,7 +170,7 @@ class Follow(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         matcher, said = self._matcher, input_ids[0, self._read :].tolist()
         self._read += len(said)
-        # The answer is never taken back: a request that had to make room reads its tokens again without choosing.
+        # An answer is never taken back: a preempted request reads its tokens again without choosing.
         bits = matcher.compute_bitmask() if not said or matcher.consume_tokens(said) else b""
         if matcher.is_error():
             raise refusal(matcher.get_error())
@@ -178,13 +179,13 @@ class Follow(LogitsProcessor):
         allowed[: len(known)] = known
         mask = torch.from_numpy(allowed).to(scores.device)
         kept = scores.masked_fill(~mask, float("-inf"))
-        if bool(torch.isneginf(kept).all()):  # other processors took all that is left
+        if bool(torch.isneginf(kept).all()):  # other processors excluded every allowed token
             kept = torch.zeros_like(scores).masked_fill(~mask, float("-inf"))
         return kept
 
 
 class FormattedMessage(AssistantMessage):
-    """The text as it is: what chats do to punctuation and dates could undo the format."""
+    """Leaves the text unchanged: a chat's clean-up of punctuation and dates could break the format."""
 
     def __init__(self, tokenizer: Any, text: AnswerText) -> None:
         super().__init__(tokenizer)

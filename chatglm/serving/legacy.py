@@ -1,4 +1,4 @@
-"""The contract of the original `api.py`, which LangChain's ChatGLM and many scripts speak."""
+"""The contract of the original `api.py`, which LangChain's ChatGLM and many scripts use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["original"])
 
 
 class Question(BaseModel):
-    """Further keys are ignored, as the original does."""
+    """Unknown keys are ignored, as in the original."""
 
     prompt: StrictStr
     history: list[Any] | None = None
@@ -36,17 +36,17 @@ class Question(BaseModel):
         return check_text(values)
 
 
-#: What the original takes where a request says nothing.
+#: The original's defaults.
 DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
 
 
 class QuestionInProgress:
-    """One question on its way."""
+    """A question while it is being answered."""
 
     def __init__(self, engine: ChatEngine, question: Question) -> None:
         self._engine = engine
         given = list(question.history or [])
-        # Clients of the original know pairs only: they get pairs back, also from a model that takes role messages.
+        # Clients of the original know only pairs: they get pairs back, even from a model that takes role messages.
         self.pairs = all(isinstance(item, (list, tuple)) for item in given)
         history: list[Any] = given
         if self.pairs:
@@ -98,7 +98,7 @@ async def answer(request: Request, question: Question) -> Response:
 
 @router.post("/stream")
 async def stream_answer(request: Request, question: Question) -> Response:
-    """The same as server-sent events: `{"delta"}` again and again, at last the body of `POST /`."""
+    """The same as server-sent events: a `{"delta"}` for each new part, then the body of `POST /`."""
     service, turn, stream = await _start(request, question)
 
     async def events() -> AsyncGenerator[dict[str, Any], None]:

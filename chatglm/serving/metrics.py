@@ -30,7 +30,7 @@ class Histogram:
 
 
 class Metrics:
-    """What the HTTP side counts; the engine has its own counts, which are added when they are read."""
+    """Counts of the HTTP server; the engine's own counts are added when they are read."""
 
     def __init__(self) -> None:
         self.responses: Counter[tuple[str, int]] = Counter()

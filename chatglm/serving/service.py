@@ -1,4 +1,4 @@
-"""What the routes share: the engine, who is served under which name, time limits, server-sent events."""
+"""What the routes share: the engine, model names, time limits, server-sent events."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Service:
     """The state of one server.
 
     Args:
-        names: under which clients may ask for the model; the first one is listed first.
+        names: the model's names for clients; the first is listed first.
         timeout: seconds that one request may take.
-        adapters: of the model that clients may ask for as models of these names. The first one answers who names none.
+        adapters: the model's adapters that clients may request as models; the first answers if a request names none.
 
-    Raises ValueError where a name stands for two things.
+    Raises:
+        ValueError: the model and an adapter have the same name.
     """
 
     def __init__(self, names: Sequence[str], timeout: float, adapters: Sequence[str] = ()) -> None:
@@ -44,21 +45,21 @@ class Service:
 
     @property
     def engine(self) -> ChatEngine:
-        """Raises ApiError (503) while there is none."""
+        """The engine. Raises ApiError (503) while it is not loaded."""
         if self.loaded is None:
             reason = "the model is still loading" if self.failure is None else "the model could not be loaded"
             raise ApiError(503, reason, code="unavailable", headers={"Retry-After": "5"})
         return self.loaded
 
     def check_name(self, name: str) -> str:
-        """The name. Raises ApiError (404) where no model has it."""
+        """Returns the name. Raises ApiError (404) if no model has it."""
         if name not in self.names:
             message = f"there is no model {name!r} here, only {', '.join(self.names)}"
             raise ApiError(404, message, param="model", code="model_not_found")
         return name
 
     def adapter_of(self, name: str | None) -> str | None:
-        """The adapter that a request with this `model` is for. Raises ApiError (404) for an unknown name."""
+        """Returns the adapter for a request with this `model`. Raises ApiError (404) for an unknown name."""
         name = self.names[0] if name is None else self.check_name(name)
         if name in self.adapters:
             return name
@@ -66,7 +67,7 @@ class Service:
         return next((one for one in self.engine.model.adapter_names if one not in self.adapters), None)
 
     async def steps(self, stream: Stream) -> AsyncIterator[EngineStep]:
-        """The steps of an answer, measured. Raises ApiError for whatever ends it early."""
+        """Yields the steps of an answer and measures them. Raises ApiError for whatever ends it early."""
         try:
             async for step in stream:
                 if step.completion_tokens == 1 and step.token_id is not None:
@@ -83,7 +84,7 @@ class Service:
 
     @contextlib.contextmanager
     def limited(self, streams: Sequence[Stream]) -> Iterator[None]:
-        """Ends the answers when their time is over, and when nobody waits for them any more."""
+        """Cancels the answers when their time is up, or when nobody waits for them any more."""
 
         def cancel() -> None:
             for stream in streams:
@@ -103,7 +104,7 @@ def service_of(request: Request) -> Service:
 
 
 async def in_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Runs what may take a while (long texts to tokens), with its errors as ApiError."""
+    """Runs a function that may take a while (encoding long texts) in a thread; its errors become ApiError."""
     try:
         return await asyncio.to_thread(function, *args, **kwargs)
     except Exception as error:
@@ -121,7 +122,7 @@ def submit(
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of `work`, which is cancelled when the client goes away."""
+    """Returns the result of `work`, which is cancelled when the client disconnects."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -140,7 +141,7 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
 
 
 def dumps(value: Any) -> str:
-    """JSON as UTF-8 can carry it: half of a surrogate pair, which a model may write as an escape, stays an escape."""
+    """Returns JSON that UTF-8 can encode: a lone surrogate, which a model may write as an escape, stays an escape."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
@@ -169,8 +170,8 @@ class EventStream(StreamingResponse):
     """JSON values as server-sent events; an ApiError among them becomes the last one.
 
     Args:
-        items: closed when the client goes away.
-        done: sent at the end as it is.
+        items: closed when the client disconnects.
+        done: text of the last event.
     """
 
     def __init__(self, items: AsyncGenerator[Any, None], done: str | None = None) -> None:

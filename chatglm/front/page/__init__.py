@@ -1,1 +1,1 @@
-"""The web page (needs gradio): `page.py` is how it behaves, the others how it looks and what browsers keep."""
+"""The web page (needs gradio): `page.py` has its behaviour, the other modules its looks and what browsers keep."""

@@ -1,6 +1,6 @@
-"""How a conversation is shown in gradio's chat box: Markdown whose HTML is inert and whose formulas are MathML.
+"""Renders a conversation for gradio's chat box: Markdown whose HTML is inert and whose formulas are MathML.
 
-Only what is shown goes through here; the model gets the raw text of the history.
+Only the displayed text goes through here; the model gets the raw text of the history.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # mdtex2html 1.3 has invalid escapes in its strings, which Python 3.12 warns of
     import mdtex2html
 
-#: Put behind the first character of what would be markup: invisible, and then it is text in Markdown and HTML alike.
+#: Inserted after the first character of markup: invisible, and makes it plain text in both Markdown and HTML.
 MARK = "\u2060"
 _MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])|!(?=\[)")  # tags, entities, and images, which would be fetched
 _MARKED = re.compile(rf"(?<=[<&!]){MARK}")
@@ -52,22 +52,22 @@ _ATTRIBUTES = {
 
 
 def inert(text: str) -> str:
-    """Text whose HTML tags, entities and images are shown as they are written; `raw` undoes it."""
+    """Returns text whose HTML tags, entities and images are shown literally; `raw` undoes it."""
     return _MARKUP.sub(lambda match: match[0] + MARK, text)
 
 
 def raw(text: str) -> str:
-    """What `inert` was given, from what the visitor edited or copied in the chat box."""
+    """Undoes `inert` in text that the visitor edited or copied in the chat box."""
     return _MARKED.sub("", text)
 
 
 def question_markdown(text: str) -> str:
-    """A question for the chat box. Its formulas stay as typed: the visitor may edit it there."""
+    """Formats a question for the chat box. Its formulas stay as typed: the visitor may edit it there."""
     return _markdown(text, lambda match: inert(match[0]))
 
 
 def answer_markdown(text: str) -> str:
-    """An answer, also an unfinished one, for the chat box: formulas that are whole become MathML."""
+    """Formats an answer, even an unfinished one, for the chat box: complete formulas become MathML."""
     return _markdown(text, _formula)
 
 
@@ -86,7 +86,7 @@ def question(text: str) -> dict[str, Any]:
 
 
 def answer(text: str, metadata: str = "") -> dict[str, Any]:
-    """An answer as a message of gradio; with metadata (the tool that it calls) one that is folded."""
+    """An answer as a message of gradio; with metadata (the tool that it calls), a collapsed one."""
     message: dict[str, Any] = {"role": "assistant", "content": answer_markdown(text)}
     if metadata.strip():
         message["metadata"] = {"title": f"⚙ {inert(metadata.strip())}", "status": "done"}
@@ -114,9 +114,9 @@ def _formula(match: re.Match[str]) -> str:
     return mathml(tex, block) or inert(match[0])
 
 
-@lru_cache(maxsize=4096)  # while an answer streams, its formulas come again with every refresh
+@lru_cache(maxsize=4096)  # while an answer streams, every refresh converts its formulas again
 def mathml(tex: str, block: bool) -> str | None:
-    """MathML of a formula by mdtex2html, with nothing in it but mathematics; None where it is none."""
+    """Converts a formula with mdtex2html to MathML that holds nothing but mathematics; None if it is not a formula."""
     try:
         html = mdtex2html.convert(f"$${' '.join(tex.split())}$$")
         found = re.search(r"<math.*</math>", html, re.DOTALL)
@@ -132,7 +132,7 @@ def mathml(tex: str, block: bool) -> str | None:
 def _markup(element: ElementTree.Element) -> str:
     tag = element.tag.rpartition("}")[2]
     inside = _text(element.text) + "".join(_markup(child) for child in element)
-    if tag not in _TAGS:  # mdtex2html lets tags through that are written in a formula
+    if tag not in _TAGS:  # mdtex2html passes on tags that are written in a formula
         return _text(f"<{tag}>") + inside + _text(f"</{tag}>") + _text(element.tail)
     given = (
         f' {name}="{value}"'
@@ -143,18 +143,18 @@ def _markup(element: ElementTree.Element) -> str:
 
 
 def _text(text: str | None) -> str:
-    """Everything but letters and digits as a number: neither Markdown nor HTML find anything of theirs in it."""
+    """Escapes everything but letters and digits, so that neither Markdown nor HTML finds markup in it."""
     return "".join(char if char.isalnum() else f"&#{ord(char)};" for char in text or "")
 
 
 def speed(step: Any, language: str) -> str:
-    """The line under an answer: how many tokens, how fast, and why it ended where that is not for the model to say."""
+    """Returns the line under an answer: how many tokens, how fast, and why it ended unless the model ended it."""
     note = TERMINAL[step.finish_reason][language] if step.finish_reason != "stop" else ""
     rate = step.completion_tokens / max(step.seconds, 1e-9)
     return TERMINAL["speed"][language].format(tokens=step.completion_tokens, rate=rate, note=note)
 
 
 def title(chat_format: ChatFormat, history: list[Any]) -> str:
-    """The beginning of the first question."""
+    """Returns the beginning of the first question."""
     first = " ".join(next(iter(texts(chat_format, history)), "").split())
     return first if len(first) <= 40 else first[:39] + "…"

@@ -1,4 +1,4 @@
-"""The web page: for each visitor a chat with any source of answers, drawn with gradio."""
+"""The web page, built with gradio: a chat for each visitor with any source of answers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from . import display
 from .browser_store import FORGET, KEEP, ONE, READ
 from .style import CLOSE_SIDE, CODE_FONTS, FONTS, STYLE, LocalOnly
 
-#: (question, history, settings, cancel) -> the steps of the answer, as `Engine.chat` gives them. Settings are its
-#: keyword arguments, `role` and, where there is a choice, `adapter` among them; once `cancel` is set, the answer ends
-#: soon with what was said so far.
+#: (question, history, settings, cancel) -> the steps of the answer, as `ChatEngine.chat` gives them. Settings are
+#: its keyword arguments, including `role` and, if there is a choice, `adapter`; once `cancel` is set, the answer soon
+#: ends with the text so far.
 AnswerSource = Callable[[str, list[Any], dict[str, Any], threading.Event], Iterator[Any]]
 
 EXAMPLES = ["你好", "Hello", "12 + 7 = ?", "3公里等于多少米？"]
-REFRESH = 0.05  # seconds between two pictures of a growing answer
-MOST_CHARACTERS = 200_000  # of a question; more is refused before the tokenizer sees it
+REFRESH = 0.05  # seconds between two updates of a growing answer
+MOST_CHARACTERS = 200_000  # of a question; longer ones are refused before the tokenizer sees them
 MOST_CHATS = 50  # kept in the browser, whose store is small
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PendingQuestion:
-    """A question, the history it is asked after, and the history to go back to where no answer comes."""
+    """A question, the history before it, and the history to restore if there is no answer."""
 
     question: str
     role: str
@@ -52,13 +52,16 @@ class PendingQuestion:
 
 
 class Page:
-    """The page and what happens on it.
+    """The page and its behaviour.
 
-    chat_format: of the model: its name, the form of histories, the sliders, whether there are system prompt and tools.
-    settings: keyword arguments for every answer; `max_length`, `top_p` and `temperature` are where the sliders begin.
-    adapters: of the model, where there are some the visitor chooses one of them, the first at the start, or none.
-    demo_millions: parameters in millions where the model is the bundled demo, for the note that says so.
-    at_once: how many answers may be computed at the same time; other visitors wait for their turn.
+    Args:
+        chat_format: the model's: gives its name, the form of histories, the sliders, and whether it has a system prompt
+            and tools.
+        settings: keyword arguments for every answer; `max_length`, `top_p` and `temperature` are the sliders' initial
+            values.
+        adapters: the model's adapters, of which the visitor may choose one or none; initially the first.
+        demo_millions: parameters in millions if the model is the bundled demo, for the note that says so.
+        at_once: how many answers may be computed at the same time; other visitors wait for their turn.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class Page:
     def launch(self, **kwargs: Any) -> None:
         """Serves the page until it is interrupted; arguments as for `gr.Blocks.launch`.
 
-        What visitors could use to fill the disk is off.
+        Features with which visitors could fill the disk are off.
         """
         self.blocks.launch(
             prevent_thread_lock=True,
@@ -112,10 +115,10 @@ class Page:
             cancel.set()
         server = self.blocks.server
         if server is not None:
-            server.config.timeout_graceful_shutdown = 0  # else it waits for pages that are open
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would count them
+            server.config.timeout_graceful_shutdown = 0  # otherwise it waits for open pages
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log how many there are
         self.blocks.close(verbose=False)
-        gc.freeze()  # gradio and torch have so many objects that looking through them at the end takes seconds
+        gc.freeze()  # gradio and torch have so many objects that a collection at exit takes seconds
 
     def _draw(self, system: str | None, tools: list[Any] | None, is_demo: bool) -> None:
         text: Callable[[str], Any] = self.labels
@@ -181,7 +184,7 @@ class Page:
         for answer in answers:
             self._keep_after(answer)
         self.box.stop(self.stop, queue=False, **PRIVATE)
-        # What leaves the conversation also ends its answer, and nothing of that may arrive afterwards.
+        # Leaving the conversation also ends its answer, of which nothing may arrive afterwards.
         leaving: dict[str, Any] = {"queue": False, "cancels": answers, **PRIVATE}
         place = [*self._shown, self.chat_id]
         self.new.click(self.start, None, place, **leaving)
@@ -191,9 +194,9 @@ class Page:
         for button in (self.new, self.chat_list):
             button.click(None, js=CLOSE_SIDE)
         self._list(self.blocks.load, READ)
-        self._list(self.side.expand, READ)  # another tab may have kept some
+        self._list(self.side.expand, READ)  # another tab may have stored some
         self._list(self.delete.click, FORGET).then(self.start, None, place, **leaving)
-        # The box copies what it shows; the visitor wants the text as it was written.
+        # The box copies the rendered message; the visitor wants the text as it was written.
         self.chat.copy(self.copy, self.history, self.copied, queue=False, **PRIVATE).then(
             None, self.copied, None, js="text => { if (text) navigator.clipboard?.writeText(text) }"
         )
@@ -206,7 +209,7 @@ class Page:
         self._list(kept.then, KEEP)
 
     def _list(self, event: Callable[..., Any], script: str) -> Any:
-        """Lists the chats that are in the browser after `script`, which gets `kept` and the id of this chat."""
+        """Lists the browser's chats after running `script`, which gets `kept` and the id of this chat."""
         inputs = [self.kept, self.chat_id]
         return event(self.list_chats, inputs, [self.chat_list, self.chats], js=self._js(script), queue=False, **PRIVATE)
 
@@ -257,7 +260,7 @@ class Page:
         self, turn: PendingQuestion, adapter: str, system: str, tools: str, max_length: int, top_p: float,
         temperature: float, request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
-        """The answer as it grows. The history changes only with its end, together with what is shown."""
+        """Yields the answer as it grows. The history changes only at its end, together with the display."""
         session_hash, language = str(request.session_hash), language_of(request)
         cancel = self.running.get(session_hash)
         if cancel is None:  # the visitor left the conversation while waiting
@@ -280,7 +283,7 @@ class Page:
                 if step.finish_reason is None and step.text and time.monotonic() - drawn > REFRESH:
                     yield {self.chat: [*shown, display.answer(step.text)]}
                     drawn = time.monotonic()
-        except (ValueError, ArithmeticError) as error:  # a question that does not fit, tools that are none, NaN
+        except (ValueError, ArithmeticError) as error:  # a question that does not fit, invalid tools, NaN
             failure = str(error)
         except Exception:
             logger.exception("an answer failed")
@@ -294,23 +297,23 @@ class Page:
             return
         if failure:
             gr.Warning(html.escape(TERMINAL["error"][language].format(reason=failure)))
-        # As it was before; only a question that was typed is not lost.
+        # Restore the page; a typed question goes back into the box.
         yield {self.chat: self._messages(turn.before)} | ({} if turn.attempt else {self.box: turn.question})
 
     def stop(self, request: gr.Request) -> None:
-        """Ends the visitor's answer; what has been said of it stays."""
+        """Ends the visitor's answer; the text so far stays."""
         if cancel := self.running.get(str(request.session_hash)):
             cancel.set()
 
     def leave(self, request: gr.Request) -> None:
-        """Ends the visitor's answer, of which nothing is wanted any more."""
+        """Ends the visitor's answer and discards it."""
         if cancel := self.running.pop(str(request.session_hash), None):
             cancel.set()
 
     # ------------------------------------------------------------------------------------------------ conversations
 
     def keep(self, history: list[Any], chat_id: str, request: gr.Request) -> tuple[Any, str, dict[str, Any]]:
-        """After an answer: the box takes a question again, and the browser gets the conversation to keep."""
+        """After an answer: frees the box for a question and gives the browser the conversation to keep."""
         chat_id = chat_id or uuid.uuid4().hex
         running = str(request.session_hash) in self.running
         box = gr.skip() if running else self._free_box(history, request)
@@ -327,7 +330,7 @@ class Page:
         return self._place(chat["history"], chat["id"], request)
 
     def undo(self, history: list[Any], chat_id: str, request: gr.Request) -> list[Any]:
-        """Takes the last turn back and its question into the box."""
+        """Takes the last turn back and puts its question into the box."""
         self.leave(request)
         session = self._session(history)
         question, _ = session.undo() or ("", "user")
@@ -338,13 +341,13 @@ class Page:
         return gr.Dataset(samples=[[display.title(self.chat_format, chat["history"])] for chat in known]), known
 
     def copy(self, history: list[Any], copied: gr.CopyData) -> str:
-        """The raw text of the message whose display copy went to the clipboard."""
+        """Returns the raw text of a message that was copied as displayed."""
         shown = [inspect.cleandoc(message["content"]) for message in self._messages(history)]
         raw = dict(zip(shown, display.texts(self.chat_format, history), strict=True))
         return raw.get(inspect.cleandoc(copied.value)) or display.raw(copied.value)
 
     def _place(self, history: list[Any], chat_id: str, request: gr.Request, question: str = "") -> list[Any]:
-        """Values for `_shown` and the id: the page with this conversation, at rest."""
+        """Returns values for `_shown` and the id: the idle page with this conversation."""
         return [self._messages(history), history, None, self._free_box(history, request, question), "", chat_id]
 
     def _free_box(self, history: list[Any], request: gr.Request, question: str | None = None) -> Any:
@@ -357,7 +360,7 @@ class Page:
         return gr.update(**changes) if question is None else gr.update(value=question, **changes)
 
     def _known(self, chats: Any) -> list[dict[str, Any]]:
-        """Of what a browser has kept what is a conversation of this generation; it may have been written by anyone."""
+        """Returns the valid conversations of this generation among a browser's chats, which anyone may have written."""
         known = []
         for chat in chats if isinstance(chats, list) else []:
             with contextlib.suppress(TypeError, ValueError, KeyError):
@@ -377,12 +380,12 @@ class Page:
 
 
 def language_of(request: gr.Request) -> str:
-    """ "zh" where the visitor's browser prefers Chinese, else "en"."""
+    """ "zh" if the visitor's browser prefers Chinese, else "en"."""
     return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
 
 
 def read_tools(text: str, language: str) -> list[Any] | None:
-    """The tools that a visitor has written. ValueError where they are no JSON; the session checks the rest."""
+    """Parses the tools that a visitor wrote. Raises ValueError if they are not JSON; the session checks the rest."""
     try:
         return json.loads(text) if text.strip() else None
     except ValueError as error:

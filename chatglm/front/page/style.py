@@ -1,4 +1,4 @@
-"""How the web page looks, and the header by which a browser fetches nothing for it from elsewhere."""
+"""How the web page looks, and the header that keeps browsers from loading anything for it from elsewhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STYLE = """
 #chats .thumbnail, #chats td div { min-height: 0; padding: 0 }
 #speed { min-height: 1.4em; opacity: .7; font-size: .85em }
 """
-#: On a phone the sidebar lies over the chat.
+#: On a phone, the sidebar covers the chat.
 CLOSE_SIDE = "() => { if (innerWidth < 768) document.querySelector('#side.open .toggle-button')?.click() }"
-#: Fonts of the visitor's system, for Chinese too: gradio's own would not have it.
+#: Fonts of the visitor's system, including Chinese ones, which gradio's own fonts lack.
 FONTS = ["system-ui", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 CODE_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "Noto Sans Mono CJK SC", "monospace"]
 
-# Gradio's page needs inline scripts and styles; everything has to come from this server all the same.
+# Gradio's page needs inline scripts and styles; everything must still come from this server.
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'self'"
@@ -31,7 +31,7 @@ _POLICY = (
 
 
 class LocalOnly:
-    """ASGI middleware: whatever a model or a visitor writes, no browser asks another server because of it."""
+    """ASGI middleware: nothing that a model or a visitor writes makes a browser contact another server."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

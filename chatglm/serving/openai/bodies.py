@@ -1,4 +1,4 @@
-"""What the bodies of all requests have in common, and of those that ask for text."""
+"""What the bodies of all requests have in common, and what those of both kinds of completions share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..errors import ApiError
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
-#: Lists and objects of a request inside each other; what copies and prints them has Python's stack only.
+#: Maximum nesting of lists and objects in a request: copying and printing them recurses on Python's stack.
 MOST_NESTED = 100
 TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
 class Body(BaseModel):
-    """A request. What we do not know is an error: an option that is ignored in silence is worse."""
+    """The body of a request. Unknown keys are errors: silently ignoring an option would be worse."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -30,7 +30,7 @@ class Body(BaseModel):
 
 
 def check_text(values: Any) -> Any:
-    """ValueError for what JSON can spell and we cannot take: half of a surrogate pair, and too deep a nest."""
+    """Returns `values`. Raises ValueError for lone surrogates and too deep nesting, which JSON allows and we do not."""
     pending = [(values, 0)]
     while pending:
         value, depth = pending.pop()
@@ -38,7 +38,7 @@ def check_text(values: Any) -> Any:
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise ValueError("a string holds half of a surrogate pair, which is no text") from error
+                raise ValueError("a string holds half of a surrogate pair, which is not valid text") from error
         elif isinstance(value, (dict, list)):
             if depth == MOST_NESTED:
                 raise ValueError(f"more than {MOST_NESTED} lists and objects inside each other")
@@ -54,7 +54,7 @@ class StreamOptions(BaseModel):
 
 
 class Sampling(Body):
-    """What both kinds of completions take."""
+    """The fields of both kinds of completions."""
 
     model: str | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
@@ -68,14 +68,14 @@ class Sampling(Body):
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Accepted where they ask for nothing.
+    # Accepted only where they have no effect.
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
 
     def check(self) -> None:
-        """Raises ApiError for what cannot be served."""
+        """Raises ApiError for values that are not supported."""
         for name in ("frequency_penalty", "presence_penalty", "logit_bias"):
             if getattr(self, name):
                 reason = f"{name} is not supported; repetition_penalty is" if name != "logit_bias" else None
@@ -86,7 +86,7 @@ class Sampling(Body):
             raise ApiError(400, "a stop string must not be empty", param="stop")
 
     def settings(self) -> dict[str, Any]:
-        """As keyword arguments of `GenerationOptions`, where given."""
+        """Returns the given fields as keyword arguments of `GenerationOptions`."""
         values = {
             "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty, "max_new_tokens": self.max_tokens,
@@ -95,7 +95,7 @@ class Sampling(Body):
         return {name: value for name, value in values.items() if value is not None}
 
     def choices(self, make: Callable[..., GenerationOptions]) -> list[GenerationOptions]:
-        """The options of every choice: with a seed, each has its own."""
+        """Returns the options of every choice; with a seed, each choice has a different one."""
         settings, count = self.settings(), self.n or 1
         if self.seed is None:
             return [make(**settings) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""The body of a request for a chat completion: messages, tools, the form of the answer."""
+"""The body of a request for a chat completion: messages, tools, response format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ToolCall(BaseModel):
 
 
 class Message(BaseModel):
-    """Clients send back what they got, so keys that only answers have may be there, empty."""
+    """Clients send answers back, so the keys of answers are accepted where they are empty."""
 
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -66,7 +66,7 @@ class ToolChoice(BaseModel):
 
 
 class JsonSchema(BaseModel):
-    """`strict` says nothing new here: an answer always follows its schema."""
+    """`strict` changes nothing: an answer always follows its schema."""
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
@@ -122,7 +122,7 @@ class ChatBody(Sampling):
         return settings
 
     def schema_wanted(self) -> dict[str, Any] | None:
-        """The schema that the answer has to follow, if it has to. Raises ApiError (400) where it is not there."""
+        """Returns the schema that the answer must follow, or None. Raises ApiError (400) if it is missing."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return None
@@ -133,13 +133,13 @@ class ChatBody(Sampling):
         return wanted.json_schema.content
 
     def offered(self) -> list[Function]:
-        """The functions that the model may call."""
+        """Returns the functions that the model may call."""
         if self.tool_choice == "none" or self.function_call == "none":
             return []
         return list(self.functions or []) or [tool.function for tool in self.tools or []]
 
     def forced_names(self) -> list[str] | None:
-        """The names one of which the answer has to call, if it has to."""
+        """Returns the names of functions of which the answer must call one, or None."""
         if self.tool_choice == "required":
             return [function.name for function in self.offered()]
         if isinstance(self.tool_choice, ToolChoice):

@@ -1,4 +1,4 @@
-"""The route of completions, which go on with a text."""
+"""The route of completions, which continue a text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CompletionBody(Sampling):
             raise ApiError(400, "echo together with logprobs is not supported", param="echo")
 
     def prompts(self) -> list[str | list[int]]:
-        """One or several prompts are the same to us."""
+        """Returns the prompts as a list, even if there is only one."""
         if isinstance(self.prompt, str) or not self.prompt or isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]
         return list(self.prompt)
@@ -47,7 +47,7 @@ router = APIRouter()
 
 @router.post("/completions")
 async def completions(request: Request, body: CompletionBody) -> Response:
-    """Goes on with a text as it is, without the format of a conversation: what base models are for."""
+    """Continues a text as it is, without the format of a conversation: for base models."""
     service = service_of(request)
     engine = service.engine
     adapter = service.adapter_of(body.model)

@@ -34,15 +34,15 @@ router = APIRouter()
 
 @router.post("/embeddings")
 async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
-    """The mean of the last hidden states over the tokens, with length 1.
+    """The mean of the last hidden states over the tokens, normalised to length 1.
 
-    The models were not trained for it: good enough to group similar texts, not for a search engine.
+    The models were not trained for embeddings: these are good enough to group similar texts, not for a search engine.
     """
     service = service_of(request)
     engine = service.engine
     adapter = service.adapter_of(body.model)
     if body.dimensions is not None:
-        raise ApiError(400, "dimensions are as the model has them", param="dimensions", code="unsupported_parameter")
+        raise ApiError(400, "dimensions cannot be chosen", param="dimensions", code="unsupported_parameter")
     given = body.input
     inputs: list[Any] = [given] if isinstance(given, str) or not given or isinstance(given[0], int) else list(given)
     prompts = await in_thread(_embedding_ids, engine, inputs)
@@ -61,10 +61,10 @@ def _embedding_ids(engine: ChatEngine, inputs: list[Any]) -> list[list[int]]:
     for index, text in enumerate(inputs):
         ids = list(engine.tokenizer(text)["input_ids"]) if isinstance(text, str) else list(text)
         if not 0 < len(ids) <= engine.context:
-            reason = f"input[{index}] has {len(ids)} tokens; from 1 to {engine.context} can be read"
+            reason = f"input[{index}] has {len(ids)} tokens; the model reads from 1 to {engine.context}"
             raise ApiError(400, reason, param="input", code="context_length_exceeded" if ids else None)
         if max(ids) >= engine.model.config.vocab_size:
-            raise ApiError(400, f"input[{index}] holds ids that are no tokens of this model", param="input")
+            raise ApiError(400, f"input[{index}] holds ids that are not tokens of this model", param="input")
         engine.model.positions_from(torch.tensor([ids]), 0)  # for its errors
         result.append(ids)
     return result
@@ -73,7 +73,7 @@ def _embedding_ids(engine: ChatEngine, inputs: list[Any]) -> list[list[int]]:
 async def _embed_all(
     service: Service, engine: ChatEngine, prompts: list[list[int]], adapter: str | None
 ) -> list[list[float]]:
-    """One text after the other, so that answers go on in between."""
+    """Embeds one text after the other, so that answers continue in between."""
     vectors = []
     for ids in prompts:
         try:

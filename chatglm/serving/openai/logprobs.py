@@ -1,4 +1,4 @@
-"""The probabilities of tokens, in the two forms that clients know."""
+"""The log probabilities of tokens, in the two formats of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..chat_engine import ChatEngine
 
 
 def told(engine: ChatEngine, step: EngineStep) -> list[TokenLogprob]:
-    """The token's probabilities, unless it is one that ends the answer: those are no part of it."""
+    """Returns the log probabilities of the step's token; none for a stop token, which is not part of the answer."""
     stops = engine.tokenizer.chat_format.stop_token_ids(engine.tokenizer)
     if step.logprob is None or step.logprob.token_id in stops:
         return []
@@ -32,7 +32,7 @@ def chat_logprobs(engine: ChatEngine, tokens: Sequence[TokenLogprob]) -> dict[st
 
 
 def completion_logprobs(engine: ChatEngine, tokens: Sequence[TokenLogprob], offset: int) -> tuple[dict[str, Any], int]:
-    """The format of completions, and the offset behind these tokens."""
+    """Returns the format of completions, and the text offset after these tokens."""
     texts = [_token(engine, token.token_id, 0.0)["token"] for token in tokens]
     offsets = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""The routes that tell the models' names."""
+"""The routes that list the models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of several answers to one request: merged, counted, and the head of what is sent."""
+"""Merges and counts the steps of a request's answers, and makes the head of its responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def head_of(prefix: str, kind: str, service: Service, body: Sampling) -> dict[st
 
 
 class Usage:
-    """Token counts of a request: its prompt once, the answers of all choices."""
+    """Token counts of a request: each prompt counts once, and the answers of all choices."""
 
     def __init__(self) -> None:
         self._steps: dict[int, EngineStep] = {}
@@ -32,7 +32,7 @@ class Usage:
         self._steps[index] = step
 
     def body(self, prompts: int = 1) -> dict[str, Any]:
-        """`prompts`: how many there were; each has the same number of choices, one after the other."""
+        """Returns the counts; each of the `prompts` prompts has the same number of consecutive choices."""
         steps = [self._steps[index] for index in sorted(self._steps)]
         first = steps[:: max(1, len(steps) // prompts)]
         prompt, completion = sum(s.prompt_tokens for s in first), sum(s.completion_tokens for s in steps)
@@ -45,7 +45,7 @@ class Usage:
 
 
 async def merged(service: Service, streams: Sequence[Stream]) -> AsyncIterator[tuple[int, EngineStep]]:
-    """The steps of several answers as they come."""
+    """Yields the steps of several answers as they arrive."""
     if len(streams) == 1:
         async for step in service.steps(streams[0]):
             yield 0, step
@@ -57,7 +57,7 @@ async def merged(service: Service, streams: Sequence[Stream]) -> AsyncIterator[t
             async for step in service.steps(stream):
                 arrived.put_nowait((index, step))
             arrived.put_nowait((index, None))
-        except Exception as error:  # handed on to the reader
+        except Exception as error:  # passed on to the reader
             arrived.put_nowait((index, error))
 
     tasks = [asyncio.ensure_future(pump(index, stream)) for index, stream in enumerate(streams)]
