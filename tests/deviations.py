@@ -1,7 +1,7 @@
 """Every deliberate difference between this package and the original code, with its reason: one list for all tests.
 
-A test that expects something else than a golden looks its name up here, so that a difference which is not listed fails,
-and `test_deviations.py` fails for an entry that no test uses.
+A test that expects something other than a golden looks up the deviation here, so that an unlisted difference fails;
+`test_deviations.py` fails for an entry that no test uses.
 """
 
 from __future__ import annotations
