@@ -118,7 +118,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         if losses[:, 1].min() >= ZEROS:
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the loss was exactly 0 for {ZEROS} batches: the data is "
-                "memorised, or the answers are empty; train on more data or for fewer steps (--show_example shows labels)"
+                "memorised, or the answers are empty; use more data or fewer steps (--show_example shows the labels)"
             )
 
     def check_step(self) -> None:

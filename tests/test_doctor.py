@@ -376,7 +376,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_damaged_kernel_cache(damaged: Path) -> None:
-    """Without a compiler to rebuild it, the user has to delete it. Opening it would end the process with a bus error."""
+    """Without a compiler to rebuild it, users have to delete it. Opening it would end the process with a bus error."""
     done = run_process("--no-checks", CHATGLM_CACHE=str(damaged.parent), CC="/no/such/compiler")
     assert done.returncode == 1, done.stdout + done.stderr
     (line,) = re.findall(r"^  WRONG.*", done.stdout, re.MULTILINE)
