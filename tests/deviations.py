@@ -87,8 +87,8 @@ DEVIATIONS: dict[str, str] = {
         "them runs without an eos; ours stops at each of the list, and without one at the limit"
     ),
     "a_finished_row_is_padded": (
-        "a row of a batch that has ended continues in the originals' stream_generate, so that its end has to be searched "
-        "for; ours fills it with pads, as generate() does"
+        "a row of a batch that has ended continues in the originals' stream_generate, so that its end has to be "
+        "searched for; ours fills it with pads, as generate() does"
     ),
     # chat and stream_chat
     "a_prompt_without_room_is_an_error": (
