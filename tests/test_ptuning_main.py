@@ -277,7 +277,7 @@ def test_a_run_from_data_to_predictions(
     assert program.main(argv) == 0
     assert f"resuming from {out / 'checkpoint-4'}" in capsys.readouterr().out
     assert program.main([*argv, "--overwrite_output_dir", "--max_steps", "1"]) == 0
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
     assert program.main([*argv, "--resume_from_checkpoint", "true", "--max_steps", "2"]) == 0
     assert f"resuming from {out / 'checkpoint-1'}" in capsys.readouterr().out
 
@@ -372,7 +372,7 @@ def test_going_on_with_what_does_not_fit(
     assert "nothing is left to train" in capsys.readouterr().out
     assert (out / "train_results.json").read_bytes() == results
     (folder / "optimizer.pt").unlink()
-    assert program.main([*longer, *ptuning, "--save_total_limit", "1"]) == 0  # deletes the checkpoint that it resumed from
+    assert program.main([*longer, *ptuning, "--save_total_limit", "1"]) == 0  # deletes the one it resumed from
     assert "has no optimizer state" in capsys.readouterr().out
 
 
