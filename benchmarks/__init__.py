@@ -1,1 +1,1 @@
-"""Speed and memory, ours beside the peers: `python -m benchmarks.NAME`."""
+"""Speed and memory, compared with peers: `python -m benchmarks.NAME`."""

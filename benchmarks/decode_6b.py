@@ -1,8 +1,8 @@
 """Speed of a full-shape quantised 6B model on a CPU: `python -m benchmarks.decode_6b`.
 
 Makes the model with random weights directly in quantised form (no checkpoint), runs a prompt of 512 tokens, then
-decodes at 64 tokens of context, each token beside a loop that reads the same bytes. Prints medians, the share of that
-loop (minimum / median / maximum) and the peak of memory.
+decodes at 64 tokens of context and, before each token, times a loop that only reads the same bytes. Prints medians, the
+ratio of the loop's time to the token's (minimum / median / maximum) and the peak memory.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from chatglm.network.rotary import RotaryTable
 
 
 def make(generation: int, bits: int, head: int | None, dtype: torch.dtype, precision: str, **sizes: int) -> Any:
-    """The published shapes (or `sizes`), random weights of the size real ones have; on the CPU, for inference."""
+    """A model of the published shapes (or `sizes`) on the CPU, with random weights of realistic magnitude."""
     config = ChatGLMConfig.from_dict({"model_type": "chatglm", "chatglm_version": generation} | sizes)
     with torch.device("meta"):
         model = model_class(config)(config)
     model = model.to(dtype).quantize(bits, quantize_head=head, precision=precision, empty_init=True).eval()
-    for name, parameter in list(model.named_parameters()):  # in memory as what was just quantised, or mapped from files
+    for name, parameter in list(model.named_parameters()):  # in huge pages, as after quantising or mapping a file
         owner = model.get_submodule(name.rpartition(".")[0])
         weight = nn.Parameter(huge_pages.empty(tuple(parameter.shape), parameter.dtype), requires_grad=False)
         fill(name, weight, bits)
@@ -47,7 +47,7 @@ def make(generation: int, bits: int, head: int | None, dtype: torch.dtype, preci
 
 @torch.no_grad()
 def fill(name: str, parameter: nn.Parameter, bits: int) -> None:
-    """Random numbers for one parameter, by its name and type."""
+    """Fills one parameter with random values, by its name and dtype."""
     if parameter.dtype == torch.int8:
         parameter.random_(-128, 128)
     elif name.endswith("weight_scale"):
@@ -59,17 +59,17 @@ def fill(name: str, parameter: nn.Parameter, bits: int) -> None:
 
 
 def weights_read(model: nn.Module) -> list[torch.Tensor]:
-    """What every token has to read: the matrices of all products. Of the embeddings, it reads a row."""
+    """The weights that every token reads: the matrices of all products. Of the embeddings, it reads only a row."""
     return [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
 
 
 def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, float]:
-    """`ids` (1, tokens), of which `cache` holds all but the new ones, with the next token; and the seconds it took."""
+    """Feeds the tokens of `ids` (1, tokens) that `cache` lacks; returns `ids` with the next token, and the seconds."""
     done, start = cache.get_seq_length(), time.perf_counter()
     while done < ids.shape[1]:  # in pieces, as a chat does
         end = piece_end(model, ids, done)
         positions = {}
-        if model.config.chatglm_version == 1:  # two-dimensional positions, told from the whole sequence
+        if model.config.chatglm_version == 1:  # two-dimensional positions, derived from the whole sequence
             positions["position_ids"] = model.transformer.get_position_ids(ids)[..., done:end]
         piece = ids[:, done:end]
         logits = model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions).logits
@@ -77,12 +77,12 @@ def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, floa
     token = logits[:, -1:].argmax(-1)
     seconds = time.perf_counter() - start
     if not torch.isfinite(logits).all():
-        raise SystemExit("the logits are not finite: nothing here means anything")
+        raise SystemExit("the logits are not finite: the measurements are meaningless")
     return torch.cat((ids, token), dim=1), seconds
 
 
 def take_turns(model: Any, context: int) -> None:
-    """Six tokens at `context` tokens of context for every line on stdin; see `benchmarks.turns`."""
+    """Decodes six tokens at `context` tokens of context for every line on stdin; see `benchmarks.turns`."""
     cache = ChatCache()
     prompt, _ = run(model, prompt_of(model, context), cache)
     print("ready", flush=True)
@@ -100,15 +100,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=2)
     parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
-    parser.add_argument("--head", type=int, choices=(4, 8), help="bits of the output head; without: not quantised")
+    parser.add_argument("--head", type=int, choices=(4, 8), help="bits of the output head (default: not quantised)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--precision", choices=("default", "int8", "exact"), default="default")
-    parser.add_argument("--threads", type=int, help="instead of torch's choice")
-    parser.add_argument("--context", type=int, default=64, help="tokens that are there when a token is decoded")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that is timed; 0 for none")
-    parser.add_argument("--tokens", type=int, default=24, help="tokens to decode; the median counts")
-    parser.add_argument("--layers", type=int, help="fewer than the model has, to try things")
-    parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: tokens as they are asked for")
+    parser.add_argument("--threads", type=int, help="number of threads (default: torch's choice)")
+    parser.add_argument("--context", type=int, default=64, help="tokens of context when decoding")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the timed prompt; 0 for none")
+    parser.add_argument("--tokens", type=int, default=24, help="tokens to decode; the median is reported")
+    parser.add_argument("--layers", type=int, help="fewer layers than the model has, for a quick try")
+    parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: decode tokens on request")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -150,7 +150,7 @@ def main() -> None:
 
 
 def prompt_of(model: Any, tokens: int) -> torch.Tensor:
-    """Ids (1, tokens) with what ends a prompt of generation 1 at its end."""
+    """Ids (1, tokens); those of generation 1 end in [gMASK] <sop>."""
     config = model.config
     ids = torch.arange(1, tokens + 1).unsqueeze(0) % 1000 + 1000
     if config.chatglm_version == 1:

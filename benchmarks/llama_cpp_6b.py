@@ -1,4 +1,4 @@
-"""llama.cpp beside `decode_6b`: `python benchmarks/llama_cpp_6b.py FILE.gguf` in an environment of its own.
+"""llama.cpp, to compare with `decode_6b`: `python benchmarks/llama_cpp_6b.py FILE.gguf` in its own environment.
 
 Needs `pip install llama-cpp-python gguf` (it compiles) and nothing of this package. Writes a GGUF file of the shape of
 ChatGLM2-6B and 3-6B with random Q4_0 weights, the head included (3.4 GB), if there is none yet; then times a prompt of
@@ -22,7 +22,7 @@ LAYERS, HIDDEN, FFN, VOCABULARY = 28, 4096, 13696, 65024
 
 
 def write(path: Path) -> None:
-    """The file; all layers share their random numbers."""
+    """Writes the file; all layers share the same random weights."""
     writer = gguf.GGUFWriter(path, "chatglm")
     writer.add_context_length(8192)
     writer.add_embedding_length(HIDDEN)
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: tokens as they are asked for")
+    parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: decode tokens on request")
     args = parser.parse_args()
     if not args.file.exists():
         write(args.file)
@@ -93,7 +93,7 @@ def main() -> None:
         taken = time.perf_counter() - start
         values = np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (VOCABULARY,))
         if not np.isfinite(values).all():
-            raise SystemExit("the logits are not finite: nothing here means anything")
+            raise SystemExit("the logits are not finite: the measurements are meaningless")
         return taken
 
     def forget() -> None:

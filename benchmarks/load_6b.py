@@ -1,9 +1,9 @@
-"""Loads a full-shape 6B model and says what it took: `python -m benchmarks.load_6b FOLDER`.
+"""Time and memory of loading a full-shape 6B model: `python -m benchmarks.load_6b FOLDER`.
 
 Makes a checkpoint with the published shapes and random bfloat16 weights in FOLDER (12.5 GB), then, in a fresh process,
-loads it with `chatglm.load` and generates a few tokens. Prints the peak of the resident memory beside the size of the
-weights, and the time to load beside a plain read of the same files. The files are taken out of the system's cache
-before each of the two, where the system allows it. Deletes what it made.
+loads it with `chatglm.load` and generates a few tokens. Prints the peak resident memory beside the size of the weights,
+and the loading time beside that of a plain read of the same files. Drops the files from the page cache before each of
+the two, if the system allows it. Deletes the checkpoint at the end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TINY[3] = TINY[2]
 
 
 def make(folder: Path, generation: int, tiny: bool) -> None:
-    """A checkpoint folder: the published shapes, random weights in shards, the vocabulary of a demo model."""
+    """Writes a checkpoint with the published shapes, random weights in shards and the vocabulary of a demo model."""
     demo = with_vocabulary_of(generation)
     for path in demo.iterdir():
         if path.suffix == ".model" or path.name.startswith(("tokenizer", "special_tokens")):
@@ -75,7 +75,7 @@ def make(folder: Path, generation: int, tiny: bool) -> None:
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         print(f"writing {file}", file=sys.stderr)
-        # Standard deviation 0.02 as models are initialised, but 1 for the factors of norms.
+        # Standard deviation 0.02, as in initialised models; the weights of norms are 1.
         tensors = {
             name: torch.ones(shapes[name], dtype=torch.bfloat16)
             if "norm" in name and name.endswith("weight")
@@ -89,7 +89,7 @@ def make(folder: Path, generation: int, tiny: bool) -> None:
 
 
 def measure(folder: Path, tokens: int, device: str, dtype: str) -> dict[str, Any]:
-    """What this process needs to read the files, to load the model and to generate."""
+    """The time and memory that this process needs to read the files, load the model and generate."""
     files = sorted(folder.glob("*.safetensors"))
     forget(files)
     start = time.perf_counter()
@@ -129,7 +129,7 @@ def measure(folder: Path, tokens: int, device: str, dtype: str) -> dict[str, Any
 
 
 def forget(files: list[Path]) -> None:
-    """Asks the system to drop the files from its cache, so that reading them is reading the disk."""
+    """Asks the system to drop the files from its cache, so that reads come from the disk."""
     if hasattr(os, "posix_fadvise"):
         for path in files:
             with path.open("rb") as file:
@@ -138,7 +138,7 @@ def forget(files: list[Path]) -> None:
 
 
 class OwnMemory(threading.Thread):
-    """The peak of the memory that is not pages of files (which the system takes back as it needs room); Linux only."""
+    """The peak of the memory without pages of files, which the system reclaims when needed; Linux only."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -153,13 +153,13 @@ class OwnMemory(threading.Thread):
 
 
 def peak_memory() -> int:
-    """Most bytes that were resident at once so far, mapped file pages included."""
+    """The peak of resident bytes so far, mapped file pages included."""
     status = Path("/proc/self/status")
-    if status.is_file():  # not ru_maxrss, which on Linux starts with the peak of the parent process
+    if status.is_file():  # not ru_maxrss, which on Linux includes the peak of the parent process
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
         if found:
             return int(found[1]) * 1024
-    import resource  # there is none on Windows
+    import resource  # not available on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="tokens to generate (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="as chatglm.load takes it (default: %(default)s)")
     parser.add_argument("--dtype", default="bfloat16", help="as chatglm.load takes it (default: %(default)s)")
-    parser.add_argument("--keep", action="store_true", help="leave the checkpoint there")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoint")
     parser.add_argument("--tiny", action="store_true", help="a toy shape, to try the script out")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

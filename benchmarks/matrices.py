@@ -1,9 +1,10 @@
-"""Speed of the CPU products with the matrices of a 6B model beside memory and torch: `python -m benchmarks.matrices`.
+"""Speed of the CPU products with a 6B model's matrices, beside memory and torch: `python -m benchmarks.matrices`.
 
 Walks over all matrices of the model (random weights, no norms, no attention) as decoding a token does. A loop that only
-reads the same bytes runs before every walk, and the ratio of their times is what counts: the bandwidth of a machine
-changes from second to second. Prints a Markdown table; `share` is that ratio, as minimum / median / maximum. `int
-peak` is what the CPU multiplies without any memory, which bounds several rows: the default takes two products a weight.
+reads the same bytes runs before every walk; the ratio of the two times is what counts, as the bandwidth of a machine
+changes from second to second. Prints a Markdown table; `share` is that ratio, as minimum / median / maximum. `int peak`
+is the CPU's multiplication rate without memory access, which bounds several rows: the default precision takes two
+products per weight.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to multiply: `bits` of its weights, the type of x, and the product."""
+    """A way to multiply: `bits` of its weights, the dtype of x, and the product."""
 
     name: str
     bits: int
@@ -45,7 +46,7 @@ class Kernel:
 
 
 def ours(backend: cpu.Backend) -> list[Kernel]:
-    """Every precision of our kernels, and the head's."""
+    """Our kernels of every precision, and that of the head."""
     kernels = []
     for bits in (4, 8):
         for precision in ("default", "int8", "exact"):
@@ -61,7 +62,7 @@ def ours(backend: cpu.Backend) -> list[Kernel]:
 
 
 def peers() -> list[Kernel]:
-    """What torch has for such weights; only its bfloat16 versions are fast."""
+    """torch's products for such weights; only its bfloat16 versions are fast."""
 
     @functools.cache
     def groups(columns: int, out: int) -> torch.Tensor:
@@ -81,7 +82,7 @@ def peers() -> list[Kernel]:
 
 
 def random_weights(shape: tuple[int, int], bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight in our format (bfloat16 for 16 bits) and its scales. Every page of it is written."""
+    """A weight in our format (bfloat16 for 16 bits) and its scales. Writes every page of it."""
     out, columns = shape
     scale = torch.rand(out) * 1e-2
     if bits == 16:
@@ -94,7 +95,7 @@ def random_weights(shape: tuple[int, int], bits: int) -> tuple[torch.Tensor, tor
 def error(kernel: Kernel) -> str:
     """Relative error of a random product with 4096 columns against float64."""
     if kernel.name == FOREIGN:
-        return "-"  # the weights mean something else there
+        return "-"  # its weights have another layout
     torch.manual_seed(0)
     weight, scale = random_weights((512, 4096), kernel.bits)
     x = torch.randn(1, 4096).to(kernel.dtype)
@@ -149,7 +150,7 @@ def measure(
 
 
 def integer_peak(backend: cpu.Backend) -> float:
-    """Billions of integer additions and multiplications a second, by all threads; 0 without AVX-512."""
+    """Billions of integer additions and multiplications per second, of all threads; 0 without AVX-512."""
     count = 12_000_000
     taken = seconds(lambda: probes.multiply(backend, count))
     return 2 * 64 * count * torch.get_num_threads() / taken / 1e9 if backend.variant == "avx512" else 0.0
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28, help="fewer if they do not fit into 60 %% of the free memory")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="rows of the input")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="instead of torch's choice")
+    parser.add_argument("--threads", type=int, help="number of threads (default: torch's choice)")
     parser.add_argument("--bits", type=int, nargs="+", choices=(4, 8, 16), default=[4, 8, 16])
     parser.add_argument("--no-peers", action="store_true", help="our kernels only")
     args = parser.parse_args()

@@ -1,8 +1,8 @@
 """Speed of the INT4, INT8 and fp16 products of the 6B models on a GPU: `python -m benchmarks.matrices_cuda`.
 
-Every product is timed inside a CUDA graph that walks over as many copies of the weights as do not fit the GPU's cache.
-GB/s counts what has to be read and written once: weights, scales, x and y; the limit beside it is a copy of a large
-tensor, measured in the same run before every row of the table. Prints a Markdown table.
+Every product is timed inside a CUDA graph that walks over so many copies of the weights that they exceed the GPU's
+cache. GB/s counts the bytes that have to be read and written once: weights, scales, x and y; the limit beside it is the
+copying of a large tensor, measured in the same run before every row of the table. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="rows of the input")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
-    parser.add_argument("--repeats", type=int, default=20, help="timed replays of every graph; the median counts")
+    parser.add_argument("--repeats", type=int, default=20, help="timed replays of every graph; the median is reported")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("there is no NVIDIA GPU that torch can use")

@@ -1,8 +1,9 @@
-"""Many clients at once against the server: tokens per second, time to the first token and between tokens.
+"""Many concurrent clients of the server: tokens per second, time to the first token and between tokens.
 
-`python -m benchmarks.serving` makes a mid-size model (about 300M numbers) with random weights and the demo's
-vocabulary, starts the real server on 127.0.0.1 in this process, and asks it over HTTP: one client after the other, then
-all at once; then a crowd larger than the queue, and many short requests with the memory before and after.
+`python -m benchmarks.serving` makes a mid-size model (about 300M parameters) with random weights and the demo's
+vocabulary, starts the real server on 127.0.0.1 in this process, and sends requests over HTTP: one client after the
+other, then all at once; then more clients than the queue holds, and many short requests with the memory before and
+after.
 `--peer` also runs transformers' continuous batching on the same model and prompts, without HTTP.
 """
 
@@ -40,7 +41,7 @@ WORDS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬�
 
 @dataclass
 class Seen:
-    """One answer as its client saw it; times in seconds since it asked."""
+    """One answer as its client saw it; times in seconds since the request."""
 
     text: str
     tokens: int
@@ -49,7 +50,7 @@ class Seen:
 
 
 def make_model(version: int, size: str, dtype: str | None = None) -> tuple[Any, Any]:
-    """(model, tokenizer) with random weights, where no dtype is given in float32 on the CPU or float16 on a GPU."""
+    """(model, tokenizer) with random weights; by default float32 on the CPU and float16 on a GPU."""
     folder = with_vocabulary_of(version)
     tokenizer = chatglm.ChatGLMTokenizer.from_pretrained(folder, chatglm_version=version)
     shape = SIZES[size]
@@ -93,7 +94,7 @@ class Running:
 
 
 async def ask(client: httpx.AsyncClient, prompt: str, tokens: int) -> Seen | int:
-    """One streamed answer of `tokens` tokens, or the status it was refused with."""
+    """One streamed answer of `tokens` tokens, or the HTTP status of a refusal."""
     body = {
         "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": tokens, "stream": True,
         "stream_options": {"include_usage": True}, "logprobs": True,
@@ -111,7 +112,7 @@ async def ask(client: httpx.AsyncClient, prompt: str, tokens: int) -> Seen | int
                 count = event["usage"]["completion_tokens"]
             for choice in event.get("choices", []):
                 text += choice["delta"].get("content") or ""
-                if choice["logprobs"]:  # one for every token, also for those that make no whole character
+                if choice["logprobs"]:  # one for every token, even if it completes no character
                     times.append(time.perf_counter() - began)
     gaps = [after - before for before, after in itertools.pairwise(times)]
     return Seen(text, count, times[0] if times else 0.0, gaps)
@@ -140,7 +141,7 @@ def describe(values: list[float]) -> str:
 
 
 def resident() -> float:
-    """MiB of this process."""
+    """Resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1]) if os.path.exists("/proc/self/statm") else 0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20 if pages else 0.0
 
@@ -172,9 +173,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=list(SIZES), default="300m")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64, help="of one answer")
-    parser.add_argument("--crowd", type=int, default=200, help="clients against a queue of 64; 0 leaves it out")
-    parser.add_argument("--requests", type=int, default=2000, help="short ones in a row; 0 leaves them out")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of one answer")
+    parser.add_argument("--crowd", type=int, default=200, help="clients for a queue of 64; 0 skips this part")
+    parser.add_argument("--requests", type=int, default=2000, help="short requests; 0 skips this part")
     parser.add_argument("--peer", action="store_true", help="generations 2 and 3: transformers' own batching, too")
     args = parser.parse_args(arguments)
     model, tokenizer = make_model(args.generation, args.size, args.dtype)
@@ -184,20 +185,20 @@ def main(arguments: list[str] | None = None) -> None:
     running = Running(engine)
     questions = prompts(args.clients)
     try:
-        asyncio.run(ask_all(running.url, questions[:1], 4, 1))  # the first forward of all is slower
+        asyncio.run(ask_all(running.url, questions[:1], 4, 1))  # the first forward is slower
         print("| clients | tokens/s | ms to first token, median / p99 | ms between tokens, median / p99 |")
         print("| --- | --- | --- | --- |")
         single, alone = measure(running.url, "one after another", questions, args.tokens, 1)
         together, company = measure(running.url, f"{args.clients} at once", questions, args.tokens, args.clients)
         same = sum(a == b for a, b in zip(alone, company, strict=True))
-        print(f"\n{together / single:.1f} x; {same} of {len(alone)} answers are equal to those given alone")
+        print(f"\n{together / single:.1f} x; {same} of {len(alone)} answers equal those generated alone")
         if args.crowd:
             answers, seconds = asyncio.run(ask_all(running.url, prompts(args.crowd), 4, args.crowd))
             refused = sum(answer == 429 for answer in answers)
             done = sum(isinstance(answer, Seen) for answer in answers)
             print(f"{args.crowd} clients, queue of 64: {done} answered, {refused} refused with 429 in {seconds:.1f} s")
             if done + refused != args.crowd:
-                raise SystemExit("some were lost")
+                raise SystemExit("some requests were lost")
         if args.requests:
             count = max(args.requests // 10, 1)
             asyncio.run(ask_all(running.url, prompts(count), 2, args.clients))

@@ -1,9 +1,9 @@
-"""Programs beside each other, a few tokens at a time: `python -m benchmarks.turns "COMMAND" "COMMAND" ...`.
+"""Compares programs in turns of a few tokens: `python -m benchmarks.turns "COMMAND" "COMMAND" ...`.
 
-The speed of memory of a shared machine changes within seconds, so that two runs one after the other compare the machine
-with itself. Here all programs are started, and take turns. Each has to print `ready` once, then for every line that it
-reads a line with the milliseconds of its tokens, as `decode_6b` and `llama_cpp_6b` do with `--turns`. Prints the median
-of each, and what the others take compared to the first (minimum / median / maximum over the turns).
+The memory bandwidth of a shared machine changes within seconds, so two consecutive runs compare the machine with
+itself. Here all programs start first and then take turns. Each has to print `ready` once and then, for every line that
+it reads, a line with the milliseconds of its tokens, as `decode_6b` and `llama_cpp_6b` do with `--turns`. Prints the
+median time of each, and the ratio of each to the first (minimum / median / maximum over the turns).
 """
 
 from __future__ import annotations

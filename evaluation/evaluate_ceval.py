@@ -2,10 +2,10 @@
 
     python evaluation/evaluate_ceval.py --model FOLDER --data CEval --output ceval.json
 
-Reads DATA/SPLIT/**/*.jsonl, one subject a file, one question a line: `inputs_pretokenized` (the question with its four
-choices) and `label` (0 to 3 for A to D). Each question is asked twice: the model reasons in its own words, then
-question, reasoning and "综上所述，ABCD中正确的选项是：" are asked, and the likeliest of A, B, C and D is the answer.
-Finished subjects are kept in the output file, and a run that was broken off goes on after them.
+Reads DATA/SPLIT/**/*.jsonl, one subject per file, one question per line: `inputs_pretokenized` (the question with its
+four choices) and `label` (0 to 3 for A to D). Each question is asked twice: the model first reasons in its own words;
+then the prompt is question, reasoning and "综上所述，ABCD中正确的选项是：", and the most likely of A, B, C and D is the
+answer. Finished subjects are kept in the output file, and an interrupted run resumes after them.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ EXTRACTION = "综上所述，ABCD中正确的选项是："
 
 
 class CEvalError(ValueError):
-    """Data, arguments or an earlier result that cannot be used; the message says what to do."""
+    """The data, arguments or an earlier result cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Question:
     text: str
-    label: int | None  # None: the publishers keep the answers (of the test split)
+    label: int | None  # None: not published (test split)
 
 
 @dataclass(frozen=True)
 class Subject:
-    name: str  # the file below the split, without .jsonl
+    name: str  # the path of the file in the split, without .jsonl
     questions: list[Question]
     digest: str  # of the file
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, 1 where something failed, 2 for wrong arguments (SystemExit), 130 after Ctrl-C."""
+    """Returns the exit status: 0, 1 after a failure, 2 for wrong arguments (SystemExit), 130 after Ctrl-C."""
     args = _parser().parse_args(arguments)
     try:
         _evaluate(args)
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\ninterrupted: finished subjects are in {args.output}, the same command goes on", file=sys.stderr)
+        print(f"\ninterrupted: finished subjects are in {args.output}, the same command resumes", file=sys.stderr)
         return 130
     return 0
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--split", default="val", help="its subfolder (default: %(default)s)")
     group.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="questions at a time (default: 8)")
     group.add_argument(
-        "--max-new-tokens", type=_positive, default=512, metavar="N", help="of the reasoning (default: %(default)s)"
+        "--max-new-tokens", type=_positive, default=512, metavar="N", help="for the reasoning (default: %(default)s)"
     )
     group.add_argument(
         "--max-length", type=_positive, default=2048, metavar="N",
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions of each subject")
     group.add_argument("--output", default="ceval.json", metavar="FILE", help="the result (default: %(default)s)")
-    group.add_argument("--overwrite", action="store_true", help="start anew where the output file exists")
+    group.add_argument("--overwrite", action="store_true", help="start from scratch if the output file exists")
     return parser
 
 
@@ -108,7 +108,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if results:
         print(f"{output} has {len(results)} of {len(subjects)} subjects already")
     if left:
-        write_result(output, settings, results)  # that it can be written is known before the model loads
+        write_result(output, settings, results)  # if it cannot be written, fail before the model loads
         model, tokenizer = load_from_arguments(args)
         runner = Runner(model, tokenizer, args.batch_size, args.max_new_tokens, args.max_length)
         for subject in left:
@@ -171,7 +171,7 @@ def _question(line: str, where: str) -> Question:
 
 
 def read_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The subjects of an earlier run. Raises CEvalError where it had other settings or is no result."""
+    """The subjects of an earlier run. Raises CEvalError if it had other settings or is not a result file."""
     if not path.exists():
         return {}
     try:
@@ -188,7 +188,7 @@ def read_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_result(path: Path, settings: dict[str, Any], subjects: dict[str, Any]) -> None:
-    """Writes the results; the file is whole at any time."""
+    """Writes the results; the file is complete at any time."""
     content = {"settings": settings, "summary": summary(subjects), "subjects": subjects}
     write_file(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
@@ -227,7 +227,7 @@ class Runner:
         self.before_choice, self.choice_ids = _choice_ids(tokenizer)
 
     def measure(self, subject: Subject) -> dict[str, Any]:
-        """Numbers of questions, of those with a label and of correct ones, and the chosen letters in order."""
+        """The numbers of all, of labelled and of correctly answered questions, and the chosen letters in order."""
         texts = [question.text for question in subject.questions]
         thoughts = self.reason(texts)
         chosen = self.choose([f"{text}{thought}\n{EXTRACTION}" for text, thought in zip(texts, thoughts, strict=True)])
@@ -239,7 +239,7 @@ class Runner:
         }
 
     def reason(self, texts: Sequence[str]) -> list[str]:
-        """What the model answers, greedily."""
+        """The model's greedy answers."""
         answers = [""] * len(texts)
         for places, ids, mask in self._batches([self.prompt(text) for text in texts]):
             with torch.inference_mode():
@@ -254,7 +254,7 @@ class Runner:
         return answers
 
     def choose(self, texts: Sequence[str]) -> list[int]:
-        """0 to 3: the choice that the model finds likeliest as the first word of its answer."""
+        """For each text 0 to 3: the choice that is most likely as the first word of the answer."""
         chosen = [0] * len(texts)
         for places, ids, mask in self._batches([[*self.prompt(text), *self.before_choice] for text in texts]):
             with torch.inference_mode():
@@ -269,7 +269,7 @@ class Runner:
         while len(ids) > self.max_length:
             if not text:
                 raise CEvalError(f"--max-length {self.max_length} is too short for the prompt of an empty question")
-            # By the share of tokens, so that it is done in a few rounds; at least one character each.
+            # Cuts by the share of excess tokens, at least one character, so that a few rounds are enough.
             text = text[max(1, len(text) * (len(ids) - self.max_length) // len(ids)) :]
             ids = self.chat_format.encode(self.tokenizer, text)
         return ids
@@ -287,7 +287,7 @@ class Runner:
 
 
 def _choice_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids that come before the letter of an answer (the same for all four), and the four ids that differ."""
+    """The ids before the letter of an answer (the same for all four), and the four ids that differ."""
     start = tokenizer.chat_format.answer_start(tokenizer)
     encoded = [tokenizer.encode_text(choice) for choice in CHOICES]
     common = 0

@@ -2,10 +2,10 @@
 
     python evaluation/run_lm_eval.py run --model hf --model_args pretrained=FOLDER --tasks TASK,...
 
-All arguments are those of `lm_eval` (https://github.com/EleutherAI/lm-evaluation-harness). With `import chatglm` alone
-the harness runs generations 2 and 3, but leaves out the `[gMASK] sop` that every text of theirs starts with (it takes
-an end token that is shown as no text for the start of any text). Generation 1 reads `context [gMASK] <sop> answer`,
-while the harness takes the end of `context answer` for the answer. `teach` tells its model class both.
+Takes all arguments of `lm_eval` (https://github.com/EleutherAI/lm-evaluation-harness). With `import chatglm` alone, the
+harness runs generations 2 and 3, but omits the `[gMASK] sop` that starts all of their texts (it uses an end token that
+decodes to no text as the start of any text). Generation 1 reads `context [gMASK] <sop> answer`, while the harness takes
+the end of `context answer` for the answer. `teach` corrects both in the harness's model class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import chatglm  # registers the models with transformers
 
 
 def main() -> int:
-    """The exit status: 1 where lm_eval is not installed; lm_eval itself raises SystemExit."""
+    """Returns the exit status: 1 if lm_eval is not installed; lm_eval itself raises SystemExit."""
     try:
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def teach(model_class: Any) -> None:
-    """Changes how the harness's class for transformers models encodes with a tokenizer of ours."""
+    """Makes the harness's class for transformers models encode correctly with our tokenizers."""
     encode, encode_pair, encode_batch = model_class.tok_encode, model_class._encode_pair, model_class.tok_batch_encode
     score, roll = model_class._loglikelihood_tokens, model_class.loglikelihood_rolling
 
@@ -43,7 +43,7 @@ def teach(model_class: Any) -> None:
 
     def tok_encode(self: Any, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         if add_special_tokens is None and hasattr(self.tokenizer, "chatglm_version"):
-            add_special_tokens = "[gMASK]" not in string  # there it comes from the chat template
+            add_special_tokens = "[gMASK]" not in string  # the chat template has added it
         ids: list[int] = encode(self, string, add_special_tokens=add_special_tokens, **kwargs)
         return ids
 
@@ -54,7 +54,7 @@ def teach(model_class: Any) -> None:
         return self.tok_encode(context), self.tokenizer.encode(continuation, add_special_tokens=False)
 
     def _loglikelihood_tokens(self: Any, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
-        if is_v1(self):  # an empty context comes as one token
+        if is_v1(self):  # the harness passes an empty context as one token
             empty = self.tokenizer.encode("")
             sop = empty[-1]
             requests = [

@@ -23,7 +23,7 @@ DTYPES = ("auto", "float16", "bfloat16", "float32")
 
 
 class ArgumentsError(ValueError):
-    """Arguments that are wrong, or that do not go together, in one line."""
+    """Wrong or conflicting arguments; the message is one line."""
 
 
 def _help(text: str, default: Any = None, **extra: Any) -> Any:
@@ -35,9 +35,9 @@ class ModelArguments:
     """Which model is tuned or evaluated, and how."""
 
     model_name_or_path: str | None = _help("folder or hub id of the base model, or of a fully tuned checkpoint")
-    ptuning_checkpoint: str | None = _help("prefix or LoRA adapter to evaluate, or to go on training from")
-    config_name: str | None = _help("only what --model_name_or_path says: the checkpoint has its own config.json")
-    tokenizer_name: str | None = _help("only what --model_name_or_path says: the checkpoint has its own tokenizer")
+    ptuning_checkpoint: str | None = _help("prefix or LoRA adapter to evaluate, or to continue training from")
+    config_name: str | None = _help("must equal --model_name_or_path: the checkpoint has its own config.json")
+    tokenizer_name: str | None = _help("must equal --model_name_or_path: the checkpoint has its own tokenizer")
     cache_dir: str | None = _help("refused: set the environment variable HF_HUB_CACHE")
     use_fast_tokenizer: bool = _help("no effect: the family has one tokenizer", True)
     model_revision: str = _help("branch, tag or commit of a hub id", "main")
@@ -53,18 +53,18 @@ class ModelArguments:
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["query_key_value"], metadata={"help": "names of the layers that get LoRA matrices"}
     )
-    dtype: str = _help("of the computation and the frozen weights; auto: as the device computes fast", "auto")
-    check_memory: bool = _help("false: load even where the memory seems too small", True)
+    dtype: str = _help("dtype of the computation and the frozen weights; auto: one that the device is fast in", "auto")
+    check_memory: bool = _help("false: load even if the memory seems too small", True)
 
     @property
     def revision(self) -> str | None:
-        """What `chatglm.load` takes: None for a folder."""
+        """The `revision` for `chatglm.load`; None for the default branch, and for a folder."""
         return None if self.model_revision == "main" else self.model_revision
 
 
 @dataclass
 class DataTrainingArguments:
-    """Which data, and how it becomes tokens."""
+    """Which data, and how it is tokenised."""
 
     lang: str | None = _help("no effect, as in the originals")
     dataset_name: str | None = _help("refused: download it and give the files")
@@ -75,7 +75,7 @@ class DataTrainingArguments:
     train_file: str | None = _help("JSON lines, a JSON list, or CSV")
     validation_file: str | None = _help("as train_file, for --do_eval and the untuned loss")
     test_file: str | None = _help("as train_file, for --do_predict")
-    overwrite_cache: bool = _help("make the tokens anew that an earlier run has kept", False)
+    overwrite_cache: bool = _help("tokenise again instead of reusing the tokens of an earlier run", False)
     preprocessing_num_workers: int | None = _help("processes that tokenise")
     max_source_length: int = _help("tokens of a prompt at most; the oldest turns go first", 1024)
     max_target_length: int = _help("tokens of an answer at most", 128)
@@ -101,18 +101,18 @@ class DataTrainingArguments:
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
-    """transformers' arguments with the defaults that this kind of training wants."""
+    """transformers' training arguments, with defaults for fine-tuning a chat model."""
 
-    overwrite_output_dir: bool = _help("start anew even if output_dir holds checkpoints", False)
+    overwrite_output_dir: bool = _help("start from scratch even if output_dir holds checkpoints", False)
     warmup_steps: float = _help("steps until the full learning rate; below 1: a share of all steps", 0.03)
     train_sampling_strategy: str = _help("group_by_length, random or sequential", "group_by_length")
     remove_unused_columns: bool = _help("false: the collator picks the columns", False)
-    logging_nan_inf_filter: bool = _help("false: a loss that is no number is shown and stops the run", False)
+    logging_nan_inf_filter: bool = _help("false: a NaN or infinite loss is shown and stops the run", False)
     ddp_find_unused_parameters: bool | None = _help("false: every trained weight is used in every step", False)
     gradient_checkpointing: bool | None = _help("false: trade memory for speed (default: true)")  # None: not given
 
     def __post_init__(self) -> None:
-        # Newer releases of transformers call it activation checkpointing, and warn of the old name.
+        # Newer releases of transformers call it activation checkpointing, and warn about the old name.
         new = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
         for suffix, default in (("", True), ("_kwargs", {"use_reentrant": False})):
             old = f"gradient_checkpointing{suffix}"
@@ -127,13 +127,13 @@ class TrainingArguments(Seq2SeqTrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """With several processes on the CPU accelerate says cpu:0, where transformers 5.17 cannot load an optimizer."""
+        """`cpu`, not accelerate's `cpu:0` (several processes), where transformers 5.17 cannot load an optimizer."""
         device: torch.device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
 
 class Arguments(NamedTuple):
-    """What main.py works with. `notes`: remarks on arguments for the user, one line each."""
+    """All arguments of main.py. `notes`: remarks for the user on arguments, one line each."""
 
     model: ModelArguments
     data: DataTrainingArguments
@@ -154,8 +154,8 @@ REMOVED = {
     "group_by_length": "rows are always grouped by length (--train_sampling_strategy random turns it off)",
     "save_safetensors": "checkpoints are always safetensors",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
-    "half_precision_backend": "there is only one left",
-    "fp16_backend": "there is only one left",
+    "half_precision_backend": "there is only one backend left",
+    "fp16_backend": "there is only one backend left",
     "fp16_opt_level": "apex is not used",
     "sharded_ddp": "use --deepspeed or accelerate's FSDP",
     "past_index": "the models have no such output",
@@ -163,9 +163,9 @@ REMOVED = {
     "jit_mode_eval": "it was removed from transformers",
     "use_ipex": "it was removed from transformers",
     "ray_scope": "it was removed from transformers",
-    "use_mps_device": "an Apple GPU is used by itself",
+    "use_mps_device": "an Apple GPU is used automatically",
     "include_inputs_for_metrics": "it was removed from transformers",
-    "prediction_debug": "it is no argument of the originals",
+    "prediction_debug": "the originals have no such argument",
 }
 
 
@@ -175,7 +175,7 @@ class _Parser(HfArgumentParser):  # type: ignore[misc, unused-ignore]
 
 
 def parse(argv: list[str]) -> Arguments:
-    """The arguments of a command line, or of the one *.json, *.yaml or *.yml file that it names; checked.
+    """Parses and checks a command line, or the one *.json, *.yaml or *.yml file that it names.
 
     Raises ArgumentsError: one line that says what to do.
     """
@@ -204,7 +204,10 @@ def parse(argv: list[str]) -> Arguments:
 
 
 def page_arguments(argv: list[str]) -> list[str]:
-    """The arguments of the originals' ptuning/web_demo.py as those of ../web_demo.py. Raises ArgumentsError."""
+    """Translates the arguments of the originals' ptuning/web_demo.py to those of ../web_demo.py.
+
+    Raises ArgumentsError.
+    """
     parser = _Parser((ModelArguments,), prog="web_demo.py", allow_abbrev=False)
     model, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     _check_base(model)
@@ -221,7 +224,7 @@ def page_arguments(argv: list[str]) -> list[str]:
 
 
 def _translate(argv: list[str], notes: list[str]) -> list[str]:
-    """Names of older releases in today's, those without a meaning today left out with a note."""
+    """Renames the arguments of older releases, and drops those without a meaning today, with a note."""
     out: list[str] = []
     skipping = False
     for word in argv:
@@ -252,7 +255,7 @@ def _from_file(path: Path) -> list[str]:
             values = yaml.safe_load(text)
     except OSError as error:
         raise ArgumentsError(f"cannot read the argument file {path}: {error.strerror}") from error
-    except Exception as error:  # whatever the two parsers call their errors
+    except Exception as error:  # each parser has its own error types
         raise ArgumentsError(f"the argument file {path} is broken: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ArgumentsError(f"the argument file {path} has to hold names and values, not a {type(values).__name__}")
@@ -370,7 +373,7 @@ def _check_data(
         _refuse(value is not None and value < 1, f"--{name} {value}: has to be 1 or more")
     if training.do_predict and not training.predict_with_generate:
         training.predict_with_generate = True
-        notes.append("--do_predict writes what the model says: --predict_with_generate is on")
+        notes.append("--do_predict writes generated answers: --predict_with_generate is turned on")
     for name in ("lang", "pad_to_max_length"):
         if getattr(data, name):
             notes.append(f"--{name} has no effect, as in the originals")
@@ -379,8 +382,8 @@ def _check_data(
 def _check_training(model: ModelArguments, training: TrainingArguments, notes: list[str]) -> None:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         _refuse(getattr(training, name) < 1, f"--{name} {getattr(training, name)}: has to be 1 or more")
-    _refuse(training.label_smoothing_factor != 0, "--label_smoothing_factor: the loss is the plain one here")
-    _refuse(training.push_to_hub, "--push_to_hub: upload the checkpoint you want when it is trained, with `hf upload`")
+    _refuse(training.label_smoothing_factor != 0, "--label_smoothing_factor: the loss is always plain cross-entropy")
+    _refuse(training.push_to_hub, "--push_to_hub: upload the checkpoint after training, with `hf upload`")
     for name in training.report_to:
         check = getattr(integration_utils, f"is_{name}_available", None)
         _refuse(check is not None and not check(), f"--report_to {name}: it is not installed: pip install {name}")
@@ -400,12 +403,12 @@ def _check_training(model: ModelArguments, training: TrainingArguments, notes: l
         half and training.device.type == "cpu" and not training.deepspeed,
         "float16 training needs a GPU: on a CPU take --dtype bfloat16 or float32",
     )
-    # The Trainer would halve the whole model, a prefix and quantised scales too: it is loaded that way instead.
+    # The Trainer would convert the whole model, even a prefix and quantised scales: load it in that dtype instead.
     for flag, dtype in (("fp16_full_eval", "float16"), ("bf16_full_eval", "bfloat16")):
         if getattr(training, flag):
             setattr(training, flag, False)
             if training.do_train:
-                notes.append(f"--{flag} has no effect while training: it is evaluated as it is trained")
+                notes.append(f"--{flag} has no effect while training: evaluation uses the dtype of training")
             elif model.dtype == "auto":
                 model.dtype = dtype
     resume = training.resume_from_checkpoint
@@ -421,7 +424,7 @@ def _check_training(model: ModelArguments, training: TrainingArguments, notes: l
         count = torch.cuda.device_count()
         if count > 1 and training.device.type == "cuda":
             notes.append(
-                f"{count} GPUs are visible and one is used; for all: "
+                f"{count} GPUs are visible and one is used; to use all: "
                 f"torchrun --standalone --nproc-per-node={count} main.py ..."
             )
 
@@ -435,7 +438,7 @@ def _check_numbers(training: TrainingArguments) -> None:
     _refuse(training.learning_rate < 0, f"--learning_rate {training.learning_rate}: has to be 0 or more")
     _refuse(
         training.max_steps < -1 or training.max_steps == 0,
-        f"--max_steps {training.max_steps}: has to be 1 or more (or -1: as --num_train_epochs says)",
+        f"--max_steps {training.max_steps}: has to be 1 or more (or -1 to train for --num_train_epochs)",
     )
     _refuse(
         training.max_steps < 0 and training.num_train_epochs <= 0,

@@ -10,11 +10,11 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import Dataset, Sampler
 
-IGNORED = -100  # the label of what is not learnt
+IGNORED = -100  # the label of tokens that are not learned
 
 
 class WithFillers(Dataset[Any]):
-    """A data set; from its end on, its rows come once more with nothing to learn."""
+    """A data set whose indices beyond the end give its rows again, with nothing to learn."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -28,9 +28,9 @@ class WithFillers(Dataset[Any]):
 
 
 class EvenBatches:
-    """The rows of a sampler in batches, as many for each process: at the end of an epoch they share what is left.
+    """Batches of a sampler's rows, equally many per process; at the end of an epoch they share the remaining rows.
 
-    Where fewer rows are left than there are processes, the others get one of `WithFillers`: all have to take part.
+    If fewer rows remain than there are processes, the others get a filler of `WithFillers`: all have to take part.
     """
 
     def __init__(self, sampler: Sequence[int], batch_size: int, processes: int) -> None:
@@ -51,7 +51,7 @@ class EvenBatches:
 def divide_evenly(loader: Any) -> None:
     """Makes accelerate's loader for several processes use `EvenBatches`; its data set has to be a `WithFillers`.
 
-    Accelerate itself fills up the last step of an epoch with rows of the first.
+    Accelerate by itself fills the last step of an epoch with rows of the first.
     """
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard) and not shard.split_batches and not shard.drop_last:
@@ -60,9 +60,9 @@ def divide_evenly(loader: Any) -> None:
 
 
 class StepSampler(Sampler[int]):
-    """An order for every epoch, the same for any number of processes, and after resuming.
+    """The order of the rows in every epoch; the same for any number of processes, and after resuming.
 
-    With lengths, the rows of one optimizer step are about equally long: little padding. Steps come in random order.
+    With `lengths`, the rows of an optimizer step have similar lengths, to save padding. Steps come in random order.
     """
 
     def __init__(self, rows: int, step: int, lengths: Sequence[int] | None, seed: int) -> None:

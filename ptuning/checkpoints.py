@@ -1,4 +1,4 @@
-"""The checkpoints of a training run: their files, the last one, and what to say about a broken one."""
+"""Checkpoints of a training run: their files, the last one, and the error message for a broken one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from chatglm.checkpoints.atomic import put_back
 
 STATE = "trainer_state.json"
 OLD = "old-"  # in front of the name of a checkpoint that is being replaced
-OPTIMIZERS = ("optimizer*", "global_step*", "pytorch_model_fsdp*")  # as Trainer, DeepSpeed and FSDP call its state
+OPTIMIZERS = ("optimizer*", "global_step*", "pytorch_model_fsdp*")  # its state, as Trainer, DeepSpeed and FSDP name it
 
 
 class CheckpointError(OSError):
@@ -19,7 +19,7 @@ class CheckpointError(OSError):
 
 
 def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint that was written last; one whose replacement was interrupted is put back first."""
+    """The last checkpoint written. Restores those whose replacement was interrupted first."""
     folder = Path(output_dir)
     for old in folder.glob(f"{OLD}checkpoint-*"):
         put_back(old, folder / old.name.removeprefix(OLD))
@@ -28,11 +28,11 @@ def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
 
 
 def broken(checkpoint: str | os.PathLike[str], error: Exception) -> str:
-    """What to do about a checkpoint that training cannot resume from."""
+    """The error message for a checkpoint that training cannot resume from."""
     reason = " ".join(str(error).split())
     return (
-        f"cannot go on from {checkpoint} ({reason}): go on with the arguments it was made with; if it is broken, "
-        "remove it, and the one before is taken"
+        f"cannot resume from {checkpoint} ({reason}): use the arguments it was made with; if it is broken, "
+        "remove it to resume from the one before"
     )
 
 
@@ -41,7 +41,7 @@ def reading(checkpoint: str | None) -> Iterator[None]:
     """Turns what the libraries raise for a broken checkpoint into a CheckpointError."""
     try:
         yield
-    except Exception as error:  # torch has many for a broken file
+    except Exception as error:  # torch raises many types for a broken file
         if checkpoint is None or isinstance(error, CheckpointError):
             raise
         raise CheckpointError(broken(checkpoint, error)) from error

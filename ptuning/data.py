@@ -25,9 +25,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Goes into the key of the cache: to be raised when the ids or labels of the same row become others.
+#: Part of the cache key: increase it when the same row gives other ids or labels.
 _FORMAT = 1
-#: One process makes a million tokens in a second: fewer rows than these are not worth starting another.
+#: A process produces about a million tokens a second: for fewer rows than these, another is not worth starting.
 ROWS_PER_PROCESS = 20_000
 
 
@@ -48,14 +48,14 @@ def make_dataset(
 ) -> Any:
     """The rows as a `datasets.Dataset` of integers, in a file that is mapped into memory.
 
-    The file is found again by what the rows, the tokenizer and the options are. Of several processes, one should make
-    it first (`training_args.main_process_first()`).
+    The file is named by a hash of the rows, the tokenizer and the options, so that later runs find it. With several
+    processes, let one write it first (`training_args.main_process_first()`).
 
     Args:
         prediction: examples of `encode_for_prediction`, with the number of their row in the column `row`.
-        num_proc: processes at most; no more than there are cores, and only for many rows (ROWS_PER_PROCESS).
-        cache_dir: where the file is; a folder in the cache of `datasets` if None.
-        overwrite_cache: make the file again.
+        num_proc: maximum number of processes; limited by the cores, and by ROWS_PER_PROCESS.
+        cache_dir: folder of the file; if None, one in the cache of `datasets`.
+        overwrite_cache: write the file again.
 
     Returns:
         columns `input_ids`, `labels`, `length` (of `input_ids`), `learned` (how many labels), `truncated`; for
@@ -149,19 +149,19 @@ class Summary:
     lines: str
 
     def text(self, lang: str = "en") -> str:
-        """One or two lines for people, in English or Chinese."""
+        """The counts as text, one line each, in English or Chinese."""
         lines = [text("data", lang, **vars(self))]
         lines += [text("skipped", lang, **vars(self))] if self.skipped else []
         lines += [self.warning(lang)] if self.truncated else []
         return "\n".join(lines)
 
     def warning(self, lang: str = "en") -> str:
-        """What was too long."""
+        """The warning about truncated examples."""
         return text("truncated", lang, **vars(self))
 
 
 def describe(rows: Sequence[Row], dataset: Any) -> Summary:
-    """What there is in the rows and in the data set made of them."""
+    """Counts what is in the rows and in the data set made from them."""
     names = ("truncated", "length", "learned")
     flags, lengths, learned = (dataset.data.column(name).to_pylist() for name in names)
     skipped = list(getattr(rows, "skipped", ()))
@@ -186,10 +186,10 @@ def describe(rows: Sequence[Row], dataset: Any) -> Summary:
 
 @dataclass(frozen=True)
 class Collator:
-    """Examples -> a batch, padded to its longest.
+    """Examples -> a batch, padded to the longest.
 
     Attributes:
-        pad_token_id: of the tokenizer.
+        pad_token_id: the tokenizer's.
         label_pad: label of the padding; the pad token's id for `ignore_pad_token_for_loss=False`.
         multiple_of: round lengths up to a multiple of this, for a GPU.
     """
@@ -201,9 +201,9 @@ class Collator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors (examples, tokens) of integers.
 
-        `input_ids` and `labels` are padded on the right (there needs to be no mask: causal attention does not see the
-        padding, and it is not learned); `prompt_ids` and `prompt_mask` (1 = a token) on the left; `target_ids` on the
-        right with -100.
+        `input_ids` and `labels` are padded on the right, without a mask, as causal attention does not see the padding
+        and it is not learned; `prompt_ids` and `prompt_mask` (1 = a token) on the left; `target_ids` on the right with
+        -100.
         """
         batch = {
             "input_ids": self._stack(examples, "input_ids", self.pad_token_id),
@@ -227,7 +227,7 @@ class Collator:
         return result
 
 
-# ------------------------------------------------------------------------------------------------------ to look at
+# ------------------------------------------------------------------------------------------------------ display
 
 
 def show_example(tokenizer: Any, example: Mapping[str, Any], lang: str = "en") -> str:
@@ -247,7 +247,7 @@ def show_example(tokenizer: Any, example: Mapping[str, Any], lang: str = "en") -
 
 
 def _visible(tokenizer: Any, index: int) -> str:
-    """A token so that a terminal shows it: no control characters, a bar for the blank at the start of a word."""
+    """A token as printable text: control characters escaped, a bar for the space at the start of a word."""
     piece = str(tokenizer.convert_ids_to_tokens(index))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in piece)
 

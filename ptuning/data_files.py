@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: How many problems of a file one error lists.
+#: Problems that one error lists.
 SHOWN = 5
 
 
@@ -21,7 +21,7 @@ class DataError(ValueError):
 
 @dataclass
 class Problems:
-    """What is wrong with a file, collected: people mend a file once, not row by row."""
+    """Collects the problems of a file, so that users can fix them all at once."""
 
     path: str
     shown: list[str] = field(default_factory=list)
@@ -39,10 +39,10 @@ class Problems:
 
 
 def read_records(path: Path, max_records: int | None = None) -> list[tuple[int, Any]]:
-    """The (line, value) of each record; of no more than the first `max_records`.
+    """(line, value) of each record, of at most the first `max_records`.
 
     Raises:
-        DataError: no file, an empty one, an unknown kind, a wrong encoding, broken JSON or CSV.
+        DataError: the file is missing, empty, of an unknown type, wrongly encoded, or broken JSON or CSV.
     """
     parse = {".json": _parse_json, ".jsonl": _parse_json, ".csv": _parse_csv}.get(path.suffix.lower())
     if parse is None:
@@ -111,7 +111,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _parse_json(text: str, problems: Problems) -> Iterator[tuple[int, Any]]:
-    """JSON lines; a list; objects that each go over several lines."""
+    """Parses JSON lines, a list, or objects that span several lines."""
     start = text.lstrip()
     if start.startswith("["):
         yield from _parse_stream(text, len(text) - len(start) + 1, True, problems)
@@ -120,7 +120,7 @@ def _parse_json(text: str, problems: Problems) -> Iterator[tuple[int, Any]]:
     try:
         DECODER.decode(first)
     except json.JSONDecodeError as error:
-        # Only an object that is still open may go on in the next line.
+        # Only an object that is still open can continue on the next line.
         if first.startswith("{") and error.pos >= len(first.rstrip()):
             yield from _parse_stream(text, 0, False, problems)
             return
@@ -141,7 +141,7 @@ def _parse_json(text: str, problems: Problems) -> Iterator[tuple[int, Any]]:
 
 
 def _parse_stream(text: str, position: int, in_list: bool, problems: Problems) -> Iterator[tuple[int, Any]]:
-    """JSON values one after the other; a list's with commas between and a bracket at the end."""
+    """Parses consecutive JSON values; those of a list have commas between them and a closing bracket."""
     line, counted, first = 1, 0, True
 
     def skip(at: int) -> int:
@@ -178,12 +178,12 @@ def _parse_stream(text: str, position: int, in_list: bool, problems: Problems) -
                 return fail(position, "a comma or the closing bracket of the list is missing")
             position += 1
     if (end := skip(position + 1)) < len(text):
-        fail(end, "there is more behind the end of the list")
+        fail(end, "there is more text after the end of the list")
     return None
 
 
 def _parse_csv(text: str, problems: Problems) -> Iterator[tuple[int, Any]]:
-    # The limit for a field is global to the process: it is put back.
+    # The field size limit is global to the process, so it is restored.
     limit = csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     try:
         yield from _csv_records(text, problems)

@@ -1,4 +1,4 @@
-"""`main.py --dry_run`: what a training run would take, told before any weights are loaded."""
+"""`main.py --dry_run`: memory and steps of a training run, reported before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .estimate import Estimate, Evaluation, advice, estimate
 from .messages import text
 from .methods import compute_dtype
 
-#: transformers' names of optimizers that take the same memory as one that `estimate` knows.
+#: transformers' optimizer names -> the optimizer of `estimate` that takes the same memory.
 SAME = {"adamw_bnb_8bit": "adamw_8bit", "adamw_8bit": "adamw_8bit"}
 
 
@@ -66,7 +66,7 @@ def evaluation_of(arguments: Arguments, train: Any, held_out: Any, test: Any) ->
     """The largest batch that the run evaluates: the untuned loss, --do_eval, --eval_strategy, --do_predict."""
     _, data_args, training_args, _ = arguments
     during = training_args.eval_strategy.value != "no" and held_out is not None
-    scored: list[list[int]] = []  # for each data set the lengths of the rows whose loss is looked at
+    scored: list[list[int]] = []  # for each data set, the lengths of the rows whose loss is computed
     answered: list[int] = []  # lengths of the prompts that are answered
     for rows, used in ((held_out, training_args.do_eval or during), (test, training_args.do_predict)):
         if rows is not None and used:
@@ -86,7 +86,7 @@ def evaluation_of(arguments: Arguments, train: Any, held_out: Any, test: Any) ->
 
 
 def report(arguments: Arguments, train: Any, held_out: Any, test: Any, language: str) -> tuple[str, bool]:
-    """The text for the user, and whether the run with these data sets fits into the memory there is."""
+    """The report for the user, and whether the run with these data sets fits into the available memory."""
     _, _, training_args, _ = arguments
     longest = max(train["length"])
     found = rehearse(arguments, longest, evaluation_of(arguments, train, held_out, test))
@@ -124,7 +124,7 @@ def training_steps(
     epochs: float = 3.0,
     max_steps: int = -1,
 ) -> int:
-    """Optimizer steps of a run, as transformers' Trainer counts them; `max_steps` above 0 decides alone."""
+    """Optimizer steps of a run, as transformers' Trainer counts them; `max_steps` above 0 overrides the rest."""
     if max_steps > 0:
         return max_steps
     batches = math.ceil(rows / (batch_size * world_size))

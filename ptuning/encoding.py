@@ -1,9 +1,9 @@
-"""Rows -> token ids and labels: what is learned is exactly what `model.chat` would feed, and its answer.
+"""Rows -> token ids and labels: the prompt is exactly what `model.chat` would feed.
 
-Lengths, as in the original scripts: a prompt has at most `max_source_length` tokens (generation 1, in training: and one
-more), an answer `max_target_length` (generation 1: two fewer), then comes the end token (`ChatFormat.training` has the
-exceptions); a conversation with roles has `max_source_length + max_target_length + 1` in all. What is too long loses
-its oldest turns first; a question that is too long by itself loses its middle; an answer loses its end.
+The length limits are those of the original scripts: `max_source_length` tokens of prompt (generation 1, in training:
+one more) and `max_target_length` of answer (generation 1: two fewer), then the end token; `ChatFormat.training` has the
+exceptions. A conversation with roles has at most `max_source_length + max_target_length + 1` tokens in all. Truncation
+drops the oldest turns first; then it cuts the middle of a question that is still too long, and the end of an answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from chatglm.conversation.segments import encode_segments
 from ptuning.rows import DataError, Row
 
 IGNORED = -100
-#: What `truncated` of an example may hold, added up.
+#: Flags of an example's `truncated`, added up.
 OLD_TURNS, QUESTION, ANSWER = 1, 2, 4
 
 Example = dict[str, Any]
@@ -25,7 +25,7 @@ Example = dict[str, Any]
 def encode_row(
     tokenizer: Any, row: Row, max_source_length: int = 1024, max_target_length: int = 128, source_prefix: str = ""
 ) -> Example:
-    """A row to train on.
+    """Encodes a row for training.
 
     Args:
         source_prefix: goes in front of every question.
@@ -34,8 +34,8 @@ def encode_row(
         `input_ids` and `labels` of the same length, -100 where nothing is learned, and `truncated` (see OLD_TURNS).
 
     Raises:
-        DataError: what has to stay of the row does not fit.
-        ValueError: lengths that leave no room for any row.
+        DataError: the part of the row that cannot be dropped does not fit.
+        ValueError: no row fits into these lengths.
     """
     check_lengths(tokenizer, max_source_length, max_target_length)
     messages = _with_prefix(row.messages, source_prefix)
@@ -57,10 +57,10 @@ def encode_row(
 def encode_for_prediction(
     tokenizer: Any, row: Row, max_source_length: int = 1024, max_target_length: int = 128, source_prefix: str = ""
 ) -> list[Example]:
-    """The answers of a row to be generated, each with what it is compared with: one, or all of a conversation.
+    """Encodes the answers to generate for a row, each with its reference: one, or all of a conversation.
 
     Returns:
-        dicts with `input_ids`, `labels`, `truncated` as `encode_row`, with `prompt_ids`, which chat would feed, and
+        dicts with `input_ids`, `labels` and `truncated` as in `encode_row`, `prompt_ids` as chat would feed them, and
         `target_ids`, the answer without its end token.
     """
     chat_format = tokenizer.chat_format
@@ -77,7 +77,7 @@ def encode_for_prediction(
     examples = []
     for start, stop in _answers(messages):
         prompt, lost = _fit(tokenizer, row.where, messages[:start], max_source_length)
-        # Messages of the assistant in a row are one answer: it writes the role tokens between them itself.
+        # Consecutive assistant messages are one answer: the model writes the role tokens between them itself.
         body = [index for m in messages[start:stop] for index in _encode(tokenizer, m)][1:]
         target = body[:max_target_length]
         spoken = [*target, _end_token(tokenizer, messages, stop)]
@@ -94,7 +94,7 @@ def encode_for_prediction(
 
 
 def check_lengths(tokenizer: Any, max_source_length: int, max_target_length: int) -> None:
-    """ValueError for lengths that leave no room for any row."""
+    """Raises ValueError if no row fits into these lengths."""
     least = tokenizer.chat_format.training.least_answer
     if max_target_length < least:
         raise ValueError(f"max_target_length is {max_target_length}, but has to be at least {least}")
@@ -123,13 +123,13 @@ def _bare(messages: Sequence[Message]) -> list[Message]:
 
 
 def _fit(tokenizer: Any, where: str, messages: Sequence[Message], budget: int) -> tuple[list[int], int]:
-    """The ids of the prompt that ends with the last message, in at most `budget` tokens, and what it has lost."""
+    """Ids of the prompt that ends with the last message, at most `budget`, and the flags of what was cut."""
     chat_format = tokenizer.chat_format
     *history, asked = _bare(messages)
     question, role = asked["content"], asked["role"]
     earlier: list[Any] = chat_format.from_messages(history)
     head, _, current = chat_format.split_turns(earlier, role)
-    essential = [*head, *current]  # what has to stay
+    essential = [*head, *current]  # what cannot be dropped
     if len(earlier) == len(essential):
         ids = chat_format.encode(tokenizer, question, earlier, role)
         if len(ids) <= budget:
@@ -154,16 +154,16 @@ def _fit(tokenizer: Any, where: str, messages: Sequence[Message], budget: int) -
     ids = chat_format.encode(tokenizer, turn[-1]["content"], turn[:-1], role)
     if len(ids) > budget:
         raise DataError(
-            f"{where}: what stands around the question (system message, tools, calls) takes {len(ids)} tokens, "
+            f"{where}: everything around the question (system message, tools, calls) takes {len(ids)} tokens, "
             f"but the limit is {budget}: raise max_source_length"
         )
     return ids, lost
 
 
 def shorten(text: str, count: Callable[[str], int], budget: int) -> str | None:
-    """The text without as much of its middle as is needed for `count(text) <= budget`; None if even "" has more.
+    """Cuts the middle of the text until `count(text) <= budget`; None if even "" exceeds the budget.
 
-    The middle goes because instructions stand at the beginning or at the end of a long question.
+    The middle goes because long questions have their instructions at the beginning or at the end.
     """
 
     def cut(kept: int) -> str:
@@ -248,7 +248,7 @@ def _encode_whole(tokenizer: Any, where: str, messages: list[Message], source: i
 
 
 def _shortened(tokenizer: Any, message: Message, room: int) -> Message:
-    """The message with its middle left out, so that it takes `room` tokens, or as few as it can."""
+    """The message with its middle cut, so that it takes `room` tokens, or as few as possible."""
 
     def count(text: str) -> int:
         return len(_encode(tokenizer, {**message, "content": text}))

@@ -1,6 +1,6 @@
 """Fine-tune a ChatGLM of any generation: P-tuning v2, LoRA or all weights. Arguments and data as in the originals.
 
-`python main.py --help` lists the arguments, README.md explains them; main.py takes one JSON or YAML file of them, too.
+`python main.py --help` lists the arguments, README.md explains them; one JSON or YAML file of arguments works, too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-INTERRUPTED = 130  # the exit status that a shell has for Ctrl-C
+INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # `cd ptuning && python main.py`: `ptuning` and `chatglm` are beside each other there
+    sys.path[0] = str(ROOT)  # `cd ptuning && python main.py`: both packages are in the repository's root
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # the imports take seconds
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
@@ -27,11 +27,11 @@ from ptuning.arguments import Arguments, ArgumentsError, TrainingArguments, meth
 from ptuning.messages import text  # noqa: E402
 
 if TYPE_CHECKING:
-    from ptuning.trainer import Tuner  # imported when it is needed: wrong arguments are told before that
+    from ptuning.trainer import Tuner  # imported only when needed, so that wrong arguments are reported at once
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains, evaluates and predicts: the exit status, 2 for wrong arguments, 1 for what goes wrong later."""
+    """Trains, evaluates and predicts. Returns the exit status: 2 for wrong arguments, 1 for later failures."""
     try:
         return run(parse(sys.argv[1:] if argv is None else argv))
     except (RuntimeError, OSError, ValueError, ImportError, MemoryError) as error:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             if message is None:
                 raise
             print(f"error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, ArgumentsError) else 1  # others of several see a lost connection
+        return 2 if isinstance(error, ArgumentsError) else 1  # the other processes see a lost connection
     except KeyboardInterrupt:
         if first_to_fail():
             print(text("interrupted", choose_language()), file=sys.stderr)
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def explain(error: Exception) -> str | None:
-    """What went wrong, for users; None where it can only be a mistake in the program."""
+    """The error message for users; None if the error can only be a bug in the program."""
     from ptuning.trainer import TrainingError
 
     reason = str(error)
@@ -57,17 +57,20 @@ def explain(error: Exception) -> str | None:
         cause = ". ".join(short.split(". ")[:2]).rstrip(".")
         return f"there is not enough memory ({cause}): --dry_run shows what takes it, and what to change"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{reason}: the disk is full: make room, or take another --output_dir"
+        return f"{reason}: the disk is full: free some space, or use another --output_dir"
     return None if isinstance(error, RuntimeError) and not isinstance(error, TrainingError) else reason
 
 
 def run(arguments: Arguments) -> int:
-    """What the arguments ask for. Raises TrainingError, OSError, ValueError or ImportError with a message for users."""
+    """Runs what the arguments ask for, and returns the exit status.
+
+    Raises TrainingError, OSError, ValueError or ImportError with a message for users.
+    """
     _, data_args, training_args, notes = arguments
     say = _Say(training_args.process_index == 0)
     for note in notes:
         say.message("note", text=note)
-    tokenizer, sets = read_data(arguments, say)  # all that can be wrong with it is found before the weights are loaded
+    tokenizer, sets = read_data(arguments, say)  # any error in the data is found before the weights are loaded
     if data_args.dry_run:
         from ptuning.dry_run import report
 
@@ -101,7 +104,7 @@ class DataSets:
 
 
 def read_data(arguments: Arguments, say: _Say) -> tuple[Any, DataSets]:
-    """The tokenizer and the data sets, in tokens."""
+    """Loads the tokenizer and tokenises the data sets."""
     import logging
 
     from ptuning import data, methods, metrics
@@ -109,7 +112,7 @@ def read_data(arguments: Arguments, say: _Say) -> tuple[Any, DataSets]:
     model_args, data_args, training_args, _ = arguments
     if training_args.predict_with_generate and (training_args.do_eval or training_args.do_predict):
         metrics.load()
-    logging.getLogger(data.__name__).setLevel(logging.ERROR)  # what it warns of is in what is printed about the data
+    logging.getLogger(data.__name__).setLevel(logging.ERROR)  # the summary of the data holds its warnings
     tokenizer = methods.load_tokenizer(model_args)
     columns = data.Columns(data_args.prompt_column, data_args.response_column, data_args.history_column)
 
@@ -139,7 +142,7 @@ def read_data(arguments: Arguments, say: _Say) -> tuple[Any, DataSets]:
 
 
 def show_examples(arguments: Arguments, tokenizer: Any, sets: DataSets, say: _Say) -> None:
-    """The first training examples, as many as --show_example asks for."""
+    """Prints the first training examples, as many as --show_example asks for."""
     from ptuning import data
 
     count = len(sets.train) if sets.train is not None else 0
@@ -148,7 +151,7 @@ def show_examples(arguments: Arguments, tokenizer: Any, sets: DataSets, say: _Sa
 
 
 def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None) -> Tuner:
-    """The model with what is to be trained in it, and its trainer. `resume`: the checkpoint to go on from."""
+    """Loads the model with its trainable parts, and makes its trainer. `resume`: the checkpoint to resume from."""
     from ptuning import data, methods, metrics
     from ptuning.trainer import Tuner
 
@@ -182,7 +185,7 @@ def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None) -> Tu
 
 
 def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | None, say: _Say) -> None:
-    """Trains to the end, or until it is interrupted; either way it says how to go on."""
+    """Trains to the end or until interrupted, then prints how to continue."""
     baseline = untuned_loss(arguments, trainer, sets, say) if resume is None else None
     begin = None if resume is None else step_of(resume)
     result = trainer.train(resume_from_checkpoint=resume)
@@ -207,7 +210,7 @@ def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | No
 
 
 def untuned_loss(arguments: Arguments, trainer: Tuner, sets: DataSets, say: _Say) -> float | None:
-    """The loss before training, to compare with; None where it is not wanted or cannot be had."""
+    """The loss before training, as a baseline; None if it is switched off or not available."""
     if arguments.data.baseline_samples <= 0:
         return None
     rows = sets.train if sets.held_out is None else sets.held_out
@@ -220,13 +223,13 @@ def untuned_loss(arguments: Arguments, trainer: Tuner, sets: DataSets, say: _Say
 
 
 def evaluate(trainer: Tuner, sets: DataSets) -> None:
-    """The loss on the validation data, and the scores of the answers where they are generated."""
+    """Computes the loss on the validation data, and the scores of the answers if they are generated."""
     found = trainer.evaluate(metric_key_prefix="eval")
     keep_metrics(trainer, "eval", found | {"eval_samples": len(sets.held_out)})
 
 
 def predict(trainer: Tuner, sets: DataSets, say: _Say) -> None:
-    """Answers the test data, into generated_predictions.txt."""
+    """Generates answers to the test data, and writes them to generated_predictions.txt."""
     output = trainer.predict(sets.test, metric_key_prefix="predict")
     keep_metrics(trainer, "predict", output.metrics | {"predict_samples": len(sets.test)})
     if trainer.is_world_process_zero():
@@ -237,39 +240,39 @@ def predict(trainer: Tuner, sets: DataSets, say: _Say) -> None:
 
 
 def keep_metrics(trainer: Tuner, split: str, found: dict[str, float]) -> None:
-    """Prints the figures, and writes them into the output folder."""
+    """Prints the metrics, and writes them to the output folder."""
     trainer.log_metrics(split, found)
     trainer.save_metrics(split, found)
 
 
 def texts_of(ids: Any, tokenizer: Any) -> list[str]:
-    """The texts of rows of ids (rows, tokens) that are filled up with -100."""
+    """Decodes rows of ids (rows, tokens) that are padded with -100."""
     return [tokenizer.decode([i for i in row if i >= 0], skip_special_tokens=True).strip() for row in ids.tolist()]
 
 
 def predictions(labels: list[str], answers: list[str]) -> str:
-    """One JSON object a line, as the originals' generated_predictions.txt."""
+    """One JSON object per line, as in the originals' generated_predictions.txt."""
     pairs = zip(labels, answers, strict=True)
     return "".join(json.dumps({"labels": one, "predict": other}, ensure_ascii=False) + "\n" for one, other in pairs)
 
 
-# ---- what the user is told -------------------------------------------------------------------------------------------
+# ---- messages for the user -------------------------------------------------------------------------------------------
 
 
 def first_to_fail() -> bool:
-    """Whether this process tells the user what is wrong: of several, the first one, as the others only follow it."""
+    """Whether this process reports the error: of several, only the first one to fail, which makes the others fail."""
     import torch.distributed as processes
 
     if not (processes.is_available() and processes.is_initialized()):
-        return os.environ.get("LOCAL_RANK", "0") == "0"  # wrong arguments, the same for all
+        return os.environ.get("LOCAL_RANK", "0") == "0"  # wrong arguments are the same in all processes
     try:
         return bool(processes.distributed_c10d._get_default_store().add("chatglm/failed", 1) == 1)
     except RuntimeError:
-        return False  # it was kept by a process that has gone
+        return False  # the process that kept the store has ended
 
 
 class _Say:
-    """Prints for the user, in one process of several."""
+    """Prints for the user, in one process only."""
 
     def __init__(self, active: bool) -> None:
         self.active, self.language = active, choose_language()
@@ -282,11 +285,11 @@ class _Say:
         self(text(key, self.language, **values))
 
 
-# ---- going on from a checkpoint --------------------------------------------------------------------------------------
+# ---- resuming --------------------------------------------------------------------------------------------------------
 
 
 def resume_from(training_args: TrainingArguments, say: _Say) -> str | None:
-    """The checkpoint to go on from: the named one, or for `true` or an output_dir with checkpoints the last one."""
+    """The checkpoint to resume from: the named one, or the last one for `true` or an output_dir with checkpoints."""
     from ptuning.checkpoints import OPTIMIZERS, STATE, CheckpointError, last_checkpoint
 
     wanted = training_args.resume_from_checkpoint
@@ -312,7 +315,7 @@ def resume_from(training_args: TrainingArguments, say: _Say) -> str | None:
 
 
 def step_of(checkpoint: str | os.PathLike[str]) -> int:
-    """The number of the step after which a checkpoint was written. Raises CheckpointError if it does not say."""
+    """The step after which a checkpoint was written. Raises CheckpointError if its state is broken."""
     from ptuning.checkpoints import STATE, CheckpointError, broken
 
     try:
@@ -322,7 +325,7 @@ def step_of(checkpoint: str | os.PathLike[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # into a log file or a pipe, too
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # also into a log file or a pipe
     if callable(signal.getsignal(signal.SIGINT)):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What fine-tuning says to a person, in Chinese and English, as `chatglm.front.messages` has it for the front doors."""
+"""Messages of fine-tuning in Chinese and English; those of the front doors are in `chatglm.front.messages`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ TEXTS: dict[str, dict[str, str]] = {
     "validation": {"zh": "验证", "en": "validation"},
     "training": {"zh": "训练", "en": "training"},
     "stopping": {
-        "zh": "\n本步之后停止，并写检查点（再按一次立即停止）",
-        "en": "\nstopping after this step, with a checkpoint (again: at once)",
+        "zh": "\n将在本步结束后写检查点并停止（再按一次立即停止）",
+        "en": "\nstopping after this step, with a checkpoint (press again to stop at once)",
     },
     "stopped": {
         "zh": "已在第 {step} 步停止；继续训练请加 --resume_from_checkpoint {folder}",
-        "en": "stopped at step {step}; go on with --resume_from_checkpoint {folder}",
+        "en": "stopped at step {step}; resume with --resume_from_checkpoint {folder}",
     },
     "resuming": {
         "zh": "从 {folder} 继续（重新开始请加 --overwrite_output_dir，或换一个 --output_dir）",
-        "en": "going on from {folder} (to start anew: --overwrite_output_dir, or another --output_dir)",
+        "en": "resuming from {folder} (to start from scratch: --overwrite_output_dir, or another --output_dir)",
     },
     "no_optimizer": {
-        "zh": "注意：{folder} 中没有优化器状态，其动量与学习率从头开始",
-        "en": "note: {folder} has no state of the optimizer: its averages and the learning rate begin anew",
+        "zh": "注意：{folder} 中没有优化器状态，动量与学习率将从头开始",
+        "en": "note: {folder} has no optimizer state: moments and learning rate start from scratch",
     },
     "finished": {
-        "zh": "没有剩余的训练：第 {step} 步就是终点（--max_steps）",
-        "en": "nothing is left to train: it ends at step {step} (--max_steps)",
+        "zh": "训练已经完成：第 {step} 步是最后一步（--max_steps）",
+        "en": "nothing is left to train: the last step is {step} (--max_steps)",
     },
     "trained": {"zh": "训练完成：{command}", "en": "trained: {command}"},
     "predictions": {"zh": "预测结果：{path}", "en": "predictions: {path}"},
@@ -69,7 +69,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "zh": "{steps} 步，每步 {each} 个样本，最长 {longest} 个 token（一步要多久，开始训练后看进度条）",
         "en": (
             "{steps} steps of {each} examples, the longest of {longest} tokens "
-            "(how long a step takes is seen in training: the progress bar shows the time left)"
+            "(the time per step shows in training: the progress bar shows the time left)"
         ),
     },
     "fits": {"zh": "可用 {size}：可以放下", "en": "{size} are available: it fits"},
@@ -94,7 +94,7 @@ TEXTS: dict[str, dict[str, str]] = {
     "in_top": {"zh": "top 的 RES 最高约 {seen}", "en": "top will show up to {seen} (RES)"},
     "pages": {
         "zh": "，其中至多 {pages} 是检查点文件的缓存页，内存不足时系统会收回",
-        "en": ": up to {pages} of it are pages of the checkpoint file, given back when memory is short",
+        "en": ": up to {pages} of it are pages of the checkpoint file, which the system reclaims when memory is short",
     },
     "advice": {
         "zh": "{change}：省 {gain}，剩 {total}",

@@ -1,4 +1,4 @@
-"""What is trained: a prefix, LoRA matrices, or all weights. Prepared before training, and written into checkpoints."""
+"""The trained parts - a prefix, LoRA matrices or all weights: set up before training, saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 from .arguments import ArgumentsError, ModelArguments, TrainingArguments, method_of
 
-NAME = "default"  # of the adapter that is trained
+NAME = "default"  # name of the adapter that is trained
 
 
 def prepare(
     model_args: ModelArguments, training_args: TrainingArguments
 ) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
-    """The model on the device of `training_args` with what is to be trained in it, trainable in float32; and its
-    tokenizer. Without do_train: ready to be evaluated.
+    """Loads the model on the device of `training_args`, with its trained parts in float32, and its tokenizer.
+
+    Without do_train, the model is ready for evaluation.
 
     Raises what `chatglm.load` raises, and ArgumentsError.
     """
@@ -39,7 +40,7 @@ def prepare(
     if train and training_args.device.type == "cuda" and dtype == "float16":
         # Scales the loss: small gradients would be zero in float16.
         training_args.fp16, training_args.mixed_precision = True, "fp16"
-    # DeepSpeed and FSDP distribute a model that lies in main memory.
+    # DeepSpeed and FSDP distribute a model that is in main memory.
     by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     sharded = training_args.deepspeed_plugin is not None or bool(training_args.fsdp) or by_accelerate
     model, tokenizer = chatglm.load(
@@ -68,7 +69,7 @@ def prepare(
 
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizer:
-    """The tokenizer alone: rows are made into tokens before the weights are loaded."""
+    """Loads only the tokenizer: rows are tokenised before the weights are loaded."""
     folder = find_folder(model_args.model_name_or_path, model_args.revision)
     check_folder(folder)
     if not any((folder / name).is_file() for name in VOCABULARIES.values()):
@@ -80,7 +81,7 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizer:
 
 
 def compute_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> str:
-    """The dtype to load the weights in: those of a full tuning are float32 unless DeepSpeed keeps such a copy."""
+    """The dtype to load the weights in: float32 for full tuning, unless DeepSpeed keeps a float32 copy."""
     if model_args.dtype != "auto":
         return model_args.dtype
     wanted = "float16" if training_args.fp16 else "bfloat16" if training_args.bf16 else "auto"
@@ -111,7 +112,7 @@ def _add_lora(model: PreTrainedModel, model_args: ModelArguments) -> None:
 def save(
     model: PreTrainedModel, method: str, folder: Path, base: str, state_dict: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """What was trained. `state_dict`: the tensors, gathered, where a distributed run has the model in pieces."""
+    """Saves the trained parts. `state_dict`: the gathered tensors, if a distributed run has the model in pieces."""
     if method == "full":
         model.save_pretrained(folder, state_dict=state_dict)
     else:
@@ -119,27 +120,27 @@ def save(
 
 
 def check_resumable(folder: Path, model_args: ModelArguments) -> None:
-    """Raises ArgumentsError where a training checkpoint holds something else than what the arguments train."""
+    """Raises ArgumentsError if a training checkpoint does not hold what the arguments train."""
     found, wanted = _described(folder), _wanted(model_args)
     if (folder / CONFIG).is_file() and found == wanted:
         base = find_folder(model_args.model_name_or_path, model_args.revision)
         found, wanted = (describe(ChatGLMConfig.from_pretrained(one).to_dict()) for one in (folder, base))
     if None not in (found, wanted) and found != wanted:
         raise ArgumentsError(
-            f"{folder} was made with {found}, and the arguments ask for {wanted}: go on with the same arguments, "
-            "or start anew with another --output_dir or --overwrite_output_dir"
+            f"{folder} was made with {found}, and the arguments ask for {wanted}: resume with the same arguments, "
+            "or start from scratch with another --output_dir or --overwrite_output_dir"
         )
 
 
 def _described(folder: Path) -> str | None:
-    """What a checkpoint holds, in words; None where that is in files of DeepSpeed or FSDP only, or missing."""
+    """What a checkpoint holds, in words; None if that is missing, or only in files of DeepSpeed or FSDP."""
     if (folder / LORA_CONFIG).is_file():
         config = read_json(folder / LORA_CONFIG)
         return _lora(config["r"], config["target_modules"])
     try:
         names = [name for file in weight_files(folder) for name in read_contents(file)]
     except ModelLoadError:
-        return None  # what loads it says so
+        return None  # loading it reports the error
     if not all(map(PREFIX.match, names)):
         return "all weights"
     adapter = read_adapter(folder)
@@ -166,7 +167,7 @@ def _prefix(length: int | None, projection: bool) -> str:
 
 
 def restore(model: PreTrainedModel, folder: Path) -> None:
-    """The numbers of a checkpoint in place of those of the prefix or LoRA that is being trained."""
+    """Loads the parameters of a checkpoint into the prefix or LoRA that is being trained."""
     adapter = read_adapter(folder)
     try:
         if isinstance(adapter, Prefix):
@@ -175,6 +176,6 @@ def restore(model: PreTrainedModel, folder: Path) -> None:
         peft = import_peft()
         result = peft.set_peft_model_state_dict(model, adapter.tensors, adapter_name=NAME)
     except RuntimeError as error:
-        raise ArgumentsError(f"{folder} is of another model than {model.name_or_path}: go on with its own") from error
+        raise ArgumentsError(f"{folder} is for another model than {model.name_or_path}: use its own") from error
     if result.unexpected_keys:
         raise ArgumentsError(f"{folder} has LoRA for other layers than --lora_target_modules names")

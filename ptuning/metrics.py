@@ -1,4 +1,4 @@
-"""How close answers are to their references, by the measures that the originals report.
+"""Scores answers against their references, by the metrics that the originals report.
 
 `rouge-1`, `rouge-2`, `rouge-l`: f-scores of `rouge_chinese` on the words that jieba finds. `bleu-4`: NLTK's sentence
 BLEU with smoothing method 3, on characters, as ChatGLM-6B and ChatGLM2-6B define it; `bleu-4-words` is the same on
@@ -24,19 +24,19 @@ class MetricsUnavailableError(ImportError):
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """The mean of every measure over all rows, from 0 to 100, and how many rows could not be measured.
 
-    Nothing can be compared with an empty text (blanks and line ends count as nothing): a row with an empty prediction
-    or an empty reference scores 0 and is counted in `empty_predictions` or `empty_references`.
+    A row whose prediction or reference is empty, or only white space, scores 0 and is counted in `empty_predictions` or
+    `empty_references`.
 
     Args:
-        predictions: what the model wrote.
-        references: as many, what was wanted.
+        predictions: the answers of the model.
+        references: the expected answers, one for each prediction.
 
     Returns:
         `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4`, `bleu-4-words`, `empty_predictions`, `empty_references`.
 
     Raises:
-        ValueError: no rows, or not as many predictions as references.
-        TypeError: one text instead of a list of texts.
+        ValueError: there are no rows, or not as many predictions as references.
+        TypeError: a text was given instead of a list of texts.
         MetricsUnavailableError: jieba, rouge-chinese or nltk is missing.
     """
     if isinstance(predictions, str) or isinstance(references, str):
@@ -58,7 +58,7 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def load() -> RowScore:
-    """The measures of one row of two non-empty texts. Call it before a long run to find out what is missing.
+    """Returns the function that scores two non-empty texts. Call it before a long run to detect missing packages.
 
     Raises:
         MetricsUnavailableError: jieba, rouge-chinese or nltk is missing.
@@ -73,7 +73,7 @@ def load() -> RowScore:
         raise MetricsUnavailableError(
             f"the metrics need jieba, rouge-chinese and nltk ({error}): pip install -r ptuning/requirements.txt"
         ) from error
-    jieba.setLogLevel(logging.WARNING)  # or it prints how it loads its dictionary
+    jieba.setLogLevel(logging.WARNING)  # else it logs the loading of its dictionary
     rouge, smoothing = Rouge(), SmoothingFunction().method3
 
     def bleu(prediction: list[str], reference: list[str]) -> float:

@@ -2,11 +2,11 @@
 
 A file is JSON lines, one JSON list or CSV, in UTF-8 (or UTF-16 with a byte order mark). A row is one of
 
-* a question and an answer: `content`/`summary`, `prompt`/`response`, or any columns that are named; with a `history` of
-  earlier `[question, answer]` pairs if there is one. The answer is learned, the history is not;
-* `conversations` (or `messages`) with `role` and `content`, and optionally `tools`: all that the assistant says is
-  learned, except messages with `"loss": false`. A message of the role `tool` with `name`, `parameters` and
-  `observation` is a call and its result; OpenAI's `tool_calls` and `tool` messages are understood, too.
+* a question and an answer: `content`/`summary`, `prompt`/`response`, or any named columns; optionally with a `history`
+  of earlier `[question, answer]` pairs. The answer is learned, the history is not;
+* `conversations` (or `messages`) with `role` and `content`, and optionally `tools`: all assistant messages are learned,
+  except those with `"loss": false`. A message of the role `tool` with `name`, `parameters` and `observation` is a call
+  and its result; OpenAI's `tool_calls` and `tool` messages work, too.
 
 In CSV, a history, conversations and tools are JSON in one field.
 """
@@ -26,7 +26,7 @@ from chatglm.conversation.history import Message, Pair, check_items, check_pair,
 from ptuning.data_files import DECODER, DataError, Problems, read_records
 
 _CONVERSATIONS = ("conversations", "messages")
-#: Question and answer columns that are found without being named.
+#: Question and answer columns that are detected by name.
 _KNOWN_COLUMNS = (("prompt", "response"), ("content", "summary"))
 
 Record = Mapping[str, Any]
@@ -36,8 +36,8 @@ CHATGLM3 = chat_format(3)
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns; with None those of the known formats. A history is read only where it is named or
-    beside columns found without a name."""
+    """The names of the columns; None: those of the known formats. A history is read only if it is named, or if the
+    columns were detected."""
 
     prompt: str | None = None
     response: str | None = None
@@ -58,7 +58,7 @@ class Row:
         where: `FILE:LINE`.
         messages: role messages, each with a bool under `loss`: whether the model learns to say it. Without `whole`,
             questions and answers in turn, of which only the last answer is learned.
-        whole: a conversation with roles: one limit for its length instead of one for each of question and answer.
+        whole: a conversation with roles, which has one length limit instead of one each for question and answer.
     """
 
     where: str
@@ -72,7 +72,7 @@ class Rows(list[Row]):
     Attributes:
         path: the file.
         found: how many rows the file has; a conversation may become several examples.
-        skipped: the lines of those that have no question or no answer.
+        skipped: the line numbers of rows without a question or an answer.
     """
 
     def __init__(self, rows: Iterable[Row] = (), path: str = "", found: int = 0, skipped: Iterable[int] = ()) -> None:
@@ -87,16 +87,17 @@ def read_rows(
     max_rows: int | None = None,
     require_answer: bool = True,
 ) -> Rows:
-    """The rows of a data file, all of them checked.
+    """Reads and checks all rows of a data file.
 
     Args:
-        columns: what the columns are called; found out if None.
-        chat_format: of the model.
-        max_rows: read no more rows of the file than these.
-        require_answer: False keeps rows without an answer, to be predicted only.
+        columns: the names of the columns; detected if None.
+        chat_format: the model's.
+        max_rows: read at most this many rows of the file.
+        require_answer: False keeps rows without an answer, for prediction only.
 
     Raises:
-        DataError: no file, an empty one, a wrong encoding, broken JSON or CSV, wrong columns or types, no usable row.
+        DataError: the file is missing, empty, wrongly encoded or broken JSON or CSV, has wrong columns or types, or no
+            usable row.
     """
     return rows_from_records(read_records(Path(path), max_rows), str(path), columns, chat_format, require_answer)
 
@@ -108,7 +109,7 @@ def rows_from_records(
     chat_format: ChatFormat = CHATGLM3,
     require_answer: bool = True,
 ) -> Rows:
-    """As `read_rows`, from (line or number, dict) pairs; `name` is what errors call their source."""
+    """As `read_rows`, from (line or number, dict) pairs; errors call their source `name`."""
     reader = _RowReader(columns or Columns(), chat_format, require_answer)
     problems, rows = Problems(name), Rows(path=name)
     first: tuple[int, list[str]] | None = None
@@ -139,7 +140,7 @@ def rows_from_records(
 
 
 class _RowReader:
-    """Records -> what a Row is made of, for one chat format and one choice of columns."""
+    """Records -> the fields of a Row, for one chat format and one choice of columns."""
 
     def __init__(self, columns: Columns, chat_format: ChatFormat, require_answer: bool) -> None:
         self.columns, self.chat_format, self.require_answer = columns, chat_format, require_answer
@@ -156,11 +157,11 @@ class _RowReader:
                 if prompt in record:
                     return self._pair(record, prompt, response, "history" if "history" in record else None)
             raise ValueError(_wrong_columns([str(key) for key in record], "no known columns"))
-        assert self.columns.response is not None  # Columns has made sure
+        assert self.columns.response is not None  # checked by Columns
         return self._pair(record, self.columns.prompt, self.columns.response, self.columns.history)
 
     def check_columns(self, where: str, there: list[str]) -> None:
-        """DataError for a column that no record has."""
+        """Raises DataError for a column that no record has."""
         if missing := sorted(self.needed - self.seen):
             raise DataError(f"{where}: {_wrong_columns(there, f'no column {missing[0]!r}')}")
 
@@ -217,7 +218,7 @@ class _RowReader:
         return self._answers(messages)
 
     def _answers(self, messages: list[Message]) -> list[tuple[tuple[Message, ...], bool]]:
-        """Without roles an example for every answer, as the model sees the whole prompt at once."""
+        """Without roles: one example for each answer, as the model sees the whole prompt at once."""
         try:
             pairs, _ = pairs_from_messages(messages, self.chat_format)
         except ValueError as error:
@@ -292,7 +293,7 @@ def _kind(value: Any) -> str:
 
 
 def _decoded(value: Any, name: str) -> Any:
-    """JSON in a field (CSV has nothing else) as its value."""
+    """Decodes JSON in a text field, as in CSV; other values stay as they are."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -319,7 +320,7 @@ def _renamed(where: str, make: Callable[[], list[Message]]) -> list[Message]:
 
 
 def _ordered(messages: list[Message]) -> list[Message]:
-    """The messages; ValueError where their order makes no sense."""
+    """Returns the messages; ValueError if their order is invalid."""
     for index, message in enumerate(messages):
         role = message["role"]
         if role == "system" and index:

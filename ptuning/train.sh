@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# P-tuning v2 on AdvertiseGen (one JSON object a line: content, summary), as in ChatGLM-6B and ChatGLM2-6B.
+# P-tuning v2 on AdvertiseGen (one JSON object per line: content, summary), as in ChatGLM-6B and ChatGLM2-6B.
 # MODEL=... DATA=... NUM_GPUS=4 bash train.sh --any_other_argument ...
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# P-tuning v2 on conversations (one JSON object a line: prompt, response, history; or conversations for ChatGLM3).
+# P-tuning v2 on conversations (one JSON object per line: prompt, response, history; or conversations for ChatGLM3).
 # Other names: --prompt_column question --response_column answer --history_column before.
 # CHAT_TRAIN_DATA=train.json CHAT_VAL_DATA=dev.json CHECKPOINT_NAME=output/chat bash train_chat.sh
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""transformers' Trainer where fine-tuning of a chat model differs from it: what is saved and how, and when to stop."""
+"""transformers' Trainer, adapted to fine-tuning a chat model: batches, predictions, saving, and when to stop."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ ZEROS = 10  # micro-batches in a row with a loss of exactly 0
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message is a diagnosis."""
+    """Training cannot continue; the message is a diagnosis."""
 
 
 class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
     """A Seq2SeqTrainer for a decoder: predictions from `prompt_ids`, the loss from `input_ids` and `labels`.
 
-    method: ptuning, lora or full: what a checkpoint holds.
-    base: name of the base model, written into the checkpoint.
-    max_new_tokens, generation: of an answer, and other arguments of `generate`; `stop_ids` end an answer.
+    Args:
+        method: ptuning, lora or full: determines what a checkpoint holds.
+        base: name of the base model, written into the checkpoint.
+        stop_ids: ids of the tokens that end an answer.
+        max_new_tokens, generation: tokens of an answer, and other arguments of `generate`.
     """
 
     train_dataset: Any
@@ -90,7 +92,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         return loader
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return SequentialSampler(eval_dataset)  # in the order of the file, as the predictions are written
+        return SequentialSampler(eval_dataset)  # predictions are written in the order of the file
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -106,7 +108,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         return loss
 
     def _check_losses(self) -> None:
-        """Every process stops at the same step: the others would wait for ever for one that did so alone."""
+        """Stops all processes at the same step: if one stopped alone, the others would wait for it forever."""
         losses = torch.tensor([[self.not_finite, float(self.zeros)]], device=self.args.device)
         if self.args.world_size > 1:
             losses = self.accelerator.gather(losses)
@@ -115,15 +117,15 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             raise TrainingError(self._diagnosis(f"the loss is {bad[0]}"))
         if losses[:, 1].min() >= ZEROS:
             raise TrainingError(
-                f"step {self.state.global_step + 1}: the loss was exactly 0 for {ZEROS} batches: the data is learnt by "
-                "heart, or the answers are empty; train on more data or for fewer steps (--show_example shows labels)"
+                f"step {self.state.global_step + 1}: the loss was exactly 0 for {ZEROS} batches: the data is "
+                "memorised, or the answers are empty; use more data or fewer steps (--show_example shows the labels)"
             )
 
     def check_step(self) -> None:
-        """Raises TrainingError where the step just taken has spoilt the weights, which no loss has shown yet."""
+        """Raises TrainingError if the last step has damaged the weights, which no loss has shown yet."""
         if self.last_batch is None:
             return
-        (inputs, count), self.last_batch = self.last_batch, None  # once a step: the end of an epoch asks again
+        (inputs, count), self.last_batch = self.last_batch, None  # once per step: the end of an epoch calls this again
         self.model_wrapped.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             inputs = self._prepare_inputs(inputs)
@@ -134,35 +136,35 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         if self.args.world_size > 1:
             value = self.accelerator.gather(value)
         if not torch.isfinite(value).all():
-            what = f"the loss after it is {loss}" if finite else "the trained weights are no finite numbers after it"
+            what = f"the loss after it is {loss}" if finite else "the trained weights are not finite after it"
             raise TrainingError(self._diagnosis(what, self.state.global_step))
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        # float16's scaler leaves such a step out by itself and tries a smaller scale.
+        # float16's scaler skips such a step by itself and tries a smaller scale.
         if norm is not None and self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)).all():
-            raise TrainingError(self._diagnosis("a gradient is no finite number"))
+            raise TrainingError(self._diagnosis("a gradient is not finite"))
         return norm
 
     def _diagnosis(self, what: str, step: int | None = None) -> str:
         step = self.state.global_step + 1 if step is None else step
         rate, dtype = self.args.learning_rate, self.model.dtype
         if dtype == torch.float16:
-            advice = "float16 overflows at 65504: take --dtype bfloat16 where the GPU can, or float32"
+            advice = "float16 overflows at 65504: use --dtype bfloat16 if the GPU supports it, or float32"
         else:
             advice = f"lower --learning_rate (it is {rate:g}), or warm up longer (--warmup_steps)"
-        return f"step {step}: {what}: {advice}. Checkpoints written before are good"
+        return f"step {step}: {what}: {advice}. Earlier checkpoints are good"
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None, **kwargs: Any
     ) -> tuple[Any, Any, Any]:
-        """(loss, answer ids from `prompt_ids`, wanted ids); the ids (batch, tokens) end with -100."""
+        """(loss, ids generated from `prompt_ids`, target ids); ids are (batch, tokens), padded with -100."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
         sums, learned = _row_losses(logits, inputs["labels"])
         del logits
-        # Row by row: the rows that fill up the last batch of several processes are dropped.
+        # Row by row, so that the rows that fill up the last batch of several processes can be dropped.
         self.row_losses.append(self.accelerator.gather_for_metrics(torch.stack((sums, learned), 1)).cpu().double())
         loss = sums.sum() / learned.sum()
         if prediction_loss_only or self.loss_only or not self.args.predict_with_generate:
@@ -170,13 +172,13 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         return loss, self._generate(inputs), inputs["target_ids"]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, with the loss averaged over all learned tokens: batches and processes do not change it."""
-        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps rows that are there twice
+        """As the Trainer's, but averages the loss over all learned tokens, independent of batches and processes."""
+        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps duplicated rows
         self.row_losses = []
         found = super().evaluation_loop(*args, **kwargs)
         if not self.is_in_train:
-            # accelerate would take a model that it has evaluated for one that is ready for training: each process
-            # would train for itself.
+            # accelerate would take an evaluated model for one that is prepared for training, and each process would
+            # train alone.
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model.__dict__.pop("_is_accelerate_prepared", None)
         if self.row_losses:
@@ -209,7 +211,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         return answer.masked_fill(ended, -100)
 
     def baseline(self, dataset: Any) -> float | None:
-        """The loss of the untuned model, or None where its weights are distributed before they can be used."""
+        """The loss of the untuned model; None if its weights are distributed before they can be used."""
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return None
         untuned = self.model.adapter(None) if self.method != "full" else contextlib.nullcontext()
@@ -224,12 +226,12 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         if self.args.world_size > 1:
-            set_seed(self.args.seed, device_specific=True)  # each process has dropout masks of its own
+            set_seed(self.args.seed, device_specific=True)  # each process has its own dropout masks
         with self._stopping_gently():
             return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # the Trainer would go one step further than the last
+        if self.state.global_step >= self.state.max_steps:  # the Trainer would take one step too many
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
@@ -243,7 +245,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             nonlocal first
             if self.interrupted:
                 if self.args.world_size > 1 and time.monotonic() - first < 1:
-                    return  # torchrun passes on the Ctrl-C that this process had from the terminal already
+                    return  # torchrun forwards the Ctrl-C that this process already got from the terminal
                 raise KeyboardInterrupt
             self.interrupted, first = True, time.monotonic()
             if self.is_world_process_zero():
@@ -261,7 +263,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         if self.is_world_process_zero() and whole.is_file():
             try:
                 json.loads(whole.read_bytes())
-            except ValueError:  # of a run whose disk was full
+            except ValueError:  # left by a run whose disk was full
                 whole.unlink()
         super().save_metrics(split, metrics, combined)
 
@@ -279,7 +281,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A folder `checkpoint-N` is always a whole one."""
+        """Writes aside and renames, so that a folder `checkpoint-N` is always complete."""
         output_dir = Path(self.args.output_dir)
         final = output_dir / f"checkpoint-{self.state.global_step}"
         aside, old = output_dir / f"tmp-{final.name}", output_dir / f"{OLD}{final.name}"
@@ -287,7 +289,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         try:
             with whole_folder(final, aside=aside, old=old, writes=self.args.should_save):
                 self._fill_checkpoint(aside)
-        except (OSError, RuntimeError, SafetensorError) as error:  # how torch and safetensors say that the disk is full
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' when the disk is full
             last = last_checkpoint(output_dir)
             kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
             reason = " ".join(str(error).split())
@@ -302,7 +304,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             )
 
     def _fill_checkpoint(self, folder: Path) -> None:
-        """All processes write into the folder, which the first one has made."""
+        """All processes write into the folder, which the first one creates."""
         self.accelerator.wait_for_everyone()
         self.save_model(str(folder), _internal_call=True)
         if not self.args.save_only_model:
@@ -335,14 +337,14 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
 
 
 def _row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the losses in each row, and over how many tokens, both (rows,) float32. Logits (rows, tokens, n)."""
+    """The summed loss and the number of learned tokens of each row, both (rows,) float32. Logits: (rows, tokens, n)."""
     pairs = zip(logits[:, :-1], labels[:, 1:], strict=True)
     sums = torch.stack([functional.cross_entropy(row.float(), wanted, reduction="sum") for row, wanted in pairs])
     return sums, (labels[:, 1:] != -100).sum(-1).float()
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Tells the sampler the epoch, the training loop that it was interrupted, and the trainer what to look at."""
+    """Sets the sampler's epoch, stops the training loop after an interruption, and has the trainer check steps."""
 
     def __init__(self, trainer: Tuner) -> None:
         self.trainer = trainer

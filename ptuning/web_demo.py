@@ -17,7 +17,7 @@ from ptuning.arguments import ArgumentsError, page_arguments  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves until it is interrupted: the exit status."""
+    """Serves until interrupted; returns the exit status."""
     try:
         return web_demo.main(page_arguments(sys.argv[1:] if argv is None else argv))
     except ArgumentsError as error:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The web page with a P-tuning or LoRA checkpoint; in this folder or by its whole path.
+# The web page with a P-tuning or LoRA checkpoint: a path relative to this folder, or a full path.
 # MODEL=... CHECKPOINT=output/adgen-chatglm2-6b-pt-128-2e-2/checkpoint-3000 bash web_demo.sh --port 7860
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -1,4 +1,4 @@
-"""Folders as the original repositories have them: real config.json, shrunk; random weights in every layout."""
+"""Folders like the original repositories: the real config.json, shrunk; random weights in every layout."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REMOTE_CODE = 'raise RuntimeError("code of the checkpoint folder was run")\n'
 
 
 def original_config(name: str) -> dict[str, Any]:
-    """config.json of ../shared/checkpoints/`name` with every key it has, and the sizes of a toy."""
+    """config.json of ../shared/checkpoints/`name` with all its keys, but toy sizes."""
     values = json.loads((SHARED / "checkpoints" / name / "config.json").read_text(encoding="utf-8"))
     return values | SHRUNK[VERSION[name]]
 
@@ -46,7 +46,7 @@ def original_names(name: str) -> list[str]:
 
 
 def original_state(name: str) -> dict[str, torch.Tensor]:
-    """Random fp16 weights under the published names, the leftovers that no model needs included."""
+    """Random fp16 weights under the published names, including the leftovers that no model needs."""
     version = VERSION[name]
     shapes = causal_lm(version)(make_config(version, original_config(name))).state_dict()
     generator = torch.Generator().manual_seed(version)

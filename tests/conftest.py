@@ -1,4 +1,4 @@
-"""What all tests share: the golden data and the marker for tests that need it, checkpoint folders, an old name."""
+"""Fixtures for all tests: golden data and the marker for tests that need it, checkpoint folders, an old name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-# Tiny models: on a busy machine a second thread only waits. Before torch is imported, and for the programs tests start.
+# One thread, as the models are tiny. Set before torch is imported, and also for the programs that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Where DeepSpeed is installed, transformers imports it, and it says on standard output that it finds no GPU.
+# If DeepSpeed is installed, transformers imports it, and it prints to standard output that it finds no GPU.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -32,7 +32,7 @@ def enable_checkpointing(model: Any, options: dict[str, Any]) -> None:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test that wants to reach the network; the environment names no model."""
+    """Fails a test that tries to reach the network; the environment names no model."""
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError(f"something wants to reach the network: {args[1:]}")

@@ -1,7 +1,7 @@
 """Every deliberate difference between this package and the original code, with its reason: one list for all tests.
 
-A test that expects something else than a golden looks its name up here, so that a difference which is not listed fails,
-and `test_deviations.py` fails for an entry that no test uses.
+A test that expects something other than a golden looks up the deviation here, so that an unlisted difference fails;
+`test_deviations.py` fails for an entry that no test uses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEVIATIONS: dict[str, str] = {
         " its softmax; what those rows hold is never read, so only real rows are compared"
     ),
     "fully_hidden_rows_in_half_precision": (
-        "v1: a query row of a pad sees nothing, and what the softmax makes of it hangs on how masking rounds in half "
+        "v1: a query row of a pad sees nothing, and the result of its softmax depends on how masking rounds in half "
         "precision (in float32 it is uniform as in the original); no real row reads it"
     ),
     "the_prefix_is_not_in_the_cache": (
@@ -80,19 +80,19 @@ DEVIATIONS: dict[str, str] = {
     ),
     "without_a_limit_the_context_is_the_limit": (
         "stream_generate without max_length and max_new_tokens ends after 20 tokens, prompt included, in the originals "
-        "(the default of transformers then); ours goes on to the end of the context"
+        "(the default of transformers then); ours continues to the end of the context"
     ),
     "every_stop_token_of_a_list_stops": (
         "v1/v2: the original's stream_generate never stops at a token of an eos list with two or more ids, and none of "
         "them runs without an eos; ours stops at each of the list, and without one at the limit"
     ),
     "a_finished_row_is_padded": (
-        "a row of a batch that has ended goes on in the originals' stream_generate, so that its end has to be searched "
-        "for; ours fills it with pads, as generate() does"
+        "a row of a batch that has ended continues in the originals' stream_generate, so that its end has to be "
+        "searched for; ours fills it with pads, as generate() does"
     ),
     # chat and stream_chat
     "a_prompt_without_room_is_an_error": (
-        "a prompt of max_length tokens or more: the originals answer with one token or none, ours names the numbers, "
+        "a prompt of max_length tokens or more: the originals answer with one token or none, ours names the lengths, "
         "and so does generate()"
     ),
     "old_turns_make_room_for_the_answer": (
@@ -120,15 +120,15 @@ DEVIATIONS: dict[str, str] = {
         "only a stop token is left out here. stream_generate gives that, too, in v1 as in v2 and v3"
     ),
     "a_message_boundary_is_a_line_break": (
-        "v3, several messages in one answer: the original's streamed text starts over at the boundary; here it goes on "
-        "behind a line break, and the last item is the last message as in chat"
+        "v3, several messages in one answer: the original's streamed text starts over at the boundary; here it "
+        "continues after a line break, and the last item is the last message as in chat"
     ),
     "a_streamed_call_is_text_until_it_is_whole": (
         "v3: the original runs eval on the unfinished call and crashes, or yields dicts of unfinished code"
     ),
     "half_characters_are_held_back": (
         "v1 yields texts that end in U+FFFD inside a character; v2 and v3 skip any text that ends in U+FFFD, and lose "
-        "it when it is the last"
+        "it if it is the last"
     ),
     "blank_yields_are_left_out": (
         "v3 lags by a token and starts with an empty text, v1 and v2 yield nothing for an empty answer; here texts "
@@ -175,15 +175,15 @@ DEVIATIONS: dict[str, str] = {
         'them into the prompt as "null" and "None". An empty list of tools is "[]" in both'
     ),
     "tools_belong_to_a_system_message": (
-        "v3: the original leaves out the tools of a message of another role without a word; ours is a ValueError"
+        "v3: the original silently leaves out the tools of a message of another role; ours is a ValueError"
     ),
     "wrapped_tools_are_unwrapped": (
         'v3: OpenAI\'s {"type": "function", "function": …} becomes the bare description the model was trained with; '
         "the original pastes the wrapper into the prompt"
     ),
     "calls_are_read_not_run": (
-        "v3 with tools: the original runs eval() on what the model wrote and raises what comes of it; ours reads "
-        "tool_call(name=literal, …), and gives anything else as the text it is, with the reason under `error`"
+        "v3 with tools: the original runs eval() on what the model wrote and raises the resulting error; ours reads "
+        "tool_call(name=literal, …), and returns anything else as text, with the reason under `error`"
     ),
     "a_first_line_that_is_no_name_is_text": (
         "v3: the original takes the first line of every answer for the name of a tool, so that of two lines of text "

@@ -25,7 +25,7 @@ ANSWERS = {
 
 
 class FakeEngine:
-    """Answers with its settings, its history or a text above; else repeats the question. "forever" never ends."""
+    """Answers with its settings, its history or a text above, or repeats the question. "forever" never ends."""
 
     def __init__(self, model: Any, tokenizer: Any, *, max_batch: int) -> None:
         self.has_roles = tokenizer.chat_format.has_roles

@@ -1,7 +1,8 @@
-"""The golden numbers of the original code: where they lie, the tiny models they belong to, and how ours are compared.
+"""The golden values of the original code: where they are, the tiny models they belong to, and how ours are compared.
 
-All of them lie in ../shared/goldens (its README has the formulas); `tests/data/goldens` holds a small part in the same
-layout, so that the tests mean something on a machine that has only this repository. What is in neither place skips.
+All of them are in ../shared/goldens (its README has the formulas); `tests/data/goldens` holds a small part in the same
+layout, so that the tests are useful on a machine that has only this repository. Tests whose data is in neither place
+are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGL
 from conftest import SHARED
 
 DATA = Path(__file__).parent / "data" / "goldens"
-# What float32 may differ by, of the largest golden value. Measured with the kernels of SSE, AVX2 and AVX-512:
+# Tolerance in float32, relative to the largest golden value. Measured with the kernels of SSE, AVX2 and AVX-512:
 # generation 1 (whose residuals are scaled up) 2.3e-5, its gradients 4e-5; generations 2 and 3 7e-6, gradients 6e-6.
 NOISE = {1: 5e-5, 2: 2e-5, 3: 2e-5}
 GRADIENT_NOISE = {1: 1e-4, 2: 2e-5, 3: 2e-5}
@@ -33,7 +34,7 @@ CONFIG = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config}
 
 
 def find(relative: str) -> Path:
-    """The file or folder below one of the two roots; skips the calling test where neither has it."""
+    """The file or folder below one of the two roots; skips the calling test if neither has it."""
     for root in (SHARED / "goldens", DATA):
         if (root / relative).exists():
             return root / relative
@@ -42,7 +43,7 @@ def find(relative: str) -> Path:
 
 @cache
 def read_json(relative: str) -> Any:
-    """A golden JSON file. Two edge.json have messages with unescaped quotes; none is compared, so they go."""
+    """A golden JSON file. Removes the messages with unescaped quotes of two edge.json files; none is compared."""
     text = find(relative).read_text(encoding="utf-8")
     return json.loads(re.sub(r',\s*"message": ".*"', "", text) if relative.endswith("edge.json") else text)
 
@@ -53,7 +54,7 @@ def read_tensors(relative: str) -> dict[str, torch.Tensor]:
 
 
 def read_part(relative: str, key: str) -> Any:
-    """One part of a golden JSON file; skips where only tests/data is there and lacks it."""
+    """One part of a golden JSON file; skips if only tests/data is there and lacks it."""
     content = read_json(relative)
     if key not in content and not (SHARED / "goldens").is_dir():
         pytest.skip(f"needs ../shared/goldens/{relative}: tests/data has no {key}")
@@ -87,7 +88,7 @@ class Case:
 
 
 def case(file: str, name: str) -> Case:
-    """Case `name` of the pair `file`.safetensors + `file`.json; skips where only tests/data is there and lacks it."""
+    """Case `name` of the pair `file`.safetensors + `file`.json; skips if only tests/data is there and lacks it."""
     prefix = f"{name}."
     tensors = {
         key[len(prefix) :]: value
@@ -139,7 +140,7 @@ def causal_lm(version: int) -> Any:
 
 
 def load_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Loads an original state dict: nothing may be missing but what is tied, nothing left over but rotary buffers."""
+    """Loads an original state dict: only tied weights may be missing, and only rotary buffers left over."""
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", ()))
     assert set(missing) <= tied, missing
@@ -211,7 +212,7 @@ def pad_left(prompts: list[list[int]], pad: int) -> torch.Tensor:
 
 
 def tokenizer_inputs_v1(prompts: list[list[int]], config: Any) -> dict[str, torch.Tensor]:
-    """What generation 1's tokenizer makes of prompts with [gMASK] <sop>: ids, mask [b, 1, t, t], positions."""
+    """Generation 1's tokenizer output for prompts with [gMASK] <sop>: ids, mask [b, 1, t, t], positions."""
     input_ids = pad_left(prompts, config.pad_token_id)
     batch, width = input_ids.shape
     mask = torch.ones(batch, 1, width, width, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""A real server on a free port of 127.0.0.1, with a tiny model that says what a test wants."""
+"""A real server on a free port of 127.0.0.1, with a tiny model whose answers a test chooses."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class _Server(Server):
 
 
 class Live:
-    """What a test has of a running server."""
+    """A running server, as a test sees it."""
 
     def __init__(self, server: _Server, engine: Any, key: str | None) -> None:
         self.server, self.engine = server, engine

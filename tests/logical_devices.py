@@ -1,9 +1,9 @@
 """Several GPUs on a machine without one: tensors that compute on the CPU and insist on their device like real ones.
 
-Importing this gives torch an accelerator `logical` (for good, so it is for processes of their own). A tensor on
-`logical:1` is a wrapper around a tensor in main memory; an operation on tensors of two devices fails as it does on real
-GPUs, and so does one with main memory. What is proved with it holds for maps, hooks, masks, caches and results; speed,
-gradients and the CUDA kernels need the real thing.
+Importing this gives torch an accelerator `logical` (permanently, so import it in a separate process). A tensor on
+`logical:1` is a wrapper around a tensor in main memory; an operation on tensors of two devices fails as on real GPUs,
+and so does one with main memory. Tests with it cover maps, hooks, masks, caches and results; speed, gradients and the
+CUDA kernels need real GPUs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MOVES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
 class LogicalTensor(torch.Tensor):
-    """A tensor that says it is on a GPU; `held` has the numbers."""
+    """A tensor that says it is on a GPU; `held` has the values."""
 
     held: torch.Tensor
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, device: torch.device | None = None, requires_grad: bool = False) -> Any:
-        if device is None:  # accelerate makes parameters anew by their class
+        if device is None:  # accelerate recreates parameters by their class
             return torch.nn.Parameter(held, requires_grad=requires_grad)
         made = torch.Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
@@ -57,7 +57,7 @@ class LogicalTensor(torch.Tensor):
 
 
 def run(func: Any, args: Any, kwargs: Any) -> Any:
-    """One operation: on the held tensors, after a look at the devices."""
+    """Runs one operation on the held tensors, after checking the devices."""
     inputs = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
     present = {one.device for one in inputs if one.device.type == KIND or one.dim()}
     asked = kwargs.get("device")
@@ -87,7 +87,7 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 class LogicalMode(TorchDispatchMode):
-    """Catches what makes tensors: factories and moves from main memory."""
+    """Catches the operations that make tensors: factories and moves from main memory."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
@@ -95,7 +95,7 @@ class LogicalMode(TorchDispatchMode):
 
 @contextmanager
 def logical_gpus(monkeypatch: pytest.MonkeyPatch, free: list[int]) -> Iterator[None]:
-    """As many GPUs as `free` has numbers, with so many bytes free on them."""
+    """One GPU for each entry of `free`, with that many free bytes."""
     with monkeypatch.context() as patch:
         patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # dispatch modes belong to one thread
         patch.setattr(torch.cuda, "is_available", lambda: True)
@@ -115,7 +115,7 @@ def copy_from(source: torch.Tensor, target: LogicalTensor, non_blocking: bool = 
 
 
 _setup_privateuseone_for_python_backend(KIND)
-# torch.tensor(..., device=...) passes the mode by.
+# torch.tensor(..., device=...) bypasses the mode.
 _library = torch.library.Library("aten", "IMPL")
 _library.impl("empty_strided", empty_strided, "PrivateUse1")
 _library.impl("_copy_from", copy_from, "PrivateUse1")

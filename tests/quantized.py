@@ -1,4 +1,4 @@
-"""What the tests of quantisation share: tiny float models in folders, and how quantised models are compared."""
+"""Helpers for the tests of quantisation: tiny float models in folders, and comparison of quantised models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logits processors that make a model say what a test wants, when it wants."""
+"""Logits processors that let a test choose what a model answers, and when."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 
 from chatglm.conversation import stop_token_ids
 
-SECONDS = 60  # nothing takes as long: a test that waits longer has found a fault
+SECONDS = 60  # nothing takes this long: a test that waits longer has found a fault
 
 
 class Say(LogitsProcessor):
@@ -33,7 +33,7 @@ class Say(LogitsProcessor):
 
 
 class Hold(LogitsProcessor):
-    """Says that its request has begun, and stops the whole engine there until it may go on."""
+    """Signals that its request has begun, and blocks the whole engine until it may continue."""
 
     def __init__(self) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()

@@ -1,7 +1,7 @@
-"""Runs ptuning/main.py some times in the processes that torchrun or accelerate started: a program for tests.
+"""Runs ptuning/main.py several times in the processes that torchrun or accelerate started: a program for tests.
 
 Its argument is a JSON file: a list of {"name", "argv", "fault"}. Each process writes `NAME.RANK.json` beside it: the
-exit status, what it printed, and how many rows it made into tokens.
+exit status, the output, and the number of rows that it tokenised.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ptuning.trainer import Tuner
 
 @contextlib.contextmanager
 def without_dropout() -> Iterator[None]:
-    """Masks are random, and a batch of one process has others than the batches of two."""
+    """Dropout masks are random, and differ between one batch in one process and two batches in two."""
     prepare = methods.prepare
 
     def prepare_plainly(*args: Any) -> Any:
@@ -59,7 +59,7 @@ def _faulty(rank: int, fault: str | None) -> Any:
 
 
 def _fsdp_on_a_cpu() -> None:
-    """accelerate has FSDP for GPUs only. It takes these processes for ones with a GPU each; all else is real."""
+    """accelerate offers FSDP only for GPUs, so it is made to see a GPU in each process; everything else is real."""
     start = AcceleratorState.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:

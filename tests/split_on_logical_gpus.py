@@ -1,4 +1,4 @@
-"""Run by test_utils.py in a process of its own: models split over logical GPUs are what they are in one piece."""
+"""Run by test_utils.py in a separate process: models split over logical GPUs give the results of whole ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def device_of(tensor: torch.Tensor) -> str:
 
 
 def same(model: Any, expected: Any, tokenizer: Any) -> bool:
-    """Logits for ids from anywhere, two turns of chat (the second on the kept cache), and a padded batch."""
+    """Logits for ids on any device, two turns of chat (the second on the kept cache), and a padded batch."""
     ids = tokenizer([QUESTION], return_tensors="pt")["input_ids"]
     logits = expected(ids).logits
     for place in ("cpu", "logical:0", "logical:2"):

@@ -1,4 +1,4 @@
-"""Run by test_tensor_parallel.py in two processes: the shards of a network together give what the whole one gives."""
+"""Run by test_tensor_parallel.py in two processes: a sharded network gives the results of the whole one."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tiny_adapters import VERSIONS, tiny
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_fresh_prefix_starts_as_the_originals(version: int, tmp_path: Path) -> None:
-    """Torch's own initialisation, also where `from_pretrained` makes the prefix: their learning rates are for it."""
+    """Torch's own initialisation, even through `from_pretrained`: the originals' learning rates assume it."""
     tiny(version).save_pretrained(tmp_path)
     for projection in (False, True):
         model = tiny(version)

@@ -29,7 +29,7 @@ def test_a_saved_prefix_is_small_and_says_what_it_is(version: int, kind: str) ->
     assert config["prefix_projection"] == (kind == "projected") and config["model_type"] == "chatglm"
     assert config["base_model_name_or_path"] == "base" and config["base_fingerprint"]
     assert {path.name for path in paths[kind].iterdir()} == {"model.safetensors", "config.json"}
-    assert len({path.stat().st_mode for path in paths[kind].iterdir()}) == 1  # safetensors' own are for nobody else
+    assert len({path.stat().st_mode for path in paths[kind].iterdir()}) == 1  # safetensors' are owner-only
 
 
 @every_version
@@ -71,7 +71,7 @@ def test_what_there_is_to_save() -> None:
 
 @every_version
 def test_save_pretrained(version: int, tmp_path: Path) -> None:
-    """What is saved is what is in use: prefix and all, the base without it, or LoRA as transformers saves it."""
+    """Saves what is in use: the model with its prefix, the base without it, or LoRA as transformers saves it."""
     paths = trained(version)
     model = tiny(version)
     adapters.load_adapter(model, paths["projected"])

@@ -18,7 +18,7 @@ from tiny_adapters import error_of, every_version, logits, lora_config, tiny, tr
 @pytest.mark.parametrize("bits", [0, 4])
 def test_chat_after_switching_is_a_fresh_chat(version: int, bits: int) -> None:
     paths = trained(version)
-    # Quantised, LoRA goes through other kernels than a prefix, with other roundings: not in half precision.
+    # Not in half precision: with quantised weights, LoRA uses other kernels than a prefix, which round differently.
     dtype = torch.float32 if bits else torch.bfloat16
     tokenizer = tiny_chat.pair(version)[1]
     model = tiny(version, dtype, bits)

@@ -46,7 +46,7 @@ TOOLS: list[Any] = [
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[int, Live]]:
-    """A server for each generation, started when it is asked for first."""
+    """A server for each generation, started when it is first used."""
     running: dict[int, Any] = {}
 
     class Servers(dict[int, Live]):
@@ -378,7 +378,7 @@ def test_a_client_that_goes_away_frees_the_engine(streaming: bool) -> None:
         connection.sendall(f"{request}Content-Length: {len(text)}\r\n\r\n{text}".encode())
         assert hold.begun.wait(SECONDS)
         connection.close()
-        # Its end has reached the server when a later request is answered; the model is free at the next token.
+        # When a later request is answered, the disconnect has reached the server; the model is free at the next token.
         assert live.http.get("/health").status_code == 200
         hold.go_on.set()
         assert live.engine.ended["cancelled"].wait(1.0)

@@ -1,4 +1,4 @@
-"""The CPU benchmarks run, at sizes that mean nothing."""
+"""The CPU benchmarks run, at sizes too small for meaningful figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The KV cache that a chat keeps: what a later turn may reuse of it, and what it forgets."""
+"""The KV cache that a chat keeps: what a later turn may reuse, and what is dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer that grows in place: what it holds is what transformers' layer would hold, and is rarely copied."""
+"""The layer that grows in place: it holds what transformers' layer would hold, and rarely copies."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ MODELS = {
 CASES = {version: {"chat": range(6), "stream_chat": range(14 if version == "v3" else 9)} for version in MODELS}
 CASES["v1"]["stream_chat"] = range(6)
 
-# (version, kind, index) -> the deviation that makes the answer another one.
+# (version, kind, index) -> the deviation that changes the answer.
 DIFFERENT = {
     ("v1", "chat", 4): "a_prompt_without_room_is_an_error",
     ("v2", "chat", 4): "a_prompt_without_room_is_an_error",
@@ -77,7 +77,7 @@ def load(version: str) -> tuple[Any, Any]:
 
 
 def arguments(case: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The golden arguments, and `answer_room=1`: of a history that is too long, as much as the originals keep."""
+    """The golden arguments, and `answer_room=1`: keeps as much of a history that is too long as the originals do."""
     assert DEVIATIONS["old_turns_make_room_for_the_answer"]
     given = {"do_sample": False, "answer_room": 1} | case["kwargs"] | changes
     if case.get("force"):
@@ -92,7 +92,7 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def fed_to(model: Any) -> Iterator[list[list[list[int]]]]:
-    """The ids of every forward, without what an earlier turn has left in the cache."""
+    """The ids of every forward, without those that an earlier turn left in the cache."""
     fed: list[list[list[int]]] = []
 
     def look(module: Any, args: Any, kwargs: Any) -> None:
@@ -109,7 +109,7 @@ def fed_to(model: Any) -> Iterator[list[list[list[int]]]]:
 def check_fed(fed: list[list[list[int]]], case: dict[str, Any]) -> None:
     """The prompt, and all that stood before the last token."""
     assert fed[0] == case["prompt_ids"]
-    if len(fed[0]) == 1:  # what beams keep is compared by their answer
+    if len(fed[0]) == 1:  # what beams keep is compared through their answer
         ours, (theirs,) = [token for ids in fed for token in ids[0]], case["last_input_ids"]
         assert ours[: len(theirs)] == theirs
         assert len(ours) == len(theirs) or case.get("error") is not None  # it crashed before the end
@@ -229,7 +229,7 @@ def test_stream_chat(version: str, index: int) -> None:
 
 @pytest.mark.parametrize(("version", "index"), [key[::2] for key, why in DIFFERENT.items() if "cached_turn" in why])
 def test_a_cached_turn_fed_as_the_originals_feed_it(version: str, index: int) -> None:
-    """All that went through the network in the turns before, and the new round as they tokenize it: their answer."""
+    """Their answer to all that went through the network in earlier turns, and the new round as they tokenize it."""
     model, tokenizer = load(version)
     cases = read_json(f"stream/{version}.json")["stream_chat"]
     first = {"v2": 6, "v3": 12}[version]
@@ -284,7 +284,7 @@ def limits_of(version: str) -> dict[str, Any]:
 
 
 def described(yields: list[list[list[int]]]) -> dict[str, Any]:
-    """In the words of the goldens."""
+    """In the form of the goldens."""
     lengths = [len(item[0]) for item in yields]
     return {"n_yields": len(yields), "lengths": lengths, "last": yields[-1] if yields else None}
 
@@ -358,7 +358,7 @@ def test_stream_generate_without_a_stop_token(version: str) -> None:
 
 
 def captured(version: str) -> list[dict[str, Any]]:
-    """What the original's chat hands to generate() where the caller says nothing."""
+    """What the original's chat passes to generate() by default."""
     cases = tokenizer_golden("chat")[version]["chat"]
     if version == "v3":
         return [case["result"]["ok"]["generate_kwargs"] for case in cases if "ok" in case["result"]]

@@ -1,4 +1,4 @@
-"""A prefix is found by its files, whatever they are called, and what is no prefix is said to be none."""
+"""A prefix is found whatever its files are called, and anything else is reported as no prefix."""
 
 from __future__ import annotations
 

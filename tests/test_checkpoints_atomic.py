@@ -1,4 +1,4 @@
-"""What is written appears whole or not at all, with the permissions of a new file, and nothing is left behind."""
+"""Files and folders appear completely or not at all, with the permissions of new files, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mode_of(path: Path) -> int:
 
 
 def write_private(path: Path, content: str = "weights") -> None:
-    """As safetensors writes: for the owner alone."""
+    """As safetensors writes: readable by the owner alone."""
     path.write_text(content)
     path.chmod(0o600)
 

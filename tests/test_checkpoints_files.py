@@ -1,4 +1,4 @@
-"""Folders that cannot be loaded: one clear line for each, before anything of them is read into memory."""
+"""Folders that cannot be loaded: one clear line for each, before anything is read into memory."""
 
 from __future__ import annotations
 

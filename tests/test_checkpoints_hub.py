@@ -37,7 +37,7 @@ def cached(whole_folder: Path, cache: Path) -> str:
 
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """No network; how often it was tried."""
+    """No network; counts the attempts to reach it."""
     tries: list[int] = []
 
     def request(*args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""How much memory is free, by what Linux, containers and macOS say about it."""
+"""How much memory is free, as Linux, containers and macOS report it."""
 
 from __future__ import annotations
 

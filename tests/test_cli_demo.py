@@ -1,4 +1,4 @@
-"""cli_demo.py as people start it: in a pipe, for one answer, and in a terminal."""
+"""cli_demo.py as users start it: in a pipe, for one answer, and in a terminal."""
 
 from __future__ import annotations
 
@@ -494,7 +494,7 @@ def test_ctrl_c_while_the_demo_answers(terminal: Any) -> None:
     terminal.expect_exact("You: ")
     terminal.sendline("hello")
     terminal.expect_exact("ChatGLM: ")
-    terminal.kill(signal.SIGINT)  # early or late, the session goes on
+    terminal.kill(signal.SIGINT)  # early or late, the session continues
     terminal.expect_exact("You: ")
     terminal.sendline("hello")
     terminal.expect(r"\[\d+ tokens")

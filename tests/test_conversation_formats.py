@@ -80,7 +80,7 @@ def test_functions_by_generation_are_the_formats_methods(version: int) -> None:
 
 
 def test_old_names_and_signatures() -> None:
-    """What programs have imported since before there were formats."""
+    """Names that programs have imported since before formats existed."""
     signatures = {
         "clean_response": "version, text",
         "encode_chat": "tokenizer, messages, tools, open_answer, end, budget",

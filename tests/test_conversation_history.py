@@ -1,4 +1,4 @@
-"""Histories: copied, and what is wrong with them said."""
+"""Histories are copied, and errors name what is wrong."""
 
 from __future__ import annotations
 

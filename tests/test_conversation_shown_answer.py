@@ -1,4 +1,4 @@
-"""What may be shown of an answer while it grows."""
+"""The part of an answer that may be shown while it grows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding tokens in one call of the CPU kernels: equal to the modules, and only where nothing else is asked for."""
+"""Decoding tokens in one call of the CPU kernels: equal to the modules, and not used if anything else is requested."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WIDTHS: dict[int, dict[str, Any]] = {
     2: {"ffn_hidden_size": 300, "kv_channels": 32, "padded_vocab_size": 2048},
     3: {"ffn_hidden_size": 300, "kv_channels": 32, "padded_vocab_size": 2048},
 }
-#: generation -> what its networks can be configured to
+#: generation -> configurations of its network
 NETWORKS: list[tuple[int, dict[str, Any]]] = [
     (1, {}),
     (1, {"position_encoding_2d": False}),
@@ -46,7 +46,7 @@ def network(generation: int, bits: int = 4, dtype: torch.dtype = torch.float32, 
     torch.manual_seed(0)
     precision = options.pop("precision", "exact")
     model = make(generation, bits, None, dtype, precision, **SIZES, **WIDTHS[generation], **options)
-    for name, parameter in model.named_parameters():  # norms and biases that do something
+    for name, parameter in model.named_parameters():  # norms and biases with an effect
         if parameter.ndim == 1 and not name.endswith("weight_scale"):
             parameter += torch.randn_like(parameter) * 0.1
         if "prefix_encoder.embedding" in name:
@@ -480,7 +480,7 @@ def test_a_growing_layer_is_a_dynamic_layer(calls: list[int]) -> None:
     with torch.no_grad():
         cache.update(torch.zeros(1, 3, 2, 4), torch.zeros(1, 3, 2, 4), 0)
     assert cache.layers[0].keys[0, 0, :, 0].tolist() == [1, 1, 0, 0]
-    ours.reset(), theirs.reset()  # what that leaves depends on the release of transformers
+    ours.reset(), theirs.reset()  # the state after this depends on the release of transformers
     assert ours.get_seq_length() == theirs.get_seq_length()
     states = torch.randn(1, 3, 2, 4, requires_grad=True)
     keys, _ = ChatCache().update(states, states, 0)

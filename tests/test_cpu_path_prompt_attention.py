@@ -118,7 +118,7 @@ def test_networks(generation: int, calls: list[int]) -> None:
 @pytest.mark.parametrize("generation", [1, 2])
 @torch.no_grad()
 def test_only_quantised_projections_take_the_kernels(generation: int, calls: list[int]) -> None:
-    """A network asks one question; the answer is no for float weights and for a projection that something wraps."""
+    """Networks ask a single predicate, which says no to float weights and to a wrapped projection."""
     torch.manual_seed(0)
     model = make(generation, 8, None, torch.float32, "exact", **SIZES, **WIDTHS[generation])
     ids = 1000 + torch.arange(20).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""python -m chatglm.doctor: healthy, with faults of every kind put into it, and the line that points to it."""
+"""python -m chatglm.doctor: without faults, and with faults of every kind and the line that points to each."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Of the self-checks these alone."""
+    """Runs these self-checks only."""
     monkeypatch.setattr(checks, "CHECKS", tuple(check for check in checks.CHECKS if check[0] in names))
 
 
@@ -86,7 +86,7 @@ def test_a_healthy_installation() -> None:
     found = [(check["generation"], check["name"]) for check in report["checks"]]
     assert found == [(generation, name) for generation in (1, 3) for name, _, _ in checks.CHECKS]
     assert {check["status"] for check in report["checks"]} <= {"ok", "skipped"}
-    assert busy < 40  # within 15 s where nothing else runs; whatever else does, takes longer by the clock
+    assert busy < 40  # within 15 s on an idle machine; a busy one takes longer by the clock
 
 
 @pytest.mark.parametrize(("language", "words"), [("en", ("Versions", "ok")), ("zh", ("版本", "正常"))])
@@ -108,7 +108,7 @@ def test_the_language_of_the_locale(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_texts() -> None:
-    """In both languages, with the same blanks, and each of use."""
+    """Every text is in both languages, with the same fields, and is used."""
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "chatglm" / "doctor").glob("*.py"))
     built = {f"version_{state}" for state in ("ok", "newer", "older", "missing", "absent")}
     built |= {one.extra for one in versions.libraries()}
@@ -189,7 +189,7 @@ def change_inputs(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
 
 
 def short_sight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last tokens alone, where there is no cache to have the others in."""
+    """Only the last tokens, although no cache holds the others."""
     change_inputs(monkeypatch, lambda ids, options: ids[:, -2:] if options.get("use_cache") is False else ids)
 
 
@@ -352,7 +352,7 @@ def test_a_peft_that_cannot_be_imported(
     assert done.returncode == 1
     assert len(done.wrong) == 2
     assert all("LoRA: saved, loaded, merged: ModuleNotFoundError" in line and '"peft' in line for line in done.wrong)
-    installed["peft"] = None  # then nobody misses it
+    installed["peft"] = None  # then its absence is not reported
     done = doctor()
     assert done.returncode == 0
     assert done.stdout.count("peft is not installed, only needed for LoRA") == 3
@@ -372,7 +372,7 @@ def test_a_missing_library(doctor: Doctor, installed: dict[str, str | None]) -> 
 
 @pytest.fixture
 def damaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A cache with a library in it that was cut off; the only one there."""
+    """A cache whose only library is truncated."""
     try:
         built = cpu.load()
     except KernelUnavailable as reason:
@@ -383,7 +383,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_damaged_kernel_cache(damaged: Path) -> None:
-    """No compiler to build it anew: the file has to go. Opened, it would end the process with a bus error."""
+    """Without a compiler to rebuild it, users have to delete it. Opening it would end the process with a bus error."""
     done = run_process("--no-checks", CHATGLM_CACHE=str(damaged.parent), CC="/no/such/compiler")
     assert done.returncode == 1, done.stdout + done.stderr
     (line,) = re.findall(r"^  WRONG.*", done.stdout, re.MULTILINE)

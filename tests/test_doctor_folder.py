@@ -165,7 +165,7 @@ def test_published_folders_without_their_weights(name: str) -> None:
     if "int4" not in name:
         assert found["tokenizer"].status == "ok"
         assert "are missing: pytorch_model-00001-of-0000" in found["files"].text
-        assert "INT4" in found["memory"].text  # what it will need is known all the same
+        assert "INT4" in found["memory"].text  # its memory is estimated all the same
     assert "unknown_fields" not in found
 
 

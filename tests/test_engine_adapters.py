@@ -1,4 +1,4 @@
-"""The engine and the server with several adapters on one model: everybody gets what he would get alone."""
+"""The engine and the server with several adapters on one model: every request gets the answer it would get alone."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def said(steps: Any) -> list[Any]:
 
 
 def questions(count: int, seed: int = 0) -> list[tuple[str, dict[str, Any]]]:
-    """Questions and settings of all kinds, none of which depends on chance."""
+    """Questions and settings of all kinds, all deterministic."""
     rng = random.Random(seed)
     asked = []
     for number in range(count):
@@ -184,7 +184,7 @@ def test_a_later_turn_reuses_what_was_computed(version: int) -> None:
     first = [many.answer(f"你好 {number}", **settings) for number in range(6)]
     for number, one in enumerate(first):
         second = many.answer("what?", history(f"你好 {number}", one.text), **settings)
-        # Generation 2 encodes a conversation as one text, so that an answer may read as other tokens the second time.
+        # Generation 2 encodes a conversation as one text, so an answer may give other tokens in a later prompt.
         assert 2 * second.cached_tokens > one.prompt_tokens
 
 

@@ -1,4 +1,4 @@
-"""A stream of steps: read from threads and tasks, whole, once, and small while nobody reads it."""
+"""A stream of steps: read from threads and tasks, completely, once, and small while nobody reads it."""
 
 from __future__ import annotations
 

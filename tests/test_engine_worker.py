@@ -110,7 +110,7 @@ def test_cancelled_answers_end_where_they_are() -> None:
         event.set()
         hold.go_on.set()
         assert [list(stream)[-1].finish_reason for stream in (running, waiting, third)] == ["cancelled"] * 3
-        with start(engine, "x", do_sample=False, min_new_tokens=200) as left:  # as a reader that is gone
+        with start(engine, "x", do_sample=False, min_new_tokens=200) as left:  # like a reader that has left
             next(left)
         assert list(start(engine, "x", max_new_tokens=2))[-1].finish_reason
     assert engine.statistics.finished["cancelled"] == 4

@@ -1,4 +1,4 @@
-"""What the chat box is given: formulas as MathML, code untouched, nothing that a browser would run or fetch."""
+"""The content of the chat box: formulas as MathML, code untouched, nothing that a browser would run or fetch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_edited_question_is_the_text_that_was_typed(text: str) -> None:
 def test_markup_is_shown_not_run(text: str) -> None:
     for shown in (display.question_markdown(text), display.answer_markdown(text)):
         assert not re.search(r"<(?!/?m)[A-Za-z/!?]|!\[|&[a-z]", shown)
-        assert display.raw(shown) == text  # in sight, as it was written
+        assert display.raw(shown) == text  # visible as written
 
 
 @pytest.mark.parametrize(

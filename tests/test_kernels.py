@@ -1,4 +1,4 @@
-"""The products with quantised weights, whoever computes them, and how that one is chosen."""
+"""Products with quantised weights on every backend, and the choice of the backend."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def relative_error(ours: torch.Tensor, exact: torch.Tensor, least: float = 0.0) 
 
 
 def typical(x: torch.Tensor, dense: torch.Tensor) -> float:
-    """What a result of `x @ dense.T` is like when its terms have random signs."""
+    """The typical size of a result of `x @ dense.T` whose terms have random signs."""
     return (x.double().cpu().square() @ dense.T.square()).sqrt().max().item()
 
 

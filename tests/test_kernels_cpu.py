@@ -47,7 +47,7 @@ def random_weights(bits: int, outputs: int, columns: int) -> tuple[torch.Tensor,
 
 
 def relative_error(ours: torch.Tensor, x: torch.Tensor, dense: torch.Tensor) -> float:
-    """Error over result; over what results are like with terms of random signs, where a few have cancelled."""
+    """Error over result, or over the typical result of terms with random signs, as a few may have cancelled."""
     x, dense = x.double(), dense.double()
     typical = (x.square() @ dense.T.square()).sum().sqrt()
     return ((ours.double() - x @ dense.T).norm() / max(typical, (x @ dense.T).norm())).item()
@@ -114,7 +114,7 @@ def test_zeros_stay_zeros_and_bad_numbers_are_not_hidden(
     weight, scale, _ = random_weights(bits, 65, 384)
     x = torch.zeros(rows, 384)
     assert not kernels.linear(x, weight, scale, bits, precision).any()
-    x[:, 128:] = 1e-42  # far below anything a float of normal size is made of
+    x[:, 128:] = 1e-42  # far below the normal range of floats
     assert kernels.linear(x, weight, scale, bits, precision).abs().max() < 1e-37
     for bad in (float("nan"), float("inf"), float("-inf")):
         x = torch.randn(rows, 384)

@@ -1,4 +1,4 @@
-"""How the CPU kernels are built, kept and given up."""
+"""How the CPU kernels are built, cached and given up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def built() -> cpu.Backend:
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty cache, and nothing remembered before or after."""
+    """An empty cache, and no state kept from before or for later."""
     monkeypatch.setenv("CHATGLM_CACHE", str(tmp_path / "cache"))
     forget()
     yield tmp_path / "cache"

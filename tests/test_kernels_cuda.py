@@ -23,7 +23,7 @@ from chatglm.kernels.cuda import driver as cuda_driver
 
 HERE = Path(__file__).parent
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-#: What the rounding of a result alone may make of it, relative to its size.
+#: The relative error that rounding the result alone may cause.
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
 #: Relative error of a whole product that is allowed where weights are rounded to the dtype before cuBLAS multiplies.
 LIMITS = {torch.float16: 1e-3, torch.bfloat16: 5e-3, torch.float32: 1e-5}
@@ -95,7 +95,7 @@ class FakeCompiler:
 
 
 class OnDevice(torch.Tensor):
-    """A tensor in the CPU's memory that says that it is on a GPU."""
+    """A tensor in main memory that claims to be on a GPU."""
 
     number = 0
 
@@ -203,7 +203,7 @@ def test_a_row_does_not_depend_on_the_others(driver: ctypes.CDLL, bits: int, dty
         assert torch.equal(backend.linear(x[:rows], weight, scale, bits)[4:5], alone)
     others = torch.full_like(x, torch.nan)
     others[4] = x[4]
-    y = backend.linear(others[:5], weight, scale, bits)  # what follows in memory is no number either
+    y = backend.linear(others[:5], weight, scale, bits)  # the memory behind it holds NaN, too
     assert torch.equal(y[4:5], alone)
     assert y[:4].isnan().all()
 

@@ -29,7 +29,7 @@ def test_a_tensor_as_torch_makes_them(shape: tuple[int, int], dtype: torch.dtype
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages to ask for")
 def test_begins_with_a_page() -> None:
     assert huge_pages.empty(LARGE).data_ptr() % huge_pages.PAGE == 0
-    with torch.device("meta"):  # what the caller builds his model on does not matter
+    with torch.device("meta"):  # the caller's default device does not matter
         assert huge_pages.empty(LARGE).device.type == "cpu"
 
 

@@ -46,7 +46,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Nothing is logged at warning level or printed: there is nothing for a user to do about these folders."""
+    """Nothing is logged at warning level or printed: these folders need no action from users."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = records.append  # type: ignore[method-assign]
@@ -87,7 +87,7 @@ def prompt(version: int, vocabulary: int = 0) -> torch.Tensor:
 
 
 def check(model: Any, name: str) -> None:
-    """The class, the weights under their published names, and numbers that are finite."""
+    """The class, the weights under their published names, and finite logits."""
     version = VERSION[name]
     assert type(model).__name__ == CLASS_NAME[version]
     assert model.config.chatglm_version == version

@@ -1,4 +1,4 @@
-"""chatglm.load: what it gives, which arguments it refuses, and that memory is asked for first."""
+"""chatglm.load: what it returns, which arguments it refuses, and that it checks the memory first."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from deviations import DEVIATIONS
 from tiny_folders import names_of
 
 VERSIONS = (1, 2, 3)
-#: Numbers of GPUs of which the originals leave none idle: blocks for each, of 28.
+#: Numbers of GPUs of which the originals leave none idle -> blocks (of 28) on each.
 ORIGINALS = {
     1: [28], 2: [13, 15], 3: [8, 10, 10], 4: [6, 8, 8, 6], 5: [4, 6, 6, 6, 6], 6: [3, 5, 5, 5, 5, 5],
     8: [2, 4, 4, 4, 4, 4, 4, 2], 10: [1] + [3] * 9, 15: [0] + [2] * 14,

@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_load_quantises_the_numbers_in_the_file(dtype: str, bits: int, checkpoint: Path) -> None:
-    """Not those that another dtype makes of them: the result does not hang on the dtype that is computed in."""
+    """Quantises before any conversion: the result does not depend on the dtype of the computation."""
     model, _ = load(checkpoint, device="cpu", dtype=dtype, quantize=bits)
     assert model.dtype == getattr(torch, dtype)
     file = load_file(checkpoint / "model.safetensors")

@@ -1,4 +1,4 @@
-"""What must give the same numbers: every way of running the same network, on random tiny models of all generations."""
+"""All ways of running a network give the same results, on random tiny models of all generations."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ def test_training_goes_down(version: int) -> None:
 
 
 class WordTokenizer:
-    """The least of a tokenizer that stop_strings needs, which measures what "abcdef" adds in front of a token."""
+    """The minimal tokenizer that stop_strings needs, which measures what "abcdef" adds in front of a token."""
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [0]}

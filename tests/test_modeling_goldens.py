@@ -1,4 +1,4 @@
-"""Our networks against the numbers of the original code, case by case."""
+"""Our networks against the results of the original code, case by case."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ ENDED_BEAMS: dict[str, dict[str, Any]] = {
     "eos_override_beam3_early": {"early_stopping": True},
     "eos_override_beam3_lp": {"length_penalty": 2.0, "num_return_sequences": 2},
 }
-#: Where another hypothesis wins than in transformers 4.30.
+#: Cases in which another hypothesis wins than in transformers 4.30.
 OTHER_BEAMS = {
     (1, "model", "eos_override_beam3"),
     (1, "model", "eos_override_beam3_early"),
@@ -630,7 +630,7 @@ def test_prefix_gradients(version: int, folder: str) -> None:
 
 
 def generate_cases(version: int, folder: str, *kinds: str) -> list[dict[str, Any]]:
-    """The golden cases of these kinds, of which there has to be one; without kinds, all."""
+    """The golden cases of these kinds, at least one; without kinds, all."""
     if folder == "model":
         cases = read_json(f"v{version}/generate.json")["cases"]
     else:

@@ -1,4 +1,4 @@
-"""P-tuning prefixes: made once, changed at once, trained beside half precision."""
+"""P-tuning prefixes: computed once, updated at once, trained beside half precision."""
 
 from __future__ import annotations
 

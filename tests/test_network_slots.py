@@ -1,4 +1,4 @@
-"""Adapters in the slots of a network: each as if alone, switched, trained, copied, cast, removed."""
+"""Adapters in the slots of a network: independent, switched, trained, copied, cast, removed."""
 
 from __future__ import annotations
 

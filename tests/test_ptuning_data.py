@@ -105,7 +105,7 @@ def test_rows_of_the_originals(tmp_path: Path, version: int, column: str | None)
         length = source + target + (version == 2)
         assert len(example["input_ids"]) <= length and len(prediction["prompt_ids"]) <= source
         marks = [tok.get_command(name) for name in (("[gMASK]", "<sop>") if version == 1 else ("[gMASK]", "sop"))]
-        # The originals' labels have the marks of a prompt, which nothing shows of when they are decoded.
+        # The originals' labels contain control tokens of the prompt, which decoding leaves out.
         around = [prediction["target_ids"], marks] if version == 1 else [marks, prediction["target_ids"]]
         assert predicted["labels"][index] == [*around[0], *around[1]]
         assert tok.decode(predicted["labels"][index], skip_special_tokens=True) == tok.decode(prediction["target_ids"])

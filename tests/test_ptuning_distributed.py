@@ -1,6 +1,6 @@
 """Fine-tuning with several processes: two on this machine's CPU, which talk through gloo.
 
-The same rows in an optimizer step, so the same numbers as in one process. The two are started once for all tests.
+With the same rows in each optimizer step, results equal those of one process. The two start once for all tests.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """All that two processes do here, with one start of them."""
+    """All jobs of two processes, which are started once."""
     jobs: list[dict[str, Any]] = [{"name": case, "argv": command(case, folder, f"{case}-2", 2)} for case in CASES]
     checkpoint = str(folder / "ptuning-2" / "checkpoint-2")
     resumed = command("ptuning", folder, "resumed-2", 2, "--resume_from_checkpoint", checkpoint)

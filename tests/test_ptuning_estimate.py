@@ -1,4 +1,4 @@
-"""What ptuning/estimate tells beforehand, against real training runs and against sums done by hand."""
+"""The estimates of ptuning/estimate against real training runs and against sums done by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ptuning/main.py as people start it: the originals' arguments and scripts, what is refused, what is written."""
+"""ptuning/main.py as users start it: the originals' arguments and scripts, what is refused, what is written."""
 
 from __future__ import annotations
 
@@ -272,14 +272,14 @@ def test_a_run_from_data_to_predictions(
         results["eval"]["eval_loss"], abs=1e-6)  # fmt: skip
     capsys.readouterr()
 
-    # An output folder with checkpoints goes on where it was, unless it is to be overwritten.
+    # A run resumes from the checkpoints in its output folder, unless it is to overwrite them.
     argv = arguments(base, rows, out, *METHODS["ptuning"], "--max_steps", "5", "--learning_rate", "0.1")
     assert program.main(argv) == 0
-    assert f"going on from {out / 'checkpoint-4'}" in capsys.readouterr().out
+    assert f"resuming from {out / 'checkpoint-4'}" in capsys.readouterr().out
     assert program.main([*argv, "--overwrite_output_dir", "--max_steps", "1"]) == 0
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
     assert program.main([*argv, "--resume_from_checkpoint", "true", "--max_steps", "2"]) == 0
-    assert f"going on from {out / 'checkpoint-1'}" in capsys.readouterr().out
+    assert f"resuming from {out / 'checkpoint-1'}" in capsys.readouterr().out
 
 
 def test_dry_run_trains_nothing(base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,8 +372,8 @@ def test_going_on_with_what_does_not_fit(
     assert "nothing is left to train" in capsys.readouterr().out
     assert (out / "train_results.json").read_bytes() == results
     (folder / "optimizer.pt").unlink()
-    assert program.main([*longer, *ptuning, "--save_total_limit", "1"]) == 0  # what it went on from is gone then
-    assert "has no state of the optimizer" in capsys.readouterr().out
+    assert program.main([*longer, *ptuning, "--save_total_limit", "1"]) == 0  # deletes the one it resumed from
+    assert "has no optimizer state" in capsys.readouterr().out
 
 
 def test_too_little_memory(
@@ -430,7 +430,7 @@ def test_a_process_is_interrupted_and_goes_on(base: Path, rows: Path, tmp_path: 
         process.send_signal(signal.SIGINT)
         rest, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    found = re.search(r"stopped at step (\d+); go on with --resume_from_checkpoint (\S+)", rest)
+    found = re.search(r"stopped at step (\d+); resume with --resume_from_checkpoint (\S+)", rest)
     assert found is not None and Path(found[2]) == out / f"checkpoint-{found[1]}"
     assert "Traceback" not in err
     steps = str(int(found[1]) + 1)

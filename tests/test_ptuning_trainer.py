@@ -1,4 +1,4 @@
-"""The trainer of ptuning/: it learns, resumes exactly, and its checkpoints survive whatever ends a run."""
+"""The trainer of ptuning/ learns and resumes exactly, and its checkpoints survive however a run ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 
 
 def trained_demo(folder: Path, version: int) -> Path:
-    """A demo model as base of this generation: one that says something, unlike random weights.
+    """A demo model of this generation as base: it gives sensible answers, unlike random weights.
 
     The demo of generation 3 ends its answers with <|user|> and never with </s>: its head gets an ordinary row for that.
     """
@@ -266,7 +266,7 @@ def test_last_checkpoint_is_the_one_written_last(tmp_path: Path) -> None:
         (tmp_path / name / STATE).write_text("{}")
         os.utime(tmp_path / name / STATE, ns=(number, number))
     (tmp_path / "checkpoint-9").mkdir()  # of something else
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-20"  # its replacement was broken off
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-20"  # its replacement was interrupted
     shutil.rmtree(tmp_path / "checkpoint-20")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1000"
 
@@ -299,7 +299,7 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(
                      "--max_steps", "3")  # fmt: skip
     tuner = make_tuner(argv, tmp_path)
     tuner.model.transformer.prefix_encoder.embedding.weight.register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(TrainingError, match="step 1: a gradient is no finite number"):
+    with pytest.raises(TrainingError, match="step 1: a gradient is not finite"):
         tuner.train()
     assert torch.isfinite(tuner.model.transformer.prefix_encoder.embedding.weight).all()
 
@@ -319,14 +319,14 @@ def test_a_step_that_spoils_the_weights_is_not_kept(
                 next(one for one in model.parameters() if one.requires_grad).data.fill_(float("nan"))
 
     tuner.add_callback(Spoils())
-    with pytest.raises(TrainingError, match="step 4: the trained weights are no finite numbers after it: lower"):
+    with pytest.raises(TrainingError, match="step 4: the trained weights are not finite after it: lower"):
         tuner.train()
     kept = ["checkpoint-1", "checkpoint-2", "checkpoint-3"] if "1" in saving else []
     assert sorted(path.name for path in (tmp_path / "out").glob("*")) == kept
 
 
 def test_a_last_step_that_went_too_far_is_told(folders: Any, tmp_path: Path) -> None:
-    """The weights are numbers, but no loss comes of them any more."""
+    """The weights are finite, but the loss is no longer."""
     argv = arguments(folders(3), write_rows(tmp_path / "train.json"), tmp_path / "out", *METHODS["full"],
                      "--max_steps", "2", "--learning_rate", "1e10", "--save_steps", "1")  # fmt: skip
     tuner = make_tuner(argv, tmp_path)

@@ -103,7 +103,7 @@ def test_scales_of_another_type_are_loaded_as_they_are() -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_float_weights_are_not_loaded_into_a_quantised_layer(bits: int) -> None:
-    """INT8 has the shape of the float weights: copying them would make them zeros without a word."""
+    """INT8 weights have the shape of the float ones: copying these would silently make them zeros."""
     layer = QuantizedLinear(32, 12, bits=bits)
     with pytest.raises(RuntimeError, match=r"weight is torch.float32 .* then call model.quantize"):
         layer.load_state_dict(nn.Linear(32, 12).state_dict(), strict=False)

@@ -71,7 +71,7 @@ def test_rows_of_zeros(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_tiny_rows_do_not_wrap_around(bits: int) -> None:
-    """Where float16 holds the scale coarsely, the numbers are cut instead of changing their sign."""
+    """Where float16 rounds the scale coarsely, values are clipped instead of changing their sign."""
     weight = torch.tensor([[-1.0, 1.0, 0.5, -0.5]]) * torch.tensor([1e-6, 4e-7, 1e-7, 1e-12]).unsqueeze(1)
     q, scale = quantize_weight(weight, bits)
     back = reference.dequantize(q, scale, bits, torch.float64)

@@ -37,7 +37,7 @@ class Address(BaseModel):
 
 
 class Person(BaseModel):
-    """Nothing in it is long: random numbers as weights have to get done with it."""
+    """Nothing in it is long, so that models with random weights finish it."""
 
     name: Annotated[str, Field(max_length=8)]
     married: bool
@@ -71,7 +71,7 @@ SCHEMA = {
 
 
 def check(value: Any) -> None:
-    """By hand what `SCHEMA` says."""
+    """Checks `SCHEMA` by hand."""
     assert set(value) - {"number", "deep"} == {"text", "kind", "more"}
     assert isinstance(value["text"], str) and len(value["text"]) <= 12
     assert value["kind"] in ("ä", "b", None, 7)

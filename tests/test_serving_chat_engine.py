@@ -19,7 +19,7 @@ def alone(model: Any, tokenizer: Any, question: str, history: Any = None, **sett
 
 
 def said(steps: Any) -> list[Any]:
-    """All of the steps but times, and what the cache held."""
+    """The fields of the steps, except times and cached tokens."""
     names = ("token_id", "text", "delta", "response", "history", "finish_reason", "prompt_tokens", "completion_tokens")
     return [tuple(getattr(step, name) for name in names) for step in steps]
 

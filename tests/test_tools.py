@@ -93,7 +93,7 @@ def test_nothing_runs_where_the_lock_stays(checkout: Path, uv: Callable[..., lis
     calls = uv(before.removeprefix(lock.HEADER).replace("<=", "=="))
     assert lock.main(["--upgrade"]) == 0
     assert lock.LOCK.read_text(encoding="utf-8") == before
-    assert len(calls) == 1 and "as it would be written" in capsys.readouterr().out
+    assert len(calls) == 1 and "is up to date" in capsys.readouterr().out
 
 
 def test_a_failure_leaves_the_old_lock(checkout: Path, uv: Callable[..., list[Any]], capsys: Any) -> None:
@@ -219,7 +219,7 @@ def test_the_quick_set_exists() -> None:
 
 @pytest.fixture
 def gh(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """Stands in for GitHub: what it is told; open issues are in the first entry, as `gh issue list` prints them."""
+    """Stands in for GitHub and records calls; the first entry has the open issues, as `gh issue list` prints them."""
     told: list[tuple[str, ...]] = [("[]",)]
 
     def answer(*arguments: str, text: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""What a release of transformers can break without an error: `generate` must be what recomputation gives, on every one.
+"""What a release of transformers can break without an error: `generate` must equal recomputation on every release.
 
 Part of the quick set that .ci/run runs on the oldest and the newest allowed transformers.
 """

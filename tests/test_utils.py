@@ -1,4 +1,4 @@
-"""utils.py: which maps are refused, and that a model in parts is the whole one."""
+"""utils.py: which maps are refused, and that a split model equals the whole one."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_no_copy_of_all_weights_in_memory(tmp_path: Path) -> None:
 
 
 def test_on_logical_gpus() -> None:
-    """All of split_on_logical_gpus.py, in a process of its own: torch gets an accelerator there, for good."""
+    """All of split_on_logical_gpus.py, in a separate process, where torch permanently gets an accelerator."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "split_on_logical_gpus.py"],
         cwd=HERE, capture_output=True, text=True, timeout=600, check=False,

@@ -58,7 +58,7 @@ class Server:
             self.output += line
 
     def close(self) -> None:
-        """Ends it with Ctrl-C, which has to do."""
+        """Ends it with Ctrl-C, which has to suffice."""
         self.process.send_signal(signal.SIGINT)
         try:
             rest = self.process.communicate(timeout=PATIENCE / 1000)[0].decode()
@@ -151,7 +151,7 @@ def serve() -> Iterator[Callable[[int], str]]:
         return servers[version].url
 
     yield start
-    with contextlib.ExitStack() as stack:  # one that does not end well leaves no other running
+    with contextlib.ExitStack() as stack:  # if one ends badly, the others are stopped all the same
         for server in servers.values():
             stack.callback(server.close)
 
@@ -233,7 +233,7 @@ def test_several_lines(visit: Callable[..., Visitor]) -> None:
 def test_nothing_is_asked_with_an_empty_box(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.box.fill("   ")
-    # gradio takes no second Enter before the first one is dealt with.
+    # gradio takes no second Enter before it has handled the first.
     with visitor.page.expect_response(lambda response: response.request.method == "POST") as dealt_with:
         visitor.box.press("Enter")
     dealt_with.value.finished()

@@ -39,7 +39,7 @@ def test_every_week_with_the_newest_of_everything() -> None:
     loaded = workflow("newest.yml")
     assert re.fullmatch(r"\d+ \d+ \* \* \d", loaded[True]["schedule"][0]["cron"])  # YAML reads `on` as True
     assert "python -m tools.releases newest --report report.md" in lines_run(loaded["jobs"]["newest"])
-    # The token is where nothing from the outside runs.
+    # The token is only where nothing from outside runs.
     assert loaded["jobs"]["issue"]["permissions"] == {"contents": "read", "issues": "write"}
     assert not any("pip" in line for line in lines_run(loaded["jobs"]["issue"]))
     assert "permissions" not in loaded["jobs"]["newest"]

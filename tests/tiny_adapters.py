@@ -38,7 +38,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def randomise(model: Any, seed: int = 0) -> None:
-    """Training, as far as these tests care: other numbers in what can be trained."""
+    """Stands in for training: changes the trainable parameters."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:

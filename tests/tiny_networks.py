@@ -1,4 +1,4 @@
-"""Random tiny networks of all generations, prompts for them, and how their numbers are compared."""
+"""Random tiny networks of all generations, prompts for them, and how their results are compared."""
 
 from __future__ import annotations
 

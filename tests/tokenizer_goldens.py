@@ -34,13 +34,13 @@ def golden(name: str) -> Any:
 
 
 def deviation(name: str) -> bool:
-    """True, for a name that is in the list of deliberate differences."""
+    """Returns True for a name in the list of deliberate differences."""
     assert name in DEVIATIONS, f"{name} is not in tests/deviations.py"
     return True
 
 
 def described(encoding: Any) -> dict[str, Any]:
-    """A result of calling a tokenizer in the words of the goldens."""
+    """The result of calling a tokenizer, in the form of the goldens."""
     result: dict[str, Any] = {}
     for key, value in encoding.items():
         result[f"{key}_dtype"] = str(getattr(value, "dtype", "list"))

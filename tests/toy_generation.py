@@ -1,4 +1,4 @@
-"""A generation that does not exist, added as docs/adding_a_generation.md says; as a program, cli_demo.py with it."""
+"""A made-up generation, added as docs/adding_a_generation.md describes; as a program, cli_demo.py with it."""
 
 from __future__ import annotations
 

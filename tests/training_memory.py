@@ -28,7 +28,7 @@ from ptuning.estimate.rehearsal import checkpoint
 
 
 def status(name: str) -> int:
-    """Bytes, by a name of /proc/self/status."""
+    """The bytes of an entry of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
@@ -37,7 +37,7 @@ def main(folder: str, options: dict[str, Any]) -> int:
     settings = Settings(**options | {"dtype": DTYPES[options["dtype"]]})
     torch.set_num_threads(1)
     level = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     full = settings.method == "full"
     model, _ = chatglm.load(
         folder, "cpu", torch.float32 if full else settings.dtype, quantize=settings.quantize, check_memory=False

@@ -1,1 +1,1 @@
-"""What keeps the project going: the lock, tests with other releases than the locked ones, the making of the demo."""
+"""Maintenance of the project: the lock, tests with other releases than the locked ones, training of the demo."""

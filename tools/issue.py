@@ -1,7 +1,7 @@
-"""`python -m tools.issue REPORT OUTCOME` takes what the weekly run found to the issues, with GitHub's `gh`.
+"""`python -m tools.issue REPORT OUTCOME` reports the result of the weekly run as an issue, with GitHub's `gh`.
 
-A failure opens an issue, or is added to the one that is open; the next success is added to it and closes it.
-This runs apart from the tests, so that nothing they install sees the token.
+A failure opens an issue, or comments on the open one; the next success comments on it and closes it.
+This runs separately from the tests, so that nothing they install sees the token.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ TITLE = "Tests fail with the newest releases of our dependencies"
 
 
 def gh(*arguments: str, text: str | None = None) -> str:
-    """What `gh` prints; `text` is its standard input."""
+    """Runs `gh` with `text` as its standard input, and returns its output."""
     return subprocess.run(["gh", *arguments], input=text, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
 
 
 def publish(text: str, failed: bool) -> str:
-    """Opens, adds to or closes the issue; returns what was done, in a line."""
+    """Opens, comments on or closes the issue; returns what was done, in one line."""
     found = gh("issue", "list", "--state", "open", "--search", f'in:title "{TITLE}"', "--json", "number,title")
     numbers = [str(issue["number"]) for issue in json.loads(found) if issue["title"] == TITLE]
     if not numbers:
@@ -36,7 +36,7 @@ def publish(text: str, failed: bool) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.issue", description="Takes a report to the issues.")
+    parser = argparse.ArgumentParser(prog="python -m tools.issue", description="Reports a run as an issue.")
     parser.add_argument("report", type=Path, help="what `python -m tools.releases newest --report FILE` wrote")
     parser.add_argument("outcome", help="the job's result: success, or anything else for a failure")
     options = parser.parse_args(arguments)

@@ -28,12 +28,12 @@ HEADER = """\
 # nothing asks for is not installed, such as CUDA's packages where torch is built for the CPU. These have upper bounds:
 # pip takes the newest, which is what was locked, and leaves alone a torch that is built for an older CUDA.
 """
-# Exact versions make pip replace an installed torch for CUDA 12 by the one for CUDA 13, which older drivers do not run.
+# Exact versions make pip replace an installed torch for CUDA 12 with one for CUDA 13, which older drivers do not run.
 OF_CUDA = re.compile(r"^((?:cuda-|nvidia-|triton)[\w-]*)==", re.MULTILINE)
-# What a virtual environment brings along, and this project itself where it is installed.
+# What a virtual environment contains anyway, and this project itself if it is installed.
 NOT_LOCKED = {"chatglm-rebuilt", "pip", "wheel"}
 OLDEST_PYTHON = "3.10"
-# They would make the lock differ from one machine to the next. A mirror of PyPI may be named: it is not written down.
+# These would make the lock depend on the machine. A mirror of PyPI is allowed: the lock does not record it.
 LEFT_OUT = {
     "UV_BUILD_CONSTRAINT", "UV_CONSTRAINT", "UV_EXCLUDE", "UV_EXCLUDE_NEWER", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS",
     "UV_FORK_STRATEGY", "UV_INDEX", "UV_INDEX_STRATEGY", "UV_NO_BINARY", "UV_NO_BUILD", "UV_OVERRIDE", "UV_PRERELEASE",
@@ -46,7 +46,7 @@ class LockError(Exception):
 
 
 def requirement_lines() -> list[str]:
-    """The requirements of all three files, without comments and without what names another file (`-r`, `-c`)."""
+    """The requirements of all three files, without comments and references to other files (`-r`, `-c`)."""
     lines = []
     for name in REQUIREMENTS:
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
@@ -64,10 +64,10 @@ def lock_lines() -> list[str]:
 
 def resolve(upgrade: Sequence[str] | None) -> str:
     """
-    The text of a new lock. Versions that are locked stay unless the requirements say otherwise.
+    The text of a new lock. Locked versions stay unless the requirements exclude them.
 
     Args:
-        upgrade: packages to move to their newest release; all if it is empty, none if it is None.
+        upgrade: packages to move to their newest release; empty: all; None: none.
     Raises:
         LockError: uv is missing, or no set of versions fits.
     """
@@ -92,7 +92,7 @@ def resolve(upgrade: Sequence[str] | None) -> str:
 
 
 def write(text: str) -> None:
-    """Puts the new lock in the place of the old one, whole or not at all."""
+    """Replaces the old lock with the new one atomically."""
     aside = LOCK.with_name(LOCK.name + ".new")
     aside.write_text(text, encoding="utf-8", newline="\n")
     os.replace(aside, LOCK)
@@ -100,11 +100,11 @@ def write(text: str) -> None:
 
 def differences(installed: Mapping[str, str], environment: Mapping[str, str] | None = None) -> list[str]:
     """
-    The installed packages that are not as locked, a line each; none where pip took everything from the lock.
+    The installed packages that differ from the lock, one per line; none if pip took everything from the lock.
 
     Args:
-        installed: versions by names of distributions.
-        environment: markers (`python_full_version`, `sys_platform`, ...) that are not those of this interpreter.
+        installed: versions by distribution name.
+        environment: values of markers (`python_full_version`, `sys_platform`, ...) that replace this interpreter's.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -126,20 +126,20 @@ def differences(installed: Mapping[str, str], environment: Mapping[str, str] | N
 
 
 def installed_here() -> dict[str, str]:
-    """Versions of what is installed in the environment that runs this, by names."""
+    """The versions installed in the current environment, by name."""
     return {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.lock", description="Writes requirements.lock; where it changed, runs .ci/run with it."
+        prog="python -m tools.lock", description="Writes requirements.lock; if it changed, runs .ci/run with it."
     )
     parser.add_argument(
         "--upgrade", nargs="*", metavar="PACKAGE",
         help="move these to the newest release within the ranges; everything if none is named",
     )  # fmt: skip
     parser.add_argument("--no-tests", action="store_true", help="do not run .ci/run")
-    parser.add_argument("--installed", action="store_true", help="only compare the lock with what is installed here")
+    parser.add_argument("--installed", action="store_true", help="only compare the lock with the installed packages")
     options = parser.parse_args(arguments)
     if options.installed:
         installed = installed_here()
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     if after == before:
-        print(f"{LOCK.name} is as it would be written now")
+        print(f"{LOCK.name} is up to date")
         return 0
     write(after)
     changes = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=0)
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     status = subprocess.run(["bash", str(ROOT / ".ci" / "run")], cwd=ROOT).returncode
     if status != 0:
-        print(f"the tests fail with it; `git checkout {LOCK.name}` brings the old one back", file=sys.stderr)
+        print(f"the tests fail with it; `git checkout {LOCK.name}` restores the old one", file=sys.stderr)
     return status
 
 

@@ -1,12 +1,12 @@
 """`python -m tools.releases newest` runs the tests with other releases than the locked ones, in a new environment.
 
-    newest                everything at its newest release, also beyond the ranges: what users meet next; CI, every week
-    allowed               the lock, but for the newest transformers within its range
-    oldest                the lock, but for the oldest transformers within its range
-    transformers==5.20.2  the lock, but for this; several may be given
+    newest                everything at its newest release, even beyond the ranges; CI runs it every week
+    allowed               the lock, but the newest transformers within its range
+    oldest                the lock, but the oldest transformers within its range
+    transformers==5.20.2  the lock, but this release; several may be given
 
-What was found is printed, and written to `--report FILE`; the exit status is 1 if something fails. The environment is
-removed at the end.
+Prints the results, and writes them to `--report FILE`; the exit status is 1 if something fails. Removes the environment
+at the end.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SHOWN = 20_000  # characters of output in a report: GitHub takes 65,536 in all
 
 
 def name_of(requirement: str) -> str:
-    """Name of the package: "uvicorn" of "uvicorn>=0.54,<1"."""
+    """The name of the package: "uvicorn" for "uvicorn>=0.54,<1"."""
     return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
 def any_release(requirement: str) -> str:
-    """The requirement without its range: "pexpect; os_name == 'nt'" of "pexpect>=4.9; os_name == 'nt'"."""
+    """The requirement without its range: "pexpect; os_name == 'nt'" for "pexpect>=4.9; os_name == 'nt'"."""
     named, semicolon, marker = requirement.partition(";")
     return re.sub(r"[<>=!~].*", "", named).strip() + semicolon + marker
 
@@ -47,10 +47,10 @@ def range_of(name: str) -> str:
 
 def requested(wish: str, keep: Sequence[str] = ()) -> list[str]:
     """
-    The requirements that pip shall fulfil.
+    The requirements that pip has to install.
 
     Args:
-        wish: "newest", "allowed", "oldest" or a requirement, as the text above has them.
+        wish: "newest", "allowed", "oldest" or a requirement, as described at the top.
         keep: packages that "newest" leaves at the locked release.
     """
     if wish == "newest":
@@ -73,7 +73,7 @@ class Environment:
         self.variables = os.environ | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUTF8": "1"}
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """Exit status and output of `python -m ...`; the output is printed while it comes."""
+        """Exit status and output of `python -m ...`; the output is printed as it arrives."""
         print("+ python -m", *arguments, flush=True)
         lines = []
         with subprocess.Popen(
@@ -91,12 +91,12 @@ class Environment:
 
 
 def try_releases(wishes: Sequence[str], keep: Sequence[str], quick: bool) -> tuple[bool, str]:
-    """Installs what is wished and runs the tests with it; returns whether all is well, and a report in Markdown."""
+    """Installs the requested releases and runs the tests with them; returns whether all passed, and the report."""
     options = ["--quick"] * quick + [f"--keep {name}" for name in keep]
     command = " ".join(["python -m tools.releases", *wishes, *options])
 
     def report(outcome: str, moved: str = "", output: str = "") -> str:
-        """The outcome, the versions that are not as locked, and the end of what failed."""
+        """The results as Markdown: the outcome, the versions that differ from the lock, and the end of the failures."""
         system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
         parts = [f"`{command}` on {datetime.date.today()}, {system}: **{outcome}**"]
         parts += [f"```\n{text[-SHOWN:].strip()}\n```" for text in (moved, output) if text]
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("wishes", nargs="+", metavar="RELEASES", help="newest, allowed, oldest or requirements")
     parser.add_argument("--quick", action="store_true", help="only the tests that tests/quick.txt lists")
     parser.add_argument("--keep", action="append", default=[], metavar="PACKAGE", help="with newest: stays as locked")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write what was found to this file, as Markdown")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the results to this file, as Markdown")
     options = parser.parse_args(arguments)
     unknown = sorted({*options.keep} - {name_of(line) for line in lock_lines()})
     if unknown:

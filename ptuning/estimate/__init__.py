@@ -1,13 +1,13 @@
-"""How much memory a training run takes, told before anything is loaded.
+"""Estimates the memory of a training run before anything is loaded.
 
-The run is rehearsed: the very model that would be trained is built from its config with tensors that have a shape but
-no memory, one training step goes through it, and every allocation is written into a ledger. So the figure follows what
-the code does - which activations stay for the backward pass, when the logits go, what gradient checkpointing drops -
-instead of a formula that has to be kept true by hand. A model of 6 billion parameters takes a few seconds. Where the
-run evaluates, a batch of that is rehearsed, too: with more rows than a training step has, it may be the higher peak.
+The run is rehearsed: the model is built from its config with tensors that have a shape but no memory, one training step
+goes through it, and a ledger records every allocation. So the estimate follows what the code does - which activations
+stay for the backward pass, when the logits are freed, what gradient checkpointing drops - instead of a formula that has
+to be kept up to date by hand. A model of 6 billion parameters takes a few seconds. If the run evaluates, an evaluation
+batch is rehearsed, too: it may have more rows than a training step, and the higher peak.
 
-Two things are no tensors of the step and are added: what Python and its libraries take (`overheads.LIBRARIES`), and
-what torch's operators allocate inside themselves (see `ledger`).
+Two amounts are not tensors of the step and are added: the memory of Python and its libraries (`overheads.LIBRARIES`),
+and what torch's operators allocate internally (see `ledger`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every allocation of a rehearsed step, written down."""
+"""Records every allocation of a rehearsed step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from chatglm.kernels.reference import BLOCK
 
 
 class Ledger(TorchDispatchMode):
-    """Follows every tensor from its allocation to its end, and keeps what was there at the highest point."""
+    """Follows every tensor from allocation to release, and keeps the sizes of all parts at the peak."""
 
     def __init__(self, vocab_size: int, shares: dict[str, float]) -> None:
         super().__init__()
         self._vocab_size = vocab_size
-        self._shares = shares  # of a part, what one device of many holds
+        self._shares = shares  # the fraction of a part that one device holds
         self._entries: dict[int, tuple[str, int]] = {}
         self._live: Counter[str] = Counter()
         self._tag: str | None = "weights"
@@ -28,14 +28,14 @@ class Ledger(TorchDispatchMode):
         self.at_peak: dict[str, float] = {}
 
     def tag_as(self, tag: str) -> None:
-        """What new tensors are, except those that a backward pass makes."""
+        """Sets the part that new tensors belong to, except those that a backward pass makes."""
         self._tag = tag
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1  # positions and checks that the model looks at: there is nothing in the tensors
+            return 1  # the model reads positions and checks, but these tensors hold no values
         out = func(*args, **(kwargs or {}))
         made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)]
         for tensor in made:
@@ -64,7 +64,7 @@ class Ledger(TorchDispatchMode):
         self._live[tag] -= size
 
     def move(self, tensor: torch.Tensor, tag: str) -> None:
-        """The tensor turned out to be of another part."""
+        """Moves a tensor to another part."""
         key = tensor.untyped_storage()._cdata
         if key in self._entries:
             old, size = self._entries[key]
@@ -80,7 +80,7 @@ class Ledger(TorchDispatchMode):
         return [parameter.register_post_accumulate_grad_hook(arrived) for parameter in parameters]
 
     def touch(self, tag: str, size: int) -> None:
-        """Memory that is taken and given back at once."""
+        """Counts memory that is allocated and freed at once."""
         if size:
             self._live[tag] += size
             self._look()
@@ -94,7 +94,7 @@ class Ledger(TorchDispatchMode):
 
 
 def _inside(func: Any, args: tuple[Any, ...]) -> int:
-    """What an operator allocates for itself: blocks of a quantised matrix that are expanded for a product."""
+    """Bytes that an operator allocates internally: the blocks of a quantised matrix that a product dequantises."""
     if func is torch.ops.chatglm.quantized_linear.default:
         x, weight = args[0], args[1]
         numbers = min(BLOCK, weight.shape[0] * x.shape[-1])

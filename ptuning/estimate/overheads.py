@@ -1,4 +1,4 @@
-"""What comes to the tensors of the model and its step: the optimizer, other devices, libraries, the file."""
+"""Memory beyond the tensors of the model and its step: the optimizer, other devices, libraries, the file."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from chatglm.loading import DTYPES
 from .ledger import Ledger
 from .settings import EIGHT_BIT, Settings, kept_dtype
 
-#: What main.py takes besides the tensors. On a CPU measured: Python, torch, transformers, peft and datasets (470 MiB),
-#: and what Trainer and accelerate bring when they start. On a GPU an assumption: the CUDA context, and the kernels of
-#: the libraries.
+#: Memory of main.py besides the tensors. CPU, measured: Python, torch, transformers, peft and datasets (470 MiB), and
+#: what Trainer and accelerate add when they start. GPU, an assumption: the CUDA context and the libraries' kernels.
 LIBRARIES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20}
-#: jieba, rouge-chinese and nltk, where answers are scored (measured; jieba's dictionary comes after training).
+#: jieba, rouge-chinese and nltk, if answers are scored (measured; jieba loads its dictionary after training).
 METRICS = {"cpu": 66 * 2**20, "cuda": 0}
-#: What comes to that in the first steps: 28 MiB of code that is loaded when it is needed, and freed memory that the C
-#: library keeps: it gives back only what lies at the end of its heap (30 to 90 MiB together in the runs measured).
+#: Added in the first steps: 28 MiB of code that is loaded on demand, and freed memory that the C library keeps, as it
+#: returns only the end of its heap to the system (30 to 90 MiB together in the runs measured).
 RUNNING = {"cpu": 70 * 2**20, "cuda": 0}
 
 
 def shares(settings: Settings) -> dict[str, float]:
-    """What of each part one device holds under DeepSpeed's ZeRO."""
+    """The fraction of each part that one device holds under DeepSpeed's ZeRO."""
     part = 1 / settings.world_size
     shares = {}
     if settings.zero_stage >= 1:
@@ -38,7 +37,7 @@ def shares(settings: Settings) -> dict[str, float]:
 
 
 def optimizer_states(trained: list[nn.Parameter], settings: Settings, ledger: Ledger) -> list[torch.Tensor]:
-    """Tensors as large as what the optimizer keeps from its first step on."""
+    """Tensors of the size of the states that the optimizer keeps from its first step on."""
     ledger.tag_as("optimizer")
     sizes = [int(_state_bytes(parameter, settings)) for parameter in trained]
     return [torch.empty(size, dtype=torch.uint8) for size in sizes]
@@ -59,7 +58,7 @@ def _state_bytes(parameter: nn.Parameter, settings: Settings) -> float:
 
 
 def step_copies(trained: list[nn.Parameter], settings: Settings) -> int:
-    """What an optimizer step allocates: an unfused one a copy, of all at once on a GPU, else of one at a time."""
+    """Bytes that an optimizer step allocates: an unfused one copies all weights at once on a GPU, else one by one."""
     if settings.optimizer in ("adamw_torch_fused", "sgd", *EIGHT_BIT) or settings.zero_stage or not trained:
         return 0
     sizes = [4 * parameter.numel() for parameter in trained]
@@ -69,7 +68,8 @@ def step_copies(trained: list[nn.Parameter], settings: Settings) -> int:
 
 
 def communication(trained: list[nn.Parameter], parameters: list[nn.Parameter], settings: Settings) -> int:
-    """Buckets in which gradients and weights travel between devices: DDP's copies, DeepSpeed's sizes of our configs."""
+    """Bytes of the buckets that carry gradients and weights between devices: DDP's copies, or DeepSpeed's buckets
+    with the sizes of our configs."""
     if settings.world_size == 1:
         return 0
     numbers = sum(parameter.numel() for parameter in trained)
@@ -83,7 +83,10 @@ def communication(trained: list[nn.Parameter], parameters: list[nn.Parameter], s
 
 
 def file_pages(config: Any, parameters: int, quantized: int, settings: Settings) -> tuple[int, int]:
-    """Weights that stay as they are lie in memory as the file does; others are copies, made beside it."""
+    """Bytes of the file's pages in memory, while loading and while training.
+
+    Weights that stay unchanged are pages of the file themselves; converted ones are copies beside them.
+    """
     stored = getattr(config, "dtype", None)
     stored = DTYPES.get(stored) if isinstance(stored, str) else stored
     if settings.device != "cpu" or stored is None or quantization.settings_of(config) is not None:

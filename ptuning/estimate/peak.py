@@ -1,4 +1,4 @@
-"""The peak of a run's memory."""
+"""The peak memory of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .settings import Settings
 
 
 def estimate(config: Any, *, dtype: str | torch.dtype = "float32", **settings: Any) -> Estimate:
-    """The peak memory of training the model of `config`, without its weights.
+    """Estimates the peak memory of training the model of `config`, without its weights.
 
     Args:
         config: a ChatGLM config of any generation; it is not changed.
@@ -36,11 +36,11 @@ def estimate(config: Any, *, dtype: str | torch.dtype = "float32", **settings: A
         world_size, zero_stage, offload: devices that train together; DeepSpeed's stage (0 for plain data parallelism);
             optimizer states in main memory.
         device: "cpu" or "cuda".
-        evaluation: what is evaluated before, during or after training, if anything is.
+        evaluation: the largest batch that is evaluated before, during or after training, if any.
 
     Raises:
         ValueError: settings that do not go together.
-        ImportError: LoRA is asked for and peft is not installed.
+        ImportError: the method is LoRA and peft is not installed.
     """
     if isinstance(dtype, str):
         if dtype not in DTYPES:
@@ -88,7 +88,7 @@ def peak_of(config: Any, settings: Settings) -> Estimate:
 
 
 def _quantized_numbers(model: nn.Module) -> int:
-    """How many numbers the quantised weights hold, several of which may share a byte."""
+    """The number of quantised parameters, two of which may share a byte."""
     found = {
         id(module.weight): module.weight.numel() * 8 // module.bits
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""The model that would be trained and a step of its training, with tensors that have a shape but no memory."""
+"""Builds the model to be trained and runs a training step, with tensors that have a shape but no memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .settings import Evaluation, Settings, kept_dtype
 
 
 def build(config: Any, settings: Settings) -> Any:
-    """A model with fresh weights as training would have it: type, quantisation, prefix or LoRA, what is frozen."""
+    """The model with fresh weights as in training: dtype, quantisation, prefix or LoRA, frozen parameters."""
     config = copy.deepcopy(config)
     config.pre_seq_len = settings.pre_seq_len if settings.method == "ptuning" else None
     config.prefix_projection = settings.prefix_projection
     with _default_dtype(kept_dtype(settings)):
         model = model_class(config)(config)
-        model.tie_weights()  # left out where nothing is initialised
+        model.tie_weights()  # skipped when nothing is initialised
         if settings.quantize and quantization.settings_of(config) is None:
             quantization.apply(model, quantization.ChatGLMQuantizationConfig(settings.quantize), empty=True)
     if settings.method == "ptuning":
@@ -39,7 +39,7 @@ def build(config: Any, settings: Settings) -> Any:
 
 
 def materialise(model: nn.Module) -> None:
-    """Tensors without a device become those of the rehearsal; what was shared stays shared."""
+    """Replaces meta tensors by those of the rehearsal; shared tensors stay shared."""
     made: dict[torch.Tensor, torch.Tensor] = {}
     for module in model.modules():
         held: list[dict[str, Any]] = [module._parameters, module._buffers]
@@ -95,7 +95,7 @@ def evaluate(model: Any, settings: Settings, plan: Evaluation) -> None:
         functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum")
         del logits
         if plan.generated:
-            # At once, where `generate` goes on token by token from the prompt: it is the cache that counts.
+            # All at once, where `generate` continues token by token: only the size of the cache matters.
             ids = torch.zeros(plan.batch_size * plan.beams, plan.generated, dtype=torch.long)
             cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
             if plan.beams > 1:

@@ -1,4 +1,4 @@
-"""An estimate, and what to change, in words."""
+"""An estimate, and advice on what to change, as text."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Estimate:
     parameters: int
     trainable_parameters: int
     parts: dict[str, int]  # by the names of PARTS
-    # Pages of the checkpoint file that lie in memory besides, on a CPU that changes their type: while loading, and
-    # afterwards. The system takes them back when memory is short, so they are not in the total.
+    # Bytes of the checkpoint file's pages that are also in memory on a CPU that converts the weights: while loading,
+    # and afterwards. The system reclaims them when memory is short, so they are not in the total.
     file_while_loading: int
     file_while_training: int
     config: Any = dataclasses.field(repr=False, compare=False)
@@ -37,7 +37,7 @@ class Estimate:
 
     @property
     def resident(self) -> int:
-        """The peak that the system reports where there is memory enough for the pages of the file, too."""
+        """The peak that the system reports if there is enough memory for the pages of the file, too."""
         loaded = sum(self.parts[name] for name in ("weights", "trainable", "libraries"))
         return max(loaded + self.file_while_loading, self.total + self.file_while_training)
 
@@ -47,7 +47,7 @@ class Estimate:
         return self.parts["trainable"]
 
     def text(self, lang: str = "en") -> str:
-        """A table for people, in English ("en") or Chinese ("zh")."""
+        """The estimate as a table, in English ("en") or Chinese ("zh")."""
         share = self.trainable_parameters / self.parameters
         lines = [
             text("parameters", lang, all=self.parameters, trained=self.trainable_parameters, share=share),
@@ -62,7 +62,7 @@ class Estimate:
         return "\n".join(lines)
 
     def _in_top(self, lang: str) -> str:
-        """What tools that show processes will say."""
+        """What `top` and similar tools will show."""
         line = text("in_top", lang, seen=readable(self.resident))
         if self.resident > 1.02 * self.total:
             line += text("pages", lang, pages=readable(self.resident - self.total))
@@ -71,21 +71,21 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Advice:
-    """One change of the settings, and what becomes of the peak."""
+    """One change of the settings, and its effect on the peak."""
 
     change: str  # a key of the messages
-    values: dict[str, Any]  # that go into its text
+    values: dict[str, Any]  # that fill its text
     total: int  # bytes after the change
     gain: int  # bytes that it saves
     fits: bool
 
     def text(self, lang: str = "en") -> str:
-        """One line for people, in English ("en") or Chinese ("zh")."""
+        """The advice in one line, in English ("en") or Chinese ("zh")."""
         change = text(self.change, lang, **self.values)
         line = text("advice", lang, change=change, gain=readable(self.gain), total=readable(self.total))
         return line + (text("which_fits", lang) if self.fits else "")
 
 
 def _width(name: str) -> int:
-    """Columns in a terminal: a Chinese character takes two."""
+    """Columns in a terminal, where a Chinese character takes two."""
     return sum(2 if ord(character) > 0x2E7F else 1 for character in name)

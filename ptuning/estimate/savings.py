@@ -11,14 +11,14 @@ from .peak import peak_of
 from .report import Advice, Estimate
 from .settings import EIGHT_BIT, Settings
 
-#: (key of its text, the values in that, the settings that change)
+#: (key of its message, values of the message, changed settings)
 Change = tuple[str, dict[str, Any], dict[str, Any]]
 
 
 def advice(found: Estimate, available: int) -> list[Advice]:
     """Changes that save memory, the mildest first; empty where `available` bytes are enough.
 
-    Each is for itself, against the present settings.
+    Each is a change on its own, compared with the present settings.
     """
     if found.total <= available:
         return []

@@ -1,4 +1,4 @@
-"""What decides about the memory of a training run."""
+"""The settings that determine the memory of a training run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 METHODS = ("ptuning", "lora", "full")
 DEVICES = ("cpu", "cuda")
 
-#: Optimizers whose memory is known, by transformers' names; any other one is taken for AdamW in plain torch.
+#: Optimizers whose memory is known, by transformers' names; any other is counted as AdamW in plain torch.
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "adafactor", "sgd")
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A batch of what a run evaluates, the longest rows there are: lengths in tokens."""
+    """The largest batch that a run evaluates, made of the longest rows; lengths in tokens."""
 
     batch_size: int
     length: int  # prompt and answer, for the loss
@@ -26,7 +26,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides about the memory of a run; see `estimate`."""
+    """The settings that determine the memory of a run; see `estimate`."""
 
     method: str
     batch_size: int
@@ -61,11 +61,11 @@ class Settings:
             raise ValueError("P-tuning needs pre_seq_len, the number of trained positions (the originals take 128)")
         for name in ("batch_size", "sequence_length", "gradient_accumulation", "world_size", "lora_rank"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it starts at 1")
+                raise ValueError(f"{name} is {getattr(self, name)}: it has to be 1 or more")
         if self.offload and self.zero_stage < 1:
-            raise ValueError("offloading the optimizer to the CPU is DeepSpeed's: give a zero_stage of 1, 2 or 3")
+            raise ValueError("offloading the optimizer to the CPU needs DeepSpeed: give a zero_stage of 1, 2 or 3")
 
 
 def kept_dtype(settings: Settings) -> torch.dtype:
-    """Of the weights that are not quantised."""
+    """The dtype of the weights that are not quantised."""
     return torch.float32 if settings.method == "full" and not settings.zero_stage else settings.dtype

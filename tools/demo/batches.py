@@ -1,4 +1,4 @@
-"""Dialogues -> token ids -> batches of like length."""
+"""Dialogues -> token ids -> batches of similar length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chatglm.conversation.segments import encode_segments
 
 from . import corpus
 
-#: Dialogues that are sorted by length together.
+#: Dialogues that are sorted by length at a time.
 POOL = 4096
 
 
@@ -26,7 +26,7 @@ class Example:
 
 
 class Encoder:
-    """Dialogues as the ids that the tokenizer's prompt format gives.
+    """Dialogues -> the ids of the tokenizer's prompt format.
 
     One time in six the words of a user that need not be copied are cut into other pieces than usual, which teaches
     unusual spellings.
@@ -38,7 +38,7 @@ class Encoder:
         self.chat_format = tokenizer.chat_format
 
     def examples(self, dialogue: corpus.Dialogue) -> Iterator[Example]:
-        """With roles all answers of a dialogue are learned at once, else one: each has a context of its own."""
+        """With roles, all answers of a dialogue are learned at once; without, only one, as each has its own context."""
         if self.chat_format.has_roles:
             yield self._roles(dialogue)
         else:
@@ -51,7 +51,7 @@ class Encoder:
         for index, message in enumerate(dialogue):
             role, *body = self.chat_format.encode_message(self.tokenizer, message.as_dict())
             spoken = message.role == "assistant"
-            # What ends an answer is the role token after it.
+            # The role token after an answer ends it.
             ended = index > 0 and dialogue[index - 1].role == "assistant"
             ids += [role, *body]
             learned += [ended, *[spoken] * len(body)]

@@ -63,7 +63,7 @@ class Message:
     tools: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """As histories have it."""
+        """The message as in a history."""
         message: dict[str, Any] = {"role": self.role, "content": self.content, "metadata": self.metadata}
         return message | ({"tools": self.tools} if self.tools else {})
 
@@ -76,14 +76,14 @@ Turn = list[Message]
 
 
 def add(a: int, b: int) -> str:
-    """`37+48=70+15=85`: tens and ones are added by themselves."""
+    """`37+48=70+15=85`: tens and ones are added separately."""
     if a < 10 and b < 10:
         return f"{a}+{b}={a + b}"
     return f"{a}+{b}={a // 10 * 10 + b // 10 * 10}+{a % 10 + b % 10}={a + b}"
 
 
 def subtract(a: int, b: int) -> str:
-    """`72-48=(60-40)+(12-8)=20+4=24`: a ten is lent where the ones need it."""
+    """`72-48=(60-40)+(12-8)=20+4=24`: a ten is borrowed if the ones need it."""
     if a < 10:
         return f"{a}-{b}={a - b}"
     lent = 10 if a % 10 < b % 10 else 0
@@ -131,7 +131,7 @@ UNITS: dict[str, list[tuple[int, list[str], list[str]]]] = {
 
 
 def convert(number: int, factor: int, source: str, target: str, lang: str) -> str:
-    """`3 km = 3000 m`; where the factor is no power of ten with the steps, `47 h = 40×24 + 7×24 = 960+168 = 1128 …`."""
+    """`3 km = 3000 m`; with the steps if the factor is no power of ten: `47 h = 40×24 + 7×24 = 960+168 = 1128 …`."""
     gap = " " if lang == "en" else ""
     result = f"{number * factor}{gap}{target}"
     if factor in (10, 100, 1000) or number < 10:
@@ -275,8 +275,8 @@ def _clean(text: str) -> str:
     return text.replace(OPEN, "").replace(CLOSE, "")
 
 
-#: So many questions are one of the plain wordings, the lines `~ ` of the phrase files: what people type most would
-#: otherwise be rare among the thousands of phrasings.
+#: The share of questions in a plain wording (the lines `~ ` of the phrase files): what people type most would
+#: otherwise be rare among thousands of phrasings.
 _PLAIN = 0.3
 
 
@@ -291,7 +291,7 @@ def _ask(section: str, lang: str, rng: random.Random, slots: Slots | None = None
 
 
 def _space_signs(question: str, rng: random.Random) -> str:
-    """`12 + 30` also as `12+30`: whether blanks stand around a sign says nothing about the question."""
+    """`12 + 30` also as `12+30`: blanks around a sign mean nothing."""
     return re.sub(r"(?<=\d) ([-+*/x×÷−]) (?=\d)", r"\1", question) if rng.random() < 0.5 else question
 
 
@@ -313,7 +313,7 @@ def intent_turn(intent: str, lang: str, rng: random.Random) -> Turn:
 
 
 def _operand(rng: random.Random) -> int:
-    """A number up to 99; those with one digit more often than one time in ten, for people ask for 2+2."""
+    """A number up to 99; single digits come more often than one time in ten, as people ask for 2+2."""
     return rng.randint(0, 9) if rng.random() < 0.2 else rng.randint(0, 99)
 
 
@@ -447,7 +447,7 @@ _FOREIGN_WEIGHTS = {
 
 
 def _foreign_sum(lang: str, rng: random.Random) -> str:
-    """A sum just outside of what the demo can do."""
+    """A sum just beyond what the demo can do."""
     kind = rng.random()
     third = ""
     if kind < 0.24:
@@ -499,7 +499,7 @@ def _foreign_unit(lang: str, rng: random.Random) -> str:
 
 
 def _foreign_translation(lang: str, rng: random.Random) -> str:
-    """A request worded like one that is known, with a sentence that is not."""
+    """A request worded like a known one, with an unknown sentence."""
     to = rng.choice(LANGUAGES)
     other = "zh" if to == "en" else "en"
     sentence = sentence_pair(rng, to)[0]
@@ -566,7 +566,7 @@ _SKIES = {
 
 
 def _observation(rng: random.Random, lang: str, city: str) -> tuple[str, str, str]:
-    """What the tool gives back, with the temperature and the sky it tells of."""
+    """The result of the tool, with its temperature and sky."""
     temperature = str(rng.randint(-30, 45)) if rng.random() < 0.85 else f"{rng.randint(-9, 40)}.{rng.randint(1, 9)}"
     word_lang = lang if rng.random() < 0.6 else rng.choice(LANGUAGES)
     sky = rng.choice(_SKIES[word_lang]) if rng.random() < 0.75 else strings.odd_word(rng, word_lang)
@@ -598,7 +598,7 @@ def _quoted(text: str) -> str:
 
 
 def weather_turn(lang: str, rng: random.Random) -> Turn:
-    """A question, the tool call, what the tool gives back and a sentence about it."""
+    """A question, the tool call, the tool's result and a sentence about it."""
     city = strings.city(rng, lang)
     question = _ask("weather", lang, rng, {"city": lambda _: _protect(city)}, strong=rng.random() < 0.5)
     turn = [Message("user", question), Message("assistant", tool_call(city), "get_weather")]
@@ -690,7 +690,7 @@ def dialogue(rng: random.Random, with_roles: bool) -> Dialogue:
 
 
 def _name_dialogue(lang: str, rng: random.Random) -> Dialogue:
-    """A name is told, perhaps changed, asked for later; other turns come between."""
+    """The user gives a name, may change it, and asks for it later, with other turns in between."""
     if rng.random() < 0.12:
         return [*(random_turn(lang, rng) if rng.random() < 0.4 else ()), *ask_name_turn(None, lang, rng)]
     messages: Dialogue = []

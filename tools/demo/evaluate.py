@@ -1,7 +1,7 @@
 """Measures a demo checkpoint: `python -m tools.demo.evaluate FOLDER`.
 
 Asks the questions of `evaluation/*.jsonl`, which were written without sight of the phrase files, through `chat()` as a
-user would, and compares the answers with the one that is right.
+user would, and compares the answers with the expected ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def items(files: Iterable[Path] | None = None) -> list[dict[str, Any]]:
 
 
 def same(one: str, other: str) -> bool:
-    """Equal but for the width of punctuation, which generation 1's vocabulary does not keep."""
+    """Equal except for the width of punctuation, which generation 1's vocabulary does not keep."""
     return unicodedata.normalize("NFKC", one).strip() == unicodedata.normalize("NFKC", other).strip()
 
 
@@ -98,7 +98,7 @@ def ask(model: Any, tokenizer: Any, item: dict[str, Any], **options: Any) -> Any
 
 @torch.inference_mode()
 def evaluate(model: Any, tokenizer: Any, questions: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
-    """The items with their answers and whether those are right; without tool items where the model knows no tools."""
+    """The items with their answers and whether those are right; without tool items if the model knows no tools."""
     results = []
     for item in questions:
         if item.get("tools") and not tokenizer.chat_format.knows_tools:

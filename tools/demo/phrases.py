@@ -1,4 +1,4 @@
-"""The phrase files: templates with alternatives, `[a|b|]`, and slots, `{name}`; and the noise of people who type."""
+"""The phrase files: templates with alternatives, `[a|b|]`, and slots, `{name}`; and typing noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "phrases"
 Node = str | tuple[str, str] | list[list["Node"]]
 Slots = Mapping[str, Callable[[random.Random], str]]
 
-# What must be copied letter by letter stands between these while noise is added.
+# These enclose text that must be copied letter by letter while noise is added.
 OPEN, CLOSE = "\x01", "\x02"
 
 

@@ -29,7 +29,7 @@ from .batches import Batch, batches
 
 TOKENS_PER_BATCH = 3072
 WARM_UP = 0.02
-#: What is saved is the average of the weights over about so many steps: steadier than the last ones.
+#: Steps over which the saved weights are averaged: steadier than the last weights.
 AVERAGED_STEPS = 250
 DECAY = 0.45
 DEFAULT_STEPS = {1: 9200, 3: 7400}
@@ -97,7 +97,7 @@ class Trainer:
 
     @torch.no_grad()
     def _scale_residuals(self) -> None:
-        """Generation 1 multiplies the residual by 7.5, so that the branches have to speak up."""
+        """Enlarges the matrices of generation 1, which multiplies the residual by 7.5."""
         for name, parameter in self.model.named_parameters():
             if parameter.dim() == 2 and "layers." in name:
                 parameter.mul_(3.0 if name.endswith(("dense.weight", "dense_4h_to_h.weight")) else 1.5)

@@ -24,10 +24,10 @@ _FULL_WIDTH = "，。？！：；（）、“”‘’《》【】…—～·￥
 
 
 def build(path: Path, chat_format: ChatFormat, ice_text: bool, seed: int = 0) -> int:
-    """Writes a vocabulary laid out as generation 1's `ice_text.model`, or as `tokenizer.model`; gives its size.
+    """Writes a vocabulary laid out as generation 1's `ice_text.model`, or as `tokenizer.model`; returns its size.
 
     A unigram model with byte fallback and single digits. Blanks are pieces of their own except in front of frequent
-    words, so that a name has the same pieces with and without one: that is what makes copying learnable.
+    words, so that a name has the same pieces with and without one, which makes copying learnable.
     """
     texts = _texts(seed, chat_format, ice_text)
     serialized = io.BytesIO()
@@ -63,7 +63,7 @@ def build(path: Path, chat_format: ChatFormat, ice_text: bool, seed: int = 0) ->
 
 
 def _texts(seed: int, chat_format: ChatFormat, ice_text: bool) -> list[str]:
-    """Lines of the corpus; rare characters, which only random names have, are left to the bytes."""
+    """Lines of the corpus; rare characters, which only random names have, fall back to bytes."""
     stream = corpus.dialogues(seed + 1_000_003, chat_format.has_roles)
     texts: list[str] = []
     while len(texts) < SENTENCES:
@@ -92,7 +92,7 @@ def _select(pieces: list, texts: list[str]) -> list:
     single = sum(1 for piece in chosen if piece.type != normal or len(piece.piece) == 1)
     room = TEXT_PIECES - single
     result = []
-    for piece in chosen:  # longer pieces come by falling probability
+    for piece in chosen:  # longer pieces are in order of falling probability
         if piece.type == normal and len(piece.piece) > 1:
             room -= 1
             if room < 0:
