@@ -62,13 +62,13 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     except (KernelUnavailable, ValueError) as reason:
         pytest.skip(str(reason))
     found: list[int] = []
-    run = cpu.Backend.run_blocks
+    run = cpu.CPUBackend.run_blocks
 
-    def counting(self: cpu.Backend, tokens: cpu.Tokens, blocks: Any) -> None:
+    def counting(self: cpu.CPUBackend, tokens: cpu.Tokens, blocks: Any) -> None:
         found.append(len(blocks))
         run(self, tokens, blocks)
 
-    monkeypatch.setattr(cpu.Backend, "run_blocks", counting)
+    monkeypatch.setattr(cpu.CPUBackend, "run_blocks", counting)
     monkeypatch.setattr(kernels, "backend_for", lambda device: backend)
     yield found
 
@@ -305,7 +305,7 @@ def test_threads_do_not_change_rows(calls: list[int]) -> None:
 
 
 def test_more_rows_than_the_kernels_are_for(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu.Backend, "block_rows", 2)
+    monkeypatch.setattr(cpu.CPUBackend, "block_rows", 2)
     model = network(3)
     decode_rows(model, [9, 8], together=True)
     assert len(calls) == 5

@@ -31,13 +31,13 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
     except (KernelUnavailable, ValueError) as reason:
         pytest.skip(str(reason))
     found: list[int] = []
-    run = cpu.Backend.attention
+    run = cpu.CPUBackend.attention
 
-    def counting(self: cpu.Backend, query: torch.Tensor, *args: Any) -> torch.Tensor:
+    def counting(self: cpu.CPUBackend, query: torch.Tensor, *args: Any) -> torch.Tensor:
         found.append(query.shape[1])
         return run(self, query, *args)
 
-    monkeypatch.setattr(cpu.Backend, "attention", counting)
+    monkeypatch.setattr(cpu.CPUBackend, "attention", counting)
     monkeypatch.setattr(kernels, "backend_for", lambda device: backend)
     return found
 

@@ -23,7 +23,7 @@ SHAPES = [
 
 
 @pytest.fixture(scope="module")
-def built() -> cpu.Backend:
+def built() -> cpu.CPUBackend:
     try:
         return cpu.load()
     except KernelUnavailable as reason:
@@ -31,7 +31,7 @@ def built() -> cpu.Backend:
 
 
 @pytest.fixture(params=cpu.VARIANTS)
-def kernels(request: pytest.FixtureRequest, built: cpu.Backend) -> cpu.Backend:
+def kernels(request: pytest.FixtureRequest, built: cpu.CPUBackend) -> cpu.CPUBackend:
     """Each variant that this machine has."""
     try:
         return cpu.load(request.param)
@@ -58,7 +58,7 @@ def relative_error(ours: torch.Tensor, x: torch.Tensor, dense: torch.Tensor) -> 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bits", BITS)
-def test_products_keep_the_promised_precision(kernels: cpu.Backend, bits: int, shape: tuple[int, int, int]) -> None:
+def test_products_keep_the_promised_precision(kernels: cpu.CPUBackend, bits: int, shape: tuple[int, int, int]) -> None:
     rows, columns, outputs = shape
     torch.manual_seed(rows)
     weight, scale, dense = random_weights(bits, outputs, columns)
@@ -74,7 +74,7 @@ def test_products_keep_the_promised_precision(kernels: cpu.Backend, bits: int, s
 
 @pytest.mark.parametrize("columns", [1, 3, 63, 127, 129, 191, 257, 4097])
 @pytest.mark.parametrize("rows", [1, 2, 9])
-def test_int8_takes_odd_numbers_of_columns(kernels: cpu.Backend, rows: int, columns: int) -> None:
+def test_int8_takes_odd_numbers_of_columns(kernels: cpu.CPUBackend, rows: int, columns: int) -> None:
     weight, scale, dense = random_weights(8, 70, columns)
     x = torch.randn(rows, columns)
     for precision in ("exact", "default"):
@@ -83,7 +83,7 @@ def test_int8_takes_odd_numbers_of_columns(kernels: cpu.Backend, rows: int, colu
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
 @pytest.mark.parametrize("bits", BITS)
-def test_no_sum_overflows_at_the_ends_of_the_range(kernels: cpu.Backend, bits: int, rows: int) -> None:
+def test_no_sum_overflows_at_the_ends_of_the_range(kernels: cpu.CPUBackend, bits: int, rows: int) -> None:
     lowest = torch.full((66, 13696), -(1 << bits - 1), dtype=torch.int8)
     weight, scale = reference.pack(lowest, bits), torch.ones(66)
     for value in (1.0, -1.0, 60000.0):
@@ -95,7 +95,7 @@ def test_no_sum_overflows_at_the_ends_of_the_range(kernels: cpu.Backend, bits: i
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
 @pytest.mark.parametrize("bits", BITS)
-def test_large_and_shifted_activations(kernels: cpu.Backend, bits: int, rows: int) -> None:
+def test_large_and_shifted_activations(kernels: cpu.CPUBackend, bits: int, rows: int) -> None:
     weight, scale, dense = random_weights(bits, 256, 4096)
     outlier = torch.randn(rows, 4096)
     outlier[:, 7] = 300.0
@@ -109,7 +109,7 @@ def test_large_and_shifted_activations(kernels: cpu.Backend, bits: int, rows: in
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_zeros_stay_zeros_and_bad_numbers_are_not_hidden(
-    kernels: cpu.Backend, precision: str, bits: int, rows: int
+    kernels: cpu.CPUBackend, precision: str, bits: int, rows: int
 ) -> None:
     weight, scale, _ = random_weights(bits, 65, 384)
     x = torch.zeros(rows, 384)
@@ -126,7 +126,7 @@ def test_zeros_stay_zeros_and_bad_numbers_are_not_hidden(
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_scales_in_half_precision_and_empty_batches(kernels: cpu.Backend, bits: int) -> None:
+def test_scales_in_half_precision_and_empty_batches(kernels: cpu.CPUBackend, bits: int) -> None:
     weight, scale, _ = random_weights(bits, 40, 256)
     x = torch.randn(2, 256)
     for dtype in (torch.float16, torch.bfloat16):
@@ -139,7 +139,7 @@ def test_scales_in_half_precision_and_empty_batches(kernels: cpu.Backend, bits: 
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("bits", BITS)
-def test_dequantize_equals_plain_torch_bit_for_bit(kernels: cpu.Backend, bits: int, dtype: torch.dtype) -> None:
+def test_dequantize_equals_plain_torch_bit_for_bit(kernels: cpu.CPUBackend, bits: int, dtype: torch.dtype) -> None:
     for outputs, columns in ((5, 2), (33, 4096), (7, 13696), (3, 130)):
         weight, scale, _ = random_weights(bits, outputs, columns)
         for scales in (scale, scale.half(), scale * 1e-5, scale * 1e7):
@@ -149,7 +149,7 @@ def test_dequantize_equals_plain_torch_bit_for_bit(kernels: cpu.Backend, bits: i
 
 @pytest.mark.parametrize("shape", [(1, 4096, 130), (2, 33, 9), (3, 100, 7), (4, 64, 64), (7, 1000, 20), (40, 96, 50)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_dense_products(kernels: cpu.Backend, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+def test_dense_products(kernels: cpu.CPUBackend, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
     rows, columns, outputs = shape
     weight = torch.randn(outputs, columns).to(dtype)
     weight[0, :2] = torch.tensor([torch.finfo(dtype).smallest_normal / 4, -300.0]).to(dtype)
@@ -162,7 +162,7 @@ def test_dense_products(kernels: cpu.Backend, dtype: torch.dtype, shape: tuple[i
     assert kernels.dense(x, weight)[:, 0].isnan().all()
 
 
-def test_half_precision_is_converted_as_torch_does(kernels: cpu.Backend) -> None:
+def test_half_precision_is_converted_as_torch_does(kernels: cpu.CPUBackend) -> None:
     every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
     one, scale = torch.ones(1, 1, dtype=torch.int8), torch.ones(1)
     for dtype in (torch.float16, torch.bfloat16):
@@ -177,7 +177,7 @@ def test_half_precision_is_converted_as_torch_does(kernels: cpu.Backend) -> None
 # ---- threads and the state of the process ----------------------------------------------------------------------------
 
 
-def test_the_thread_count_of_torch_is_obeyed_at_every_call(kernels: cpu.Backend) -> None:
+def test_the_thread_count_of_torch_is_obeyed_at_every_call(kernels: cpu.CPUBackend) -> None:
     asked: list[int] = []
 
     class Recorder:
@@ -204,7 +204,7 @@ def test_the_thread_count_of_torch_is_obeyed_at_every_call(kernels: cpu.Backend)
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_many_python_threads_at_once(kernels: cpu.Backend) -> None:
+def test_many_python_threads_at_once(kernels: cpu.CPUBackend) -> None:
     weight, scale, _ = random_weights(4, 300, 640)
     inputs = [torch.randn(rows, 640) for rows in (1, 2, 5, 9)]
     expected = [kernels.linear(x, weight, scale, 4) for x in inputs]
@@ -223,14 +223,14 @@ def test_many_python_threads_at_once(kernels: cpu.Backend) -> None:
     assert not wrong
 
 
-def test_floating_point_modes_are_left_alone(kernels: cpu.Backend) -> None:
+def test_floating_point_modes_are_left_alone(kernels: cpu.CPUBackend) -> None:
     weight, scale, _ = random_weights(4, 64, 256)
     kernels.linear(torch.randn(1, 256), weight, scale, 4)
     assert 1e-310 * 0.5 > 0.0
     assert (torch.full((1 << 20,), 1e-40) * 0.5).min() > 0.0  # on the worker threads too
 
 
-def test_the_best_variant_is_the_default_and_can_be_chosen(built: cpu.Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_variant_is_the_default_and_can_be_chosen(built: cpu.CPUBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHATGLM_CPU_KERNELS", raising=False)
     best = cpu.load()
     assert best.variant == cpu.VARIANTS[built.library.chatglm_best()]

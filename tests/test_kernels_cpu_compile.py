@@ -23,7 +23,7 @@ from chatglm.kernels.errors import KernelUnavailable
 
 
 @pytest.fixture(scope="module")
-def built() -> cpu.Backend:
+def built() -> cpu.CPUBackend:
     try:
         return cpu.load()
     except KernelUnavailable as reason:
@@ -44,7 +44,7 @@ def forget() -> None:
     backend.load_variant.cache_clear()
 
 
-def test_processes_that_start_together_build_one_library(built: cpu.Backend, cache: Path) -> None:
+def test_processes_that_start_together_build_one_library(built: cpu.CPUBackend, cache: Path) -> None:
     program = (
         "import torch; from chatglm.kernels import cpu; b = cpu.load(); "
         "y = b.linear(torch.ones(1, 2), torch.tensor([[0x12]], dtype=torch.int8), torch.ones(1), 4); "
@@ -61,7 +61,7 @@ def test_processes_that_start_together_build_one_library(built: cpu.Backend, cac
 
 
 @pytest.fixture
-def prebuilt(built: cpu.Backend, cache: Path) -> Path:
+def prebuilt(built: cpu.CPUBackend, cache: Path) -> Path:
     """The cache with the library in it, without building it again."""
     cache.mkdir()
     path = cache / built.path.name
@@ -82,7 +82,7 @@ def test_a_cache_that_cannot_be_written_to_still_serves(prebuilt: Path, monkeypa
 
 
 def test_threads_that_start_together_share_one_library(prebuilt: Path) -> None:
-    found: list[cpu.Backend] = []
+    found: list[cpu.CPUBackend] = []
     threads = [threading.Thread(target=lambda: found.append(cpu.load())) for _ in range(6)]
     for thread in threads:
         thread.start()

@@ -83,7 +83,7 @@ def test_large_matrices_are_quantised_in_slices(monkeypatch: pytest.MonkeyPatch)
     weight = torch.randn(37, 24)
     whole = quantize_weight(weight, 4)
     monkeypatch.setattr("chatglm.quantization.scheme.SLICE_NUMBERS", 24 * 5)
-    monkeypatch.setattr("chatglm.kernels.reference.BLOCK", 24 * 5)
+    monkeypatch.setattr("chatglm.kernels.reference.SLICE", 24 * 5)
     for ours, theirs in zip(quantize_weight(weight, 4), whole, strict=True):
         assert torch.equal(ours, theirs)
     dense = reference.dequantize(*whole, 4, torch.float32)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.utils import output_capturing
 
-from ..kernels.cpu import DTYPES, MAX_HEAD, Block, Matrix
+from ..kernels.cpu import MAX_HEAD, TYPE_CODES, Block, Matrix
 from ..quantization import QuantizedLinear
 
 
@@ -131,7 +131,7 @@ class BlockPlanner:
                 block.norm_weight[i] = norm.weight.data_ptr()
                 block.norm_bias[i] = norm.bias.data_ptr() if getattr(norm, "bias", None) is not None else None
             first = parts.norms[0]
-            block.hidden, block.norm_type, block.eps = first.weight.numel(), DTYPES[first.weight.dtype], first.eps
+            block.hidden, block.norm_type, block.eps = first.weight.numel(), TYPE_CODES[first.weight.dtype], first.eps
             for name, one in parts.matrices.items():
                 setattr(block, name, Matrix.of(one.weight, one.weight_scale, one.bias, one.bits, one.precision))
         return plan
@@ -146,7 +146,7 @@ def _are_plain(parts: BlockParts, layout: BlockLayout) -> bool:
         return False
     tensors = [one for part in (*parts.norms, *matrices) for one in part._parameters.values() if one is not None]
     return all(
-        one.device.type == "cpu" and one.is_contiguous() and (one.dtype in DTYPES or one.dtype == torch.int8)
+        one.device.type == "cpu" and one.is_contiguous() and (one.dtype in TYPE_CODES or one.dtype == torch.int8)
         for one in tensors
     )
 

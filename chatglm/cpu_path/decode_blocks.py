@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .. import kernels
 from ..cache import GrowingLayer
-from ..kernels.cpu import DTYPES, Tokens
+from ..kernels.cpu import TYPE_CODES, Tokens
 from .block_plan import BlockLayout, BlockPlanner
 
 
@@ -75,7 +75,7 @@ class BlockRunner:
             or type(hidden_states) is not torch.Tensor
             or hidden_states.shape[1] != 1
             or hidden_states.device.type != "cpu"
-            or hidden_states.dtype not in DTYPES
+            or hidden_states.dtype not in TYPE_CODES
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or torch.is_autocast_enabled("cpu")
@@ -92,18 +92,18 @@ class BlockRunner:
             return None
         lengths, held = room
         for block, (keys, values) in zip(plan, held, strict=True):
-            block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), DTYPES[dtype]
+            block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), TYPE_CODES[dtype]
             block.cache_row, block.cache_step = keys.stride(0), keys.stride(1)
         for block, (key, value) in zip(plan, found, strict=False):
             block.prefix_keys, block.prefix_values = key.data_ptr(), value.data_ptr()
         hidden_states = hidden_states.contiguous()
         result = torch.empty_like(hidden_states)
-        tokens = Tokens(x=hidden_states.data_ptr(), y=result.data_ptr(), type=DTYPES[result.dtype], rows=rows)
+        tokens = Tokens(x=hidden_states.data_ptr(), y=result.data_ptr(), type=TYPE_CODES[result.dtype], rows=rows)
         tokens.past, tokens.prefix = (ctypes.c_int64 * rows)(*lengths), found[0][0].shape[1] if found else 0
         tokens.turns = len(tables)
         for i, (cos, sin) in enumerate(tables):
             tokens.cos[i], tokens.sin[i] = cos.data_ptr(), sin.data_ptr()
-            tokens.angles, tokens.angle_type = cos.shape[-1], DTYPES[cos.dtype]
+            tokens.angles, tokens.angle_type = cos.shape[-1], TYPE_CODES[cos.dtype]
             tokens.angle_row, tokens.angle_step = cos.stride(0) if len(cos) > 1 else 0, cos.stride(-1)
         backend.run_blocks(tokens, plan)
         return result

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .. import kernels
-from ..kernels.cpu import DTYPES, HEAD_MULTIPLE
+from ..kernels.cpu import HEAD_MULTIPLE, TYPE_CODES
 from ..quantization import QuantizedLinear
 
 
@@ -54,7 +54,7 @@ def attention(
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or type(query) is not torch.Tensor
-        or query.dtype not in DTYPES
+        or query.dtype not in TYPE_CODES
         or not query.dtype == key.dtype == value.dtype
         or size % HEAD_MULTIPLE
         or (mask is None and not causal)

@@ -16,7 +16,7 @@ from .arguments import SETTINGS, parse_setting
 from .messages import TERMINAL
 from .session import Session
 
-BLOCK = '"""'
+QUOTES = '"""'
 
 
 class Terminal:
@@ -50,11 +50,11 @@ class Terminal:
 
     def read_block(self, first_line: str) -> str:
         """Reads the lines between triple quotes."""
-        lines = [first_line.removeprefix(BLOCK)]
+        lines = [first_line.removeprefix(QUOTES)]
         with contextlib.suppress(EOFError):
-            while not lines[-1].rstrip().endswith(BLOCK):
+            while not lines[-1].rstrip().endswith(QUOTES):
                 lines.append(self.read_line("more"))
-        return "\n".join(lines).rstrip().removesuffix(BLOCK).strip("\n")
+        return "\n".join(lines).rstrip().removesuffix(QUOTES).strip("\n")
 
     def chat(self) -> None:
         """Takes questions and commands until /quit or the end of the input."""
@@ -76,7 +76,7 @@ class Terminal:
         if line in ("stop", "clear"):  # the originals' words
             command = re.fullmatch(r"(\w+)()", line)
         if command is None:
-            question = self.read_block(line) if line.startswith(BLOCK) else line
+            question = self.read_block(line) if line.startswith(QUOTES) else line
             if question.strip():
                 self.answer(question, self.session.next_role)
             return True

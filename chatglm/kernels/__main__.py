@@ -92,7 +92,7 @@ def bandwidth(device: torch.device) -> float:
     data = torch.ones(CACHES // 4)
     ways: list[Work] = [lambda _: data.sum(), lambda _: data.dot(data)]
     backend = backend_for(device)
-    if isinstance(backend, cpu.Backend):
+    if isinstance(backend, cpu.CPUBackend):
         ours = backend
         ways.append(lambda _: probes.read(ours, data))
     return CACHES / min(seconds(device, way, 5) for way in ways)

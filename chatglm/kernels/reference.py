@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 #: Weights that are expanded at a time, so that a product needs no second copy of a large matrix.
-BLOCK = 1 << 24
+SLICE = 1 << 24
 
 
 def pack(q: torch.Tensor, bits: int) -> torch.Tensor:
@@ -45,7 +45,7 @@ def dequantize(weight: torch.Tensor, weight_scale: torch.Tensor, bits: int, dtyp
         (rows, columns)
     """
     out = weight.new_empty((weight.shape[0], weight.shape[1] * 8 // bits), dtype=dtype)
-    step = max(1, BLOCK // max(1, out.shape[1]))
+    step = max(1, SLICE // max(1, out.shape[1]))
     for start in range(0, len(out), step):
         rows = slice(start, start + step)
         out[rows] = dequantize_rows(weight[rows], weight_scale[rows], bits, dtype)
@@ -61,7 +61,7 @@ def dequantize_rows(weight: torch.Tensor, weight_scale: torch.Tensor, bits: int,
 
 def linear(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bits: int) -> torch.Tensor:
     """(rows, in) -> (rows, out) in x's own dtype, on any device."""
-    step = max(1, BLOCK // max(1, x.shape[1]))
+    step = max(1, SLICE // max(1, x.shape[1]))
     parts = [
         F.linear(x, dequantize_rows(weight[start : start + step], weight_scale[start : start + step], bits, x.dtype))
         for start in range(0, weight.shape[0], step)

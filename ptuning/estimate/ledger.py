@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from chatglm.kernels.reference import BLOCK
+from chatglm.kernels.reference import SLICE
 
 
 class Ledger(TorchDispatchMode):
@@ -97,6 +97,6 @@ def _inside(func: Any, args: tuple[Any, ...]) -> int:
     """Bytes that an operator allocates internally: the blocks of a quantised matrix that a product dequantises."""
     if func is torch.ops.chatglm.quantized_linear.default:
         x, weight = args[0], args[1]
-        numbers = min(BLOCK, weight.shape[0] * x.shape[-1])
+        numbers = min(SLICE, weight.shape[0] * x.shape[-1])
         return int(numbers * max(4, x.element_size()))
     return 0

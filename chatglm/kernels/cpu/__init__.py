@@ -1,17 +1,17 @@
 """The CPU backend: C code (`kernels.c` and its headers), compiled at first use (`compile.py`), opened with ctypes
 (`library.py`) and called with tensors (`backend.py`). `probes.py` is for benchmarks."""
 
-from .backend import Backend, load
-from .library import DTYPES, HEAD_MULTIPLE, MAX_HEAD, VARIANTS, Attention, Block, Matrix, Tokens
+from .backend import CPUBackend, load
+from .library import HEAD_MULTIPLE, MAX_HEAD, TYPE_CODES, VARIANTS, Attention, Block, Matrix, Tokens
 
 __all__ = [
-    "DTYPES",
     "HEAD_MULTIPLE",
     "MAX_HEAD",
+    "TYPE_CODES",
     "VARIANTS",
     "Attention",
-    "Backend",
     "Block",
+    "CPUBackend",
     "Matrix",
     "Tokens",
     "load",

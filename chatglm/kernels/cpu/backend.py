@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .library import DTYPES, PRECISIONS, VARIANTS, Attention, Block, Tokens, load_library
+from .library import PRECISIONS, TYPE_CODES, VARIANTS, Attention, Block, Tokens, load_library
 
 #: From this many rows on, expanding the weights for torch's product is faster than ours (never with AVX-512 integers).
 _LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64}
@@ -28,7 +28,7 @@ _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Backend:
+class CPUBackend:
     """The kernels of one library. All tensors are contiguous and on the CPU."""
 
     library: ctypes.CDLL
@@ -67,7 +67,7 @@ class Backend:
         self._check(
             self.library.chatglm_linear(
                 self._isa, torch.get_num_threads(), PRECISIONS[precision], bits,
-                x.data_ptr(), DTYPES[x.dtype], weight.data_ptr(), scale.data_ptr(), DTYPES[scale.dtype],
+                x.data_ptr(), TYPE_CODES[x.dtype], weight.data_ptr(), scale.data_ptr(), TYPE_CODES[scale.dtype],
                 y.data_ptr(), rows, columns, outputs,
             )
         )  # fmt: skip
@@ -91,7 +91,7 @@ class Backend:
         self._check(
             self.library.chatglm_dequantize(
                 self._isa, torch.get_num_threads(), bits, weight.data_ptr(), scale.data_ptr(),
-                DTYPES[scale.dtype], y.data_ptr(), DTYPES[dtype], columns, outputs,
+                TYPE_CODES[scale.dtype], y.data_ptr(), TYPE_CODES[dtype], columns, outputs,
             )
         )  # fmt: skip
         return y
@@ -116,8 +116,8 @@ class Backend:
             return y
         self._check(
             self.library.chatglm_dense(
-                self._isa, torch.get_num_threads(), x.data_ptr(), DTYPES[x.dtype],
-                weight.data_ptr(), DTYPES[weight.dtype], y.data_ptr(), rows, columns, weight.shape[0],
+                self._isa, torch.get_num_threads(), x.data_ptr(), TYPE_CODES[x.dtype],
+                weight.data_ptr(), TYPE_CODES[weight.dtype], y.data_ptr(), rows, columns, weight.shape[0],
             )
         )  # fmt: skip
         return y
@@ -143,7 +143,7 @@ class Backend:
             mask: (tokens, keys), added to the scores, each row contiguous
 
         Returns:
-            (tokens, heads, head_dim), all in one of DTYPES
+            (tokens, heads, head_dim), all in one of TYPE_CODES
         """
         heads, tokens, size = query.shape
         y = query.new_empty((tokens, heads, size))
@@ -161,7 +161,7 @@ class Backend:
             key_step=key.stride(0),
             value_step=value.stride(0),
             mask_step=0 if mask is None else mask.stride(0),
-            type=DTYPES[query.dtype],
+            type=TYPE_CODES[query.dtype],
             scaling=scaling,
         )
         self._check(self.library.chatglm_attention(self._isa, torch.get_num_threads(), ctypes.byref(job)))
@@ -182,7 +182,7 @@ class Backend:
             raise MemoryError("no memory left for the activations of a quantised product")
 
 
-def load(variant: str | None = None) -> Backend:
+def load(variant: str | None = None) -> CPUBackend:
     """The kernels for this CPU; builds them if necessary.
 
     Args:
@@ -198,7 +198,7 @@ def load(variant: str | None = None) -> Backend:
 
 
 @functools.cache
-def load_variant(variant: str | None) -> Backend:
+def load_variant(variant: str | None) -> CPUBackend:
     """As `load`, but ignores the environment; None is the best one."""
     with _lock:
         library, path, compiler = load_library()
@@ -207,4 +207,4 @@ def load_variant(variant: str | None) -> Backend:
         variant = VARIANTS[best]
     if variant not in VARIANTS[: best + 1]:
         raise ValueError(f"CPU kernels {variant!r}: this machine has {', '.join(VARIANTS[: best + 1])}")
-    return Backend(library, path, compiler, variant)
+    return CPUBackend(library, path, compiler, variant)

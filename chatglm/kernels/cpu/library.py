@@ -22,7 +22,7 @@ from . import compile as compiler
 #: The families of kernels; the index is the enum value in C.
 VARIANTS = ("plain", "avx2", "avx512")
 #: The enum values of dtypes and precisions in C.
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+TYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PRECISIONS = {"exact": 0, "default": 1, "int8": 2}
 #: The largest head_dim of a Block, and the number that divides the head_dim of an Attention.
 MAX_HEAD = 256
@@ -43,7 +43,7 @@ class Matrix(ctypes.Structure):
     def of(
         cls, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int, precision: str
     ) -> Matrix:
-        """Made of contiguous tensors, which must live as long as this is used; see `Backend.linear`."""
+        """Made of contiguous tensors, which must live as long as this is used; see `CPUBackend.linear`."""
         outputs, stored = weight.shape
         return cls(
             weight=weight.data_ptr(),
@@ -53,8 +53,8 @@ class Matrix(ctypes.Structure):
             outputs=outputs,
             bits=bits,
             precision=PRECISIONS[precision],
-            scale_type=DTYPES[scale.dtype],
-            bias_type=0 if bias is None else DTYPES[bias.dtype],
+            scale_type=TYPE_CODES[scale.dtype],
+            bias_type=0 if bias is None else TYPE_CODES[bias.dtype],
         )
 
 
@@ -106,7 +106,7 @@ class Attention(ctypes.Structure):
 STRUCTS: tuple[type[ctypes.Structure], ...] = (Matrix, Block, Tokens, Attention)
 NUMBERS: dict[str, int] = {
     **dict(zip(("PORTABLE", "PORTABLE_AVX2", "VNNI"), range(len(VARIANTS)), strict=True)),
-    **dict(zip(("FLOAT32", "FLOAT16", "BFLOAT16"), DTYPES.values(), strict=True)),
+    **dict(zip(("FLOAT32", "FLOAT16", "BFLOAT16"), TYPE_CODES.values(), strict=True)),
     **{name.upper(): number for name, number in PRECISIONS.items()},
     "MAX_HEAD": MAX_HEAD,
     "HEAD_MULTIPLE": HEAD_MULTIPLE,

@@ -50,7 +50,7 @@ class Device:
     functions: dict[str, Function]
 
 
-class Backend:
+class CUDABackend:
     """INT4 and INT8 products on every GPU that torch sees; each gets its kernels when its first tensor arrives.
 
     Args:
@@ -226,7 +226,7 @@ def _ceil_div(number: int, by: int) -> int:
 _loading = threading.Lock()
 
 
-def load() -> Backend:
+def load() -> CUDABackend:
     """The backend, its kernels compiled and loaded for the current device; always the same object.
 
     Raises:
@@ -237,13 +237,13 @@ def load() -> Backend:
 
 
 @functools.cache
-def _load() -> Backend:
+def _load() -> CUDABackend:
     if torch.version.hip:
         raise KernelUnavailable("our GPU kernels are for NVIDIA GPUs, this torch is for AMD's")
     if torch.version.cuda is None:
         raise KernelUnavailable("this torch is built without CUDA (see https://pytorch.org for a build with CUDA)")
     if not torch.cuda.is_available():
         raise KernelUnavailable("torch finds no NVIDIA GPU (`nvidia-smi` shows whether the driver does)")
-    backend = Backend(Driver.open(), find_compiler())
+    backend = CUDABackend(Driver.open(), find_compiler())
     backend.prepare(torch.cuda.current_device())
     return backend
