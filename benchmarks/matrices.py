@@ -45,7 +45,7 @@ class Kernel:
     product: Product
 
 
-def ours(backend: cpu.Backend) -> list[Kernel]:
+def ours(backend: cpu.CPUBackend) -> list[Kernel]:
     """Our kernels of every precision, and that of the head."""
     kernels = []
     for bits in (4, 8):
@@ -105,7 +105,7 @@ def error(kernel: Kernel) -> str:
 
 
 def measure(
-    backend: cpu.Backend, kernels: list[Kernel], generation: int, layers: int, rows: int, repeats: int
+    backend: cpu.CPUBackend, kernels: list[Kernel], generation: int, layers: int, rows: int, repeats: int
 ) -> list[list[str]]:
     """The table's rows for kernels whose weights have the same number of bits."""
     bits = kernels[0].bits
@@ -149,7 +149,7 @@ def measure(
     return table
 
 
-def integer_peak(backend: cpu.Backend) -> float:
+def integer_peak(backend: cpu.CPUBackend) -> float:
     """Billions of integer additions and multiplications per second, of all threads; 0 without AVX-512."""
     count = 12_000_000
     taken = seconds(lambda: probes.multiply(backend, count))

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def product_seconds(
-    backend: cuda.Backend, rows: int, out: int, columns: int, bits: int | None, dtype: torch.dtype, repeats: int
+    backend: cuda.CUDABackend, rows: int, out: int, columns: int, bits: int | None, dtype: torch.dtype, repeats: int
 ) -> tuple[float, int]:
     """Seconds of one product and the bytes it has to move; `bits` None is a dense matrix of `dtype`."""
     item = dtype.itemsize

@@ -230,7 +230,9 @@ def test_floating_point_modes_are_left_alone(kernels: cpu.CPUBackend) -> None:
     assert (torch.full((1 << 20,), 1e-40) * 0.5).min() > 0.0  # on the worker threads too
 
 
-def test_the_best_variant_is_the_default_and_can_be_chosen(built: cpu.CPUBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_variant_is_the_default_and_can_be_chosen(
+    built: cpu.CPUBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CHATGLM_CPU_KERNELS", raising=False)
     best = cpu.load()
     assert best.variant == cpu.VARIANTS[built.library.chatglm_best()]

@@ -55,7 +55,7 @@ def random_case(
     return x, reference.pack(q, bits), scale, x.double() @ matrix, x.double().abs() @ matrix.abs()
 
 
-def check_product(backend: cuda.Backend, bits: int, case: MatrixAndInput, exact_to: float = 1e-6) -> None:
+def check_product(backend: cuda.CUDABackend, bits: int, case: MatrixAndInput, exact_to: float = 1e-6) -> None:
     """The fused kernels: one rounding and float32 sums. Others: the weights were rounded too."""
     x, weight, scale, expected, size = case
     y = backend.linear(x, weight, scale, bits, "default")
@@ -140,8 +140,8 @@ def driver(build_driver: Callable[[int], ctypes.CDLL], fresh: None) -> Iterator[
     library.fake_reset()
 
 
-def make_backend(library: ctypes.CDLL, architecture: int = 90, stream: int = 7) -> cuda.Backend:
-    return cuda.Backend(
+def make_backend(library: ctypes.CDLL, architecture: int = 90, stream: int = 7) -> cuda.CUDABackend:
+    return cuda.CUDABackend(
         cuda_driver.Driver(library),
         FakeCompiler(),
         capability=lambda index: divmod(architecture, 10),
@@ -255,7 +255,7 @@ def test_kernel_grid_and_stream(driver: ctypes.CDLL, rows: int, dtype: torch.dty
 @needs_emulation
 def test_each_device_has_its_own_module_context_and_stream(driver: ctypes.CDLL) -> None:
     compiler = FakeCompiler()
-    backend = cuda.Backend(
+    backend = cuda.CUDABackend(
         cuda_driver.Driver(driver),
         compiler,
         capability=lambda index: [(8, 9), (12, 0)][index],
@@ -594,7 +594,7 @@ def test_gpu_a_row_does_not_depend_on_the_others(bits: int) -> None:
 def test_gpu_graph(first_call_in_graph: bool) -> None:
     """Captured, then replayed with another input; also where the kernels are loaded during the capture."""
     if first_call_in_graph:
-        backend = cuda.Backend(cuda_driver.Driver.open(), cuda_compile.find_compiler())
+        backend = cuda.CUDABackend(cuda_driver.Driver.open(), cuda_compile.find_compiler())
     else:
         backend = cuda.load()
     x, weight, scale, *_ = random_case(1, 4096, 4096, 4, torch.float16, device="cuda")
