@@ -13,8 +13,8 @@ DEVIATIONS: dict[str, str] = {
         "gives the normalised one (what the head sees), and so did generation 1"
     ),
     "pad_rows_are_not_fully_visible": (
-        "v2/v3: the original makes the query rows of left pads fully visible, future included, to keep NaN out of"
-        " its softmax; what those rows hold is never read, so only real rows are compared"
+        "v2/v3: without a prefix the original makes the query rows of left pads fully visible, future included, to "
+        "keep NaN out of its softmax; what those rows hold is never read, so only real rows are compared"
     ),
     "fully_hidden_rows_in_half_precision": (
         "v1: a query row of a pad sees nothing, and the result of its softmax depends on how masking rounds in half "
