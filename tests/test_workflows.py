@@ -45,6 +45,14 @@ def test_every_week_with_the_newest_of_everything() -> None:
     assert "permissions" not in loaded["jobs"]["newest"]
 
 
+def test_the_coverage_is_held() -> None:
+    assert {"python -m coverage run -m pytest -q", "python -m coverage report"} <= set(
+        lines_run(workflow("tests.yml")["jobs"]["coverage"])
+    )
+    limit = re.search(r"^fail_under = (\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert limit and int(limit[1]) >= 80
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_rights_times_and_versions(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
