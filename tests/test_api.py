@@ -265,7 +265,7 @@ def test_models_without_tools_say_so(servers: dict[int, Live], version: int) -> 
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "differ"),
         ({"response_format": {"type": "xml"}}, "response_format"),
-        ({"frequency_penalty": 1}, "repetition_penalty"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"top_logprobs": 2}, "logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream"),

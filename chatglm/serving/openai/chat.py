@@ -59,15 +59,19 @@ def _chat_requests(
         raise ApiError(400, reason, param="tools")
     choices = body.choices(lambda **settings: engine.model.turn_options(tokenizer, **settings))
     ids = chat_format.encode_chat(tokenizer, messages, offered or None)
+    before = len(ids)
     forced = body.forced_names()
+    if grammar is not None:
+        ids = ids + chat_format.answer_start(tokenizer)
+    for options in choices:
+        options.logits_processor = body.penalties(before)
     if forced is not None:
         starts = [chat_format.call_start(tokenizer, name) for name in forced]
         for options in choices:
-            options.logits_processor = [StartWith(starts, len(ids))]
+            options.logits_processor.append(StartWith(starts, before))
     if grammar is not None:
-        ids = ids + chat_format.answer_start(tokenizer)
         for options in choices:
-            options.logits_processor = [grammar.processor(len(ids))]
+            options.logits_processor.append(grammar.processor(len(ids)))
     return [(ids, options) for options in choices]
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import ApiError
 from .bodies import Count, Sampling
+from .neutral import without_records
 
 
-class TextPart(BaseModel):
+class Part(BaseModel):
+    """A message or a part of one. Unknown keys are errors, except a chat program's own records."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_records(cls, values: Any) -> Any:
+        return without_records(values, cls.model_fields)
+
+
+class TextPart(Part):
     type: Literal["text"]
     text: str
 
@@ -27,11 +38,10 @@ class ToolCall(BaseModel):
     function: FunctionCall
 
 
-class Message(BaseModel):
+class Message(Part):
     """Clients send answers back, so the keys of answers are accepted where they are empty."""
 
-    model_config = ConfigDict(extra="forbid")
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function", "observation"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -103,7 +113,7 @@ class ChatBody(Sampling):
             raise ApiError(400, reason, param="response_format", code="unsupported_parameter")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs need logprobs = true", param="top_logprobs")
         if self.functions and self.tools:
             raise ApiError(400, "give tools or functions (the older name), not both", param="functions")
