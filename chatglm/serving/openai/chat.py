@@ -52,13 +52,13 @@ def _chat_requests(
 ) -> list[tuple[list[int], GenerationOptions]]:
     tokenizer, chat_format = engine.tokenizer, engine.tokenizer.chat_format
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
-    offered = [function.model_dump(exclude_none=True, exclude={"strict"}) for function in body.offered()]
+    offered = body.described()
     if offered and not chat_format.knows_tools:
         others = names_of(lambda format: format.knows_tools, "is", "are", short=True)
         reason = f"this model was not trained to call tools, {others}: describe them in the prompt"
         raise ApiError(400, reason, param="tools")
     choices = body.choices(lambda **settings: engine.model.turn_options(tokenizer, **settings))
-    ids = chat_format.encode_chat(tokenizer, messages, offered or None)
+    ids = chat_format.encode_chat(tokenizer, messages, offered)
     before = len(ids)
     forced = body.forced_names()
     if grammar is not None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from ..errors import ApiError
 from .bodies import Count, Sampling
@@ -53,9 +62,12 @@ class Message(Part):
 
 
 class Function(BaseModel):
+    """`params` are ChatGLM3's own list of parameters, in place of OpenAI's `parameters`."""
+
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")
     description: str | None = None
+    params: list[dict[str, Any]] | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
@@ -64,6 +76,31 @@ class Tool(BaseModel):
     model_config = ConfigDict(extra="forbid")
     type: Literal["function"]
     function: Function
+
+
+def listed_functions(given: Any) -> Any:
+    """Returns an object of name -> description, as ChatGLM3's clients send it, as a list; all else as it is."""
+    if not isinstance(given, Mapping):
+        return given
+    functions = []
+    for name, function in given.items():
+        if not isinstance(function, Mapping) or function.get("name", name) != name:
+            raise ValueError(f"an object of functions must be like {{name: description}}, which {name!r} is not")
+        functions.append({"name": name, **function})
+    return functions
+
+
+def wrapped_tools(given: Any) -> Any:
+    """Returns tools in OpenAI's form; ChatGLM3's clients send bare descriptions, as a list or by name."""
+    given = listed_functions(given)
+    if not isinstance(given, list):
+        return given
+    return [
+        {"type": tool.get("type", "function"), "function": {key: tool[key] for key in tool if key != "type"}}
+        if isinstance(tool, Mapping) and "function" not in tool and "name" in tool
+        else tool
+        for tool in given
+    ]
 
 
 class Named(BaseModel):
@@ -97,14 +134,25 @@ class ChatBody(Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], BeforeValidator(wrapped_tools)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Function] | None = None
+    functions: Annotated[list[Function], BeforeValidator(listed_functions)] | None = None
     function_call: Literal["none", "auto"] | Named | None = None
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = None
     service_tier: Literal["auto", "default"] | None = None
+    #: Whether the tools came as an object, name -> description.
+    _by_name: bool = PrivateAttr(False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _see_form(cls, values: Any, make: ModelWrapValidatorHandler[ChatBody]) -> ChatBody:
+        body = make(values)
+        body._by_name = isinstance(values, Mapping) and any(
+            isinstance(values.get(name), Mapping) for name in ("tools", "functions")
+        )
+        return body
 
     def check(self) -> None:
         super().check()
@@ -147,6 +195,13 @@ class ChatBody(Sampling):
         if self.tool_choice == "none" or self.function_call == "none":
             return []
         return list(self.functions or []) or [tool.function for tool in self.tools or []]
+
+    def described(self) -> dict[str, Any] | list[dict[str, Any]] | None:
+        """Returns the offered functions as the prompt has them: a list, or an object if the client gave one."""
+        functions = [function.model_dump(exclude_none=True, exclude={"strict"}) for function in self.offered()]
+        if self._by_name:
+            return {function["name"]: function for function in functions} or None
+        return functions or None
 
     def forced_names(self) -> list[str] | None:
         """Returns the names of functions of which the answer must call one, or None."""
