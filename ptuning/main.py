@@ -207,7 +207,7 @@ def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | No
         if trainer.method == "full":
             words.append(str(folder))
         else:
-            words += [arguments.model.model_name_or_path, "--adapter", str(folder)]
+            words += [str(arguments.model.model_name_or_path), "--adapter", str(folder)]
         say.message("trained", command=command_line(words))
 
 

@@ -497,6 +497,17 @@ def test_wrong_types_are_422_with_a_reason(live: Live, body: Any, reason: str) -
         assert response.status_code == 422 and reason in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_histories_as_front_ends_make_them(servers: dict[int, Live], version: int) -> None:
+    live = servers[version]
+    question = live.engine.say("ja")
+    given = [[None, "Hello!"], [], ["a", "b"], [question, None]]
+    for path in ("/", "/stream"):
+        response = live.http.post(path, json={"prompt": question, "history": given})
+        body = response.json() if path == "/" else json.loads(response.text.strip().splitlines()[-1][6:])
+        assert response.status_code == 200 and body["history"] == [["", "Hello!"], ["a", "b"], [question, "ja"]]
+
+
 def test_wrong_histories_have_a_reason(servers: dict[int, Live]) -> None:
     for version in VERSIONS:
         for history in ([["a"]], [["a", 5]], ["a"], [5], [{"role": "user"}]):

@@ -63,15 +63,13 @@ def _chat_requests(
     forced = body.forced_names()
     if grammar is not None:
         ids = ids + chat_format.answer_start(tokenizer)
+    starts = [chat_format.call_start(tokenizer, name) for name in forced or ()]
     for options in choices:
-        options.logits_processor = body.penalties(before)
-    if forced is not None:
-        starts = [chat_format.call_start(tokenizer, name) for name in forced]
-        for options in choices:
-            options.logits_processor.append(StartWith(starts, before))
-    if grammar is not None:
-        for options in choices:
-            options.logits_processor.append(grammar.processor(len(ids)))
+        options.logits_processor = [
+            *body.penalties(before),
+            *([StartWith(starts, before)] if forced is not None else []),
+            *([grammar.processor(len(ids))] if grammar is not None else []),
+        ]
     return [(ids, options) for options in choices]
 
 
