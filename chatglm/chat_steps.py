@@ -36,7 +36,7 @@ class ShownAnswer:
         self._cleaner = AnswerCleaner(tokenizer)
         self._format = self._cleaner.chat_format
         self._query, self._role = query, role
-        self._before, self._with_tools = self._format.validate(history), has_tools(history)
+        self._before, self._with_tools = self._format.validate(history, query), has_tools(history)
 
     def step(self, step: GenerationStep) -> ChatStep:
         cleaner, is_last = self._cleaner, step.finish_reason is not None

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 from chatglm.checkpoints.atomic import write_file  # noqa: E402
 from chatglm.language import choose_language  # noqa: E402
 from ptuning.arguments import Arguments, ArgumentsError, TrainingArguments, method_of, parse  # noqa: E402
-from ptuning.messages import text  # noqa: E402
+from ptuning.messages import command_line, text  # noqa: E402
 
 if TYPE_CHECKING:
     from ptuning.trainer import Tuner  # imported only when needed, so that wrong arguments are reported at once
@@ -192,7 +192,7 @@ def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | No
     step = trainer.state.global_step
     folder = Path(arguments.training.output_dir) / f"checkpoint-{step}"
     if trainer.interrupted:
-        say.message("stopped", step=step, folder=folder)
+        say.message("stopped", step=step, folder=command_line([folder]))
         return
     found = result.metrics | {"train_samples": len(sets.train)}
     if baseline is not None:
@@ -203,10 +203,12 @@ def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | No
         keep_metrics(trainer, "train", found)
         trainer.save_state()
     if folder.is_dir():
-        option = f"--model {folder}"
-        if trainer.method != "full":
-            option = f"--model {arguments.model.model_name_or_path} --adapter {folder}"
-        say.message("trained", command=f"python {os.path.relpath(ROOT / 'cli_demo.py')} {option}")
+        words = ["python", os.path.relpath(ROOT / "cli_demo.py"), "--model"]
+        if trainer.method == "full":
+            words.append(str(folder))
+        else:
+            words += [str(arguments.model.model_name_or_path), "--adapter", str(folder)]
+        say.message("trained", command=command_line(words))
 
 
 def untuned_loss(arguments: Arguments, trainer: Tuner, sets: DataSets, say: _Say) -> float | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 #: Key -> language -> text.
@@ -120,3 +124,9 @@ def text(key: str, language: str, /, **values: Any) -> str:
     if language not in TEXTS[key]:
         raise ValueError(f"lang is {language!r}: use 'en' or 'zh'")
     return TEXTS[key][language].format(**values)
+
+
+def command_line(words: Sequence[str | os.PathLike[str]]) -> str:
+    """Returns the words as one line that can be pasted into the shell; words with blanks are quoted."""
+    texts = [os.fspath(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)

@@ -22,7 +22,15 @@ from typing import Any
 from chatglm.conversation import ChatFormat, chat_format
 from chatglm.conversation.chat_messages import normalize_messages, pairs_from_messages
 from chatglm.conversation.formats import names_of
-from chatglm.conversation.history import Message, Pair, check_items, check_pair, messages_of_pairs
+from chatglm.conversation.history import (
+    Message,
+    Pair,
+    check_items,
+    check_pair,
+    messages_before,
+    messages_of_pairs,
+    pairs_before,
+)
 from ptuning.data_files import DECODER, DataError, Problems, read_records
 
 _CONVERSATIONS = ("conversations", "messages")
@@ -171,14 +179,15 @@ class _RowReader:
         self.seen |= set(record)
         self.needed |= {prompt, *([response] if self.require_answer else []), *([history] if history else [])}
         question, answer = _text(record, prompt), _text(record, response)
-        earlier = self._history(record.get(history), history) if history else []
+        earlier = self._history(record.get(history), history, question) if history else []
         if not question.strip() or (self.require_answer and not answer.strip()):
             return []
         last = {"role": "assistant", "content": answer, "loss": True}
         return [((*earlier, {"role": "user", "content": question, "loss": False}, last), False)]
 
-    def _history(self, value: Any, name: str) -> list[Message]:
+    def _history(self, value: Any, name: str, query: str) -> list[Message]:
         value = _decoded(value, name)
+        value = pairs_before(messages_before(value, query), query)
         if not value:
             return []
         if isinstance(value, Sequence) and isinstance(value[0], Mapping):

@@ -224,6 +224,11 @@ DEVIATIONS: dict[str, str] = {
         "v3: the originals keep messages behind the last learned one; nothing there has loss, and causal attention"
         " does not see it, so only the token that ends the answer stays"
     ),
+    "none_is_no_text": (
+        "v1/v2: in a history of pairs the originals write None as the word \"None\"; ours is an empty text (a greeting "
+        "without a question, an interrupted answer), a round of nothing is left out, and so is a last round that holds "
+        "the present question with None for the answer to come"
+    ),
     # several GPUs
     "no_gpu_is_left_idle": (
         "the originals round each GPU's share of the blocks up, so that for many numbers of GPUs (7, 9, 11 to 14, 16 "

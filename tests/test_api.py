@@ -265,7 +265,7 @@ def test_models_without_tools_say_so(servers: dict[int, Live], version: int) -> 
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "differ"),
         ({"response_format": {"type": "xml"}}, "response_format"),
-        ({"frequency_penalty": 1}, "repetition_penalty"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"top_logprobs": 2}, "logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream"),
@@ -495,6 +495,17 @@ def test_wrong_types_are_422_with_a_reason(live: Live, body: Any, reason: str) -
     for path in ("/", "/stream"):
         response = live.http.post(path, json=body)
         assert response.status_code == 422 and reason in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_histories_as_front_ends_make_them(servers: dict[int, Live], version: int) -> None:
+    live = servers[version]
+    question = live.engine.say("ja")
+    given = [[None, "Hello!"], [], ["a", "b"], [question, None]]
+    for path in ("/", "/stream"):
+        response = live.http.post(path, json={"prompt": question, "history": given})
+        body = response.json() if path == "/" else json.loads(response.text.strip().splitlines()[-1][6:])
+        assert response.status_code == 200 and body["history"] == [["", "Hello!"], ["a", "b"], [question, "ja"]]
 
 
 def test_wrong_histories_have_a_reason(servers: dict[int, Live]) -> None:

@@ -403,6 +403,17 @@ def test_bad_input_is_a_clear_error(version: int, options: dict[str, Any], error
             method(tokenizer, given["query"], **{name: value for name, value in given.items() if name != "query"})
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_noted_question_and_a_greeting_are_no_rounds_of_their_own(version: int) -> None:
+    model, tokenizer = pair(version)
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 4}
+    response, history = model.chat(tokenizer, "q", history=[["", "Hello!"], ("a", "b")], **options)
+    given = [(None, "Hello!"), [], ["a", "b"], ["q", None]]
+    assert model.chat(tokenizer, "q", history=given, **options) == (response, history)
+    assert list(model.stream_chat(tokenizer, "q", history=given, **options))[-1] == (response, history)
+    assert tokenizer.build_prompt("q", given) == tokenizer.build_prompt("q", [("", "Hello!"), ("a", "b")])
+
+
 def test_unknown_roles_and_other_tokenizers() -> None:
     model, tokenizer = pair(3)
     with pytest.raises(ValueError, match="unknown role 'tool'"):

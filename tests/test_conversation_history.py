@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 
 from chatglm.conversation import encode_conversation, fit_conversation, validate_history
 from conversations import TOOLS, tiny
+from deviations import DEVIATIONS
 
 
 def test_a_history_is_copied() -> None:
@@ -27,7 +29,8 @@ def test_a_history_is_copied() -> None:
         (2, {"role": "user"}, TypeError, "history must be a list, not dict"),
         (3, 7, TypeError, "history must be a list, not int"),
         (1, [("q",)], ValueError, r"history\[0\] must be a \(question, answer\) pair, but has 1 items"),
-        (1, [("q", "a"), ("q", None)], TypeError, r"the answer of history\[1\] must be a string, not NoneType"),
+        (1, [("q", "a"), ("q", 5)], TypeError, r"the answer of history\[1\] must be a string, not int"),
+        (2, [("q", "a", None)], ValueError, "has 3 items"),
         (2, ["qa"], TypeError, r"history\[0\] must be a \(question, answer\) pair, not str"),
         (2, [{"role": "user", "content": "q"}], TypeError, "For role dicts use tokenizer.apply_chat_template"),
         (3, [("q", "a")], TypeError, "pairs are for ChatGLM-6B and ChatGLM2-6B"),
@@ -61,3 +64,53 @@ def test_queries_and_roles() -> None:
     system = [{"role": "system", "content": "", "tools": [{"name": object()}]}]
     with pytest.raises(ValueError, match="cannot be written as JSON"):
         encode_conversation(tiny(3), "q", system)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("history", "meant"),
+    [
+        ([(None, "Hello!"), ["a", "b"]], [("", "Hello!"), ("a", "b")]),  # a greeting before the first question
+        ([["", "Hello!"]], [("", "Hello!")]),
+        ([[], ("a", "b"), [None, None]], [("a", "b")]),  # rounds in which nothing was said
+        ((("a", "b"), ["c", "d"]), [("a", "b"), ("c", "d")]),
+        ([["a", "b"], ["q", None]], [("a", "b")]),  # "q" is being asked
+        ([["a", None], ["c", "d"]], [("a", ""), ("c", "d")]),  # the answer to "a" was interrupted
+        ([["a", None]], [("a", "")]),
+        ([["q", "b"]], [("q", "b")]),  # asked once more
+        ([["q", ""]], [("q", "")]),  # an answer, if an empty one, as in the originals
+        ([[]], []),
+    ],
+)
+def test_histories_of_pairs_as_front_ends_make_them(version: int, history: Any, meant: Any) -> None:
+    assert DEVIATIONS["none_is_no_text"]
+    before = copy.deepcopy(history)
+    assert encode_conversation(tiny(version), "q", history) == encode_conversation(tiny(version), "q", meant)
+    assert fit_conversation(tiny(version), "q", history, 1000)[1] == meant
+    assert tiny(version).chat_format.validate(history, "q") == meant and history == before
+
+
+USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+ASKED = {"role": "user", "content": "q"}
+
+
+@pytest.mark.parametrize(
+    ("history", "meant"),
+    [
+        ([ASSISTANT, USER], [ASSISTANT, USER]),  # a greeting before the first question
+        ([USER, ASSISTANT, ASKED, {"role": "assistant", "content": None}], [USER, ASSISTANT]),
+        ([USER, {"role": "assistant", "content": None}], [USER]),  # "a" has no answer
+        (
+            [USER, {"role": "assistant", "content": None, "metadata": "tool"}, USER],
+            [USER, {"role": "assistant", "content": "", "metadata": "tool"}, USER],
+        ),
+        ([USER, {**ASSISTANT, "metadata": {"title": None}, "options": None}], [USER, {**ASSISTANT, "options": None}]),
+        ([USER, ASSISTANT, ASKED], [USER, ASSISTANT, ASKED]),  # asked twice, as in the original
+        (({"role": "assistant", "content": None},), []),
+    ],
+)
+def test_role_histories_as_front_ends_make_them(history: Any, meant: Any) -> None:
+    before = copy.deepcopy(history)
+    assert encode_conversation(tiny(3), "q", history) == encode_conversation(tiny(3), "q", meant)
+    assert fit_conversation(tiny(3), "q", history, 1000)[1] == meant
+    assert tiny(3).chat_format.validate(history, "q") == meant and history == before

@@ -447,6 +447,13 @@ def test_a_history_of_messages(tmp_path: Path, version: int) -> None:
     assert one_row(tmp_path, roles, version) == one_row(tmp_path, pairs, version)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("history", [[[None, "Hi"], ["A?", "a"]], [[], ["", "Hi"], ["A?", "a"], ["B?", None]]])
+def test_a_history_as_front_ends_make_it(tmp_path: Path, version: int, history: list[Any]) -> None:
+    row = {"prompt": "B?", "response": "b", "history": [["", "Hi"], ["A?", "a"]]}
+    assert one_row(tmp_path, {**row, "history": history}, version) == one_row(tmp_path, row, version)
+
+
 GOOD = '{"content": "a", "summary": "b"}\n'
 
 

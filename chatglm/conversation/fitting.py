@@ -30,7 +30,7 @@ def fit(
         TypeError, ValueError: as `ChatFormat.encode`.
     """
     query = chat_format.check_query(query, role)
-    head, turns, tail = chat_format.split_turns(chat_format.validate(history), role)
+    head, turns, tail = chat_format.split_turns(chat_format.validate(history, query), role)
 
     def kept_turns(kept: int) -> list[Any]:
         return [*head, *(item for turn in turns[len(turns) - kept :] for item in turn), *tail]

@@ -83,18 +83,26 @@ class ChatFormat(ABC):
 
     # ---- histories ---------------------------------------------------------------------------------------------------
 
-    def validate(self, history: Sequence[Any] | None) -> list[Any]:
+    def validate(self, history: Sequence[Any] | None, query: str | None = None) -> list[Any]:
         """Returns a checked copy of a history.
+
+        Args:
+            query: the question that is to be asked; a last round that holds it without an answer is left out.
 
         Raises:
             TypeError: the history or one of its items has the wrong type.
             ValueError: a pair does not have two items, a role is unknown or a key is missing.
         """
-        return check_items(history, self.check_item)
+        before = history if query is None else self.before_question(history, query)
+        return check_items(before, self.check_item)
+
+    def before_question(self, history: Any, query: str) -> Any:
+        """Returns an unchecked history without the turn of `query`, which front ends may have noted in it already."""
+        return history
 
     @abstractmethod
     def check_item(self, item: Any, where: str) -> Any:
-        """Returns a checked copy of one item of a history; errors call it `where`."""
+        """Returns a checked copy of one item of a history, or None if it is empty; errors call it `where`."""
 
     @abstractmethod
     def check_role(self, role: str) -> str:
@@ -175,7 +183,7 @@ class ChatFormat(ABC):
             TypeError, ValueError: as `validate`, or for an unknown role.
         """
         query = self.check_query(query, role)
-        return encode_segments(tokenizer, self.prompt_segments(query, self.validate(history), role))
+        return encode_segments(tokenizer, self.prompt_segments(query, self.validate(history, query), role))
 
     def fit(
         self,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .chat_messages import pairs_from_messages
 from .formats import ChatFormat, names_of
-from .history import Message, Pair, check_pair, messages_of_pairs
+from .history import Message, Pair, check_pair, messages_of_pairs, pairs_before
 from .segments import ChatTokenizer, Segment
 
 _TEMPLATE = (
@@ -42,8 +42,11 @@ class PairFormat(ChatFormat):
     #: Whether a question without history stands alone, without `[Round …]`.
     bare_first_question: ClassVar[bool] = False
 
-    def check_item(self, item: Any, where: str) -> Pair:
+    def check_item(self, item: Any, where: str) -> Pair | None:
         return check_pair(item, where)
+
+    def before_question(self, history: Any, query: str) -> Any:
+        return pairs_before(history, query)
 
     def check_role(self, role: str) -> str:
         if role != "user":

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .chat_messages import normalize_messages
 from .formats import ChatFormat, Response, names_of
-from .history import ROLES, Message, check_message, check_role
+from .history import ROLES, Message, check_message, check_role, messages_before
 from .segments import ChatTokenizer, Segment, encode_segments
 
 _NAME = re.compile(r"[^\W\d][\w.\-]{0,63}")
@@ -36,6 +36,9 @@ class RoleFormat(ChatFormat):
                 pairs = names_of(lambda format: not format.has_roles)
                 raise TypeError(f"{error}; (question, answer) pairs are for {pairs}") from None
             raise
+
+    def before_question(self, history: Any, query: str) -> Any:
+        return messages_before(history, query)
 
     def check_role(self, role: str) -> str:
         return check_role(role, self.roles)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, StrictStr, model_validator
 from starlette.responses import Response
 
 from ..chat import ChatStep, ShownAnswer
-from ..conversation.history import check_items, check_pair, messages_of_pairs
+from ..conversation.history import check_items, check_pair, messages_of_pairs, pairs_before
 from ..engine import Stream
 from .chat_engine import ChatEngine
 from .openai.bodies import check_text
@@ -50,7 +50,7 @@ class QuestionInProgress:
         self.pairs = all(isinstance(item, (list, tuple)) for item in given)
         history: list[Any] = given
         if self.pairs:
-            self.given = check_items(given, check_pair)
+            self.given = check_items(pairs_before(given, question.prompt), check_pair)
             history = engine.tokenizer.chat_format.from_messages(messages_of_pairs(self.given))
         values = question.model_dump(include=set(DEFAULTS), exclude_none=True)
         settings = DEFAULTS | values

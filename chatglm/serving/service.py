@@ -13,12 +13,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from ..conversation import ChatFormat
 from ..engine import EngineStep, Stream
 from .chat_engine import ChatEngine
 from .errors import ApiError
 from .metrics import Metrics
 
 Result = TypeVar("Result")
+
+
+#: Owners and suffixes of the published models' names, as in THUDM/chatglm3-6b-32k.
+_OWNERS, _SUFFIXES = ("THUDM", "zai-org", "ZhipuAI"), ("", "-32k", "-128k", "-int4", "-int8", "-int4-qe")
+
+
+def is_published_name(name: str, chat_format: ChatFormat) -> bool:
+    """Whether this is a name under which a chat model of this generation was published, with or without its owner."""
+    owner, slash, bare = name.rpartition("/")
+    if slash and owner.lower() not in {one.lower() for one in _OWNERS}:
+        return False
+    return bare.lower() in {f"{chat_format.model_name.lower()}{suffix}" for suffix in _SUFFIXES}
 
 
 class Service:
@@ -52,8 +65,11 @@ class Service:
         return self.loaded
 
     def check_name(self, name: str) -> str:
-        """Returns the name. Raises ApiError (404) if no model has it."""
-        if name not in self.names:
+        """Returns the name. Raises ApiError (404) if no model has it, and (503) if that is not known yet.
+
+        The published names of the model's generation are other names of the model: clients have them built in.
+        """
+        if name not in self.names and not is_published_name(name, self.engine.tokenizer.chat_format):
             message = f"there is no model {name!r} here, only {', '.join(self.names)}"
             raise ApiError(404, message, param="model", code="model_not_found")
         return name

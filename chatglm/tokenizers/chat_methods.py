@@ -30,7 +30,7 @@ class ChatMethods(_Base):
 
     def build_prompt(self, query: str, history: Sequence[Any] | None = None) -> str:
         """The text of the prompt of generations 1 and 2."""
-        return self.chat_format.prompt_text(query, self.chat_format.validate(history))
+        return self.chat_format.prompt_text(query, self.chat_format.validate(history, query))
 
     def build_chat_input(self, query: str, history: Sequence[Any] | None = None, role: str = "user") -> BatchEncoding:
         """The prompt of a chat turn as tensors with a batch of one, ready for the model (see `conversation`)."""

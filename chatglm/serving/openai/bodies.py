@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import LogitsProcessor
 
 from ...generation import GenerationOptions
 from ..errors import ApiError
+from .neutral import without_neutral
+from .penalties import AnswerPenalties
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 #: Maximum nesting of lists and objects in a request: copying and printing them recurses on Python's stack.
 MOST_NESTED = 100
@@ -19,14 +23,15 @@ TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
 class Body(BaseModel):
-    """The body of a request. Unknown keys are errors: silently ignoring an option would be worse."""
+    """The body of a request. Unknown keys are errors, unless they ask for nothing: silently ignoring an option would be
+    worse."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _is_text(cls, values: Any) -> Any:
-        return check_text(values)
+        return without_neutral(check_text(values), cls.model_fields)
 
 
 def check_text(values: Any) -> Any:
@@ -59,28 +64,31 @@ class Sampling(Body):
     model: str | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    do_sample: bool | None = None
+    #: 0 and, as in vLLM, -1 take all tokens.
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
     max_tokens: Count | None = None
+    #: Of prompt and answer together, as in the originals.
+    max_length: Count | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     seed: Seed | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Accepted only where they have no effect.
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
+    # Accepted only where it has no effect.
     logit_bias: dict[str, float] | None = None
     user: str | None = None
 
     def check(self) -> None:
         """Raises ApiError for values that are not supported."""
-        for name in ("frequency_penalty", "presence_penalty", "logit_bias"):
-            if getattr(self, name):
-                reason = f"{name} is not supported; repetition_penalty is" if name != "logit_bias" else None
-                raise ApiError(400, reason or f"{name} is not supported", param=name, code="unsupported_parameter")
-        if self.stream_options is not None and not self.stream:
+        if any((self.logit_bias or {}).values()):
+            raise ApiError(400, "logit_bias is not supported", param="logit_bias", code="unsupported_parameter")
+        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
             raise ApiError(400, "stream_options are for stream = true", param="stream_options")
         if (isinstance(self.stop, str) and not self.stop) or (isinstance(self.stop, list) and "" in self.stop):
             raise ApiError(400, "a stop string must not be empty", param="stop")
@@ -88,11 +96,18 @@ class Sampling(Body):
     def settings(self) -> dict[str, Any]:
         """Returns the given fields as keyword arguments of `GenerationOptions`."""
         values = {
-            "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p,
+            "do_sample": self.do_sample, "temperature": self.temperature, "top_p": self.top_p,
+            "top_k": 0 if self.top_k == -1 else self.top_k, "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty, "max_new_tokens": self.max_tokens,
-            "stop_strings": self.stop, "seed": self.seed,
+            "max_length": self.max_length, "min_new_tokens": self.min_tokens, "stop_strings": self.stop,
+            "seed": self.seed,
         }  # fmt: skip
         return {name: value for name, value in values.items() if value is not None}
+
+    def penalties(self, prompt_tokens: int) -> list[LogitsProcessor]:
+        """Returns the processors for an answer after `prompt_tokens` tokens that the penalties ask for."""
+        presence, frequency = self.presence_penalty or 0.0, self.frequency_penalty or 0.0
+        return [AnswerPenalties(presence, frequency, prompt_tokens)] if presence or frequency else []
 
     def choices(self, make: Callable[..., GenerationOptions]) -> list[GenerationOptions]:
         """Returns the options of every choice; with a seed, each choice has a different one."""

@@ -52,22 +52,24 @@ def _chat_requests(
 ) -> list[tuple[list[int], GenerationOptions]]:
     tokenizer, chat_format = engine.tokenizer, engine.tokenizer.chat_format
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
-    offered = [function.model_dump(exclude_none=True, exclude={"strict"}) for function in body.offered()]
+    offered = body.described()
     if offered and not chat_format.knows_tools:
         others = names_of(lambda format: format.knows_tools, "is", "are", short=True)
         reason = f"this model was not trained to call tools, {others}: describe them in the prompt"
         raise ApiError(400, reason, param="tools")
     choices = body.choices(lambda **settings: engine.model.turn_options(tokenizer, **settings))
-    ids = chat_format.encode_chat(tokenizer, messages, offered or None)
+    ids = chat_format.encode_chat(tokenizer, messages, offered)
+    before = len(ids)
     forced = body.forced_names()
-    if forced is not None:
-        starts = [chat_format.call_start(tokenizer, name) for name in forced]
-        for options in choices:
-            options.logits_processor = [StartWith(starts, len(ids))]
     if grammar is not None:
         ids = ids + chat_format.answer_start(tokenizer)
-        for options in choices:
-            options.logits_processor = [grammar.processor(len(ids))]
+    starts = [chat_format.call_start(tokenizer, name) for name in forced or ()]
+    for options in choices:
+        options.logits_processor = [
+            *body.penalties(before),
+            *([StartWith(starts, before)] if forced is not None else []),
+            *([grammar.processor(len(ids))] if grammar is not None else []),
+        ]
     return [(ids, options) for options in choices]
 
 

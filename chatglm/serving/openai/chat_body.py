@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from ..errors import ApiError
 from .bodies import Count, Sampling
+from .neutral import without_records
 
 
-class TextPart(BaseModel):
+class Part(BaseModel):
+    """A message or a part of one. Unknown keys are errors, except a chat program's own records."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_records(cls, values: Any) -> Any:
+        return without_records(values, cls.model_fields)
+
+
+class TextPart(Part):
     type: Literal["text"]
     text: str
 
@@ -27,11 +47,10 @@ class ToolCall(BaseModel):
     function: FunctionCall
 
 
-class Message(BaseModel):
+class Message(Part):
     """Clients send answers back, so the keys of answers are accepted where they are empty."""
 
-    model_config = ConfigDict(extra="forbid")
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function", "observation"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -43,9 +62,12 @@ class Message(BaseModel):
 
 
 class Function(BaseModel):
+    """`params` are ChatGLM3's own list of parameters, in place of OpenAI's `parameters`."""
+
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")
     description: str | None = None
+    params: list[dict[str, Any]] | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
@@ -54,6 +76,31 @@ class Tool(BaseModel):
     model_config = ConfigDict(extra="forbid")
     type: Literal["function"]
     function: Function
+
+
+def listed_functions(given: Any) -> Any:
+    """Returns an object of name -> description, as ChatGLM3's clients send it, as a list; all else as it is."""
+    if not isinstance(given, Mapping):
+        return given
+    functions = []
+    for name, function in given.items():
+        if not isinstance(function, Mapping) or function.get("name", name) != name:
+            raise ValueError(f"an object of functions must be like {{name: description}}, which {name!r} is not")
+        functions.append({"name": name, **function})
+    return functions
+
+
+def wrapped_tools(given: Any) -> Any:
+    """Returns tools in OpenAI's form; ChatGLM3's clients send bare descriptions, as a list or by name."""
+    given = listed_functions(given)
+    if not isinstance(given, list):
+        return given
+    return [
+        {"type": tool.get("type", "function"), "function": {key: tool[key] for key in tool if key != "type"}}
+        if isinstance(tool, Mapping) and "function" not in tool and "name" in tool
+        else tool
+        for tool in given
+    ]
 
 
 class Named(BaseModel):
@@ -87,14 +134,25 @@ class ChatBody(Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], BeforeValidator(wrapped_tools)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Function] | None = None
+    functions: Annotated[list[Function], BeforeValidator(listed_functions)] | None = None
     function_call: Literal["none", "auto"] | Named | None = None
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = None
     service_tier: Literal["auto", "default"] | None = None
+    #: Whether the tools came as an object, name -> description.
+    _by_name: bool = PrivateAttr(False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _see_form(cls, values: Any, make: ModelWrapValidatorHandler[ChatBody]) -> ChatBody:
+        body = make(values)
+        body._by_name = isinstance(values, Mapping) and any(
+            isinstance(values.get(name), Mapping) for name in ("tools", "functions")
+        )
+        return body
 
     def check(self) -> None:
         super().check()
@@ -103,7 +161,7 @@ class ChatBody(Sampling):
             raise ApiError(400, reason, param="response_format", code="unsupported_parameter")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs need logprobs = true", param="top_logprobs")
         if self.functions and self.tools:
             raise ApiError(400, "give tools or functions (the older name), not both", param="functions")
@@ -137,6 +195,13 @@ class ChatBody(Sampling):
         if self.tool_choice == "none" or self.function_call == "none":
             return []
         return list(self.functions or []) or [tool.function for tool in self.tools or []]
+
+    def described(self) -> dict[str, Any] | list[dict[str, Any]] | None:
+        """Returns the offered functions as the prompt has them: a list, or an object if the client gave one."""
+        functions = [function.model_dump(exclude_none=True, exclude={"strict"}) for function in self.offered()]
+        if self._by_name:
+            return {function["name"]: function for function in functions} or None
+        return functions or None
 
     def forced_names(self) -> list[str] | None:
         """Returns the names of functions of which the answer must call one, or None."""

@@ -73,6 +73,7 @@ def _completion_requests(
             ids = list(prompt)
         settings = defaults if body.max_tokens is not None else defaults | {"max_new_tokens": 16}  # OpenAI's default
         for options in body.choices(lambda settings=settings, **given: GenerationOptions(**settings | given)):
+            options.logits_processor = body.penalties(len(ids))
             requests.append((ids, options))
             shown = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
             echoes.append(shown if body.echo else "")
