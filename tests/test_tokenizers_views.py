@@ -97,7 +97,7 @@ def test_the_names_of_transformers_4(version: int, kind: str) -> None:
     pairs = [row if isinstance(row[0], (str, list)) and len(row) == 2 and not isinstance(row, str) else (row, None)
              for row in rows]  # fmt: skip
     assert batch == [ours.encode_plus(*one)["input_ids"] for one in pairs]
-    ids = [[part if part is None or isinstance(part, list) else ours.encode_text(part) for part in one] for one in pairs]
+    ids = [[ours.encode_text(part) if isinstance(part, str) else part for part in one] for one in pairs]
     assert batch == [ours.build_inputs_with_special_tokens(*one) for one in ids]
     padded = ours.batch_encode_plus(rows, padding=True, truncation=True, max_length=16, return_tensors="pt")
     assert padded["input_ids"].shape == (2, max(map(len, batch)))

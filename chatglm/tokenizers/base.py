@@ -18,6 +18,7 @@ from transformers.utils import cached_file, logging
 
 from ..configuration_chatglm import detect_version
 from ..conversation.chatglm3 import is_published_template
+from ..network.compat import NoCodeToSave, take_old_hub_keywords
 from .chat_methods import ChatMethods
 from .texts import clean_text, refuse_unknown
 
@@ -37,7 +38,7 @@ _LOADING_ARGUMENTS = (
 _NOT_SAVED = ("auto_map", "backend", "is_local", "local_files_only", "tokenizer_file", "files_loaded")
 
 
-class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
+class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
     """The tokenizer of any ChatGLM: `ChatGLMTokenizer.from_pretrained` returns the class of the right generation.
 
     Text is plain text: what a user types never becomes a control token, unless the call (or the constructor) says
@@ -98,6 +99,7 @@ class ChatGLMTokenizer(ChatMethods, PreTrainedTokenizer):
             TypeError: a keyword is unknown.
         """
         path = os.fspath(pretrained_model_name_or_path)
+        take_old_hub_keywords(kwargs)
         model_config = _read_json(path, "config.json", kwargs)
         names = {**model_config, **_read_json(path, "tokenizer_config.json", kwargs)}
         if chatglm_version is not None:
