@@ -73,8 +73,8 @@ def _names_a_base_model(config_dict: dict[str, Any], path: str | os.PathLike[str
     return any(re.search(r"chatglm[23].*-base\b", name, re.IGNORECASE) for name in _names(config_dict, path))
 
 
-#: The classes of `auto_map` that a config keeps in memory, where converters look for them. For these, transformers takes
-#: our code also under trust_remote_code=True; for any other it would run the checkpoint's.
+#: The classes of `auto_map` that a config keeps in memory, where converters look for them. For these, transformers
+#: takes our code also under trust_remote_code=True; for any other it would run the checkpoint's.
 _OWN_AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Cache
 
+from chatglm.network import compat
+from deviations import DEVIATIONS
 from tiny_networks import assert_same, every_model, text, tiny_model
 
 
@@ -55,6 +58,23 @@ def test_tuples_and_flags(version: int) -> None:
     assert whole.hidden_states is None
     assert whole.attentions is None
     assert len(model(ids, output_hidden_states=True).hidden_states) == 4
+
+
+@every_model
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@torch.no_grad()
+def test_everything_is_batch_first(version: int, rows: int) -> None:
+    assert DEVIATIONS["hidden_states_are_batch_first"] and DEVIATIONS["caches_are_no_tuples"]
+    model, ids = tiny_model(version), text(version, 9, 4).repeat(rows, 1)
+    output = model(ids, output_hidden_states=True, use_cache=True)
+    width, tokens = model.config.hidden_size, ids.shape[1]
+    assert {tuple(state.shape) for state in output.hidden_states} == {(rows, tokens, width)}
+    assert model.transformer(ids).last_hidden_state.shape == (rows, tokens, width)
+    cache = compat.cache_of(output)
+    assert isinstance(cache, Cache)
+    for layer in cache.layers:
+        heads = model.config.num_key_value_heads
+        assert layer.keys.shape == layer.values.shape == (rows, heads, tokens, model.config.head_dim)
 
 
 @every_model
