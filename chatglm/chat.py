@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers import LogitsProcessor, PreTrainedTokenizerBase
+from transformers import BatchEncoding, LogitsProcessor, PreTrainedTokenizerBase
 
 from .chat_methods import ChatMixin
 from .chat_steps import ChatStep, ShownAnswer, ids_to_text
 from .configuration_chatglm import ChatGLM3Config, ChatGLMConfig
+from .conversation.history import has_tools
 from .generation import ChatCache
 from .modeling_chatglm import ChatGLM1ForCausalLM
 from .modeling_chatglm2 import ChatGLM2ForCausalLM
@@ -73,6 +74,10 @@ class ChatGLM1ForConditionalGeneration(ChatMixin, ChatGLM1ForCausalLM):
         settings = _settings(max_length, do_sample, top_p, temperature, logits_processor)
         return self._stream_chat(tokenizer, query, history, "user", **kwargs | settings)
 
+    def process_response(self, response: str) -> str:
+        """Returns a decoded answer as the user sees it: the originals' name for `chat_format.clean`."""
+        return self.chat_format.clean(response)
+
 
 class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
     """ChatGLM2-6B. History is a list of (question, answer) pairs."""
@@ -113,6 +118,30 @@ class ChatGLM2ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         return self._stream_chat(
             tokenizer, query, history, "user", past_key_values, return_past_key_values, **kwargs | settings
         )
+
+    def process_response(self, response: str) -> str:
+        """Returns a decoded answer as the user sees it: the originals' name for `chat_format.clean`."""
+        return self.chat_format.clean(response)
+
+    def build_inputs(
+        self, tokenizer: Any, query: str, history: Sequence[tuple[str, str]] | None = None
+    ) -> BatchEncoding:
+        """Returns `tokenizer.build_chat_input(query, history)` on the model's device: the whole prompt of a turn."""
+        return tokenizer.build_chat_input(query, history).to(self.device)
+
+    def build_stream_inputs(
+        self, tokenizer: Any, query: str, history: Sequence[tuple[str, str]] | None = None
+    ) -> BatchEncoding:
+        """Returns the part of `build_inputs` that follows the last answer: what goes in after a KV cache.
+
+        `position_ids` count from 0, as in the original, so a caller with a cache adds its length. `stream_chat` needs
+        none of this: it finds what the cache holds by itself.
+        """
+        ids = self.chat_format.encode_next_round(tokenizer, query, history)
+        inputs = tokenizer.prepare_for_model(
+            ids, add_special_tokens=False, return_tensors="pt", prepend_batch_axis=True
+        )
+        return inputs.to(self.device)
 
 
 class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
@@ -165,6 +194,18 @@ class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         return self._stream_chat(
             tokenizer, query, history, role, past_key_values, return_past_key_values, **kwargs | settings
         )
+
+    def process_response(
+        self, output: str, history: Sequence[dict[str, Any]] | None = None
+    ) -> tuple[str | dict[str, Any], list[dict[str, Any]]]:
+        """Returns the content of a decoded answer and the history with it (see `chat_format.parse`).
+
+        Args:
+            output: everything the model wrote after `<|assistant|>`.
+            history: with the question; not changed.
+        """
+        response = self.chat_format.parse(output, has_tools(history))
+        return response.content, [*self.chat_format.validate(history), *response.messages]
 
 
 #: The class of each generation, by the `chatglm_version` of its config; see `chatglm.generations`.

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerB
 
 from .chat_steps import ChatStep, ShownAnswer, ids_to_text
 from .conversation.formats import ChatFormat, chat_format
+from .decoding.options import without_neutral
 from .generation import (
     DEFAULT_TOP_K,
     ChatCache,
@@ -182,6 +183,7 @@ class ChatMixin:
         kwargs: dict[str, Any],
     ) -> tuple[Any, list[Any]]:
         """Generates a whole answer: by the decode loop, or by transformers' `generate` for options that only it has."""
+        kwargs = without_neutral(kwargs)
         beyond = set(kwargs) - GenerationOptions.names() - {"past_key_values", "answer_room"}
         if (num_beams != 1 or beyond) and kwargs.get("past_key_values") is not None:
             names = ", ".join(sorted(beyond)) or "num_beams"

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .network.compat import CACHE_NAMES
+from .network.compat import CACHE_NAMES, NoCodeToSave
 
 ROPE_PRECISIONS = ("float32", "original")
 
@@ -73,7 +73,18 @@ def _names_a_base_model(config_dict: dict[str, Any], path: str | os.PathLike[str
     return any(re.search(r"chatglm[23].*-base\b", name, re.IGNORECASE) for name in _names(config_dict, path))
 
 
-class ChatGLMConfig(PreTrainedConfig):
+#: The classes of `auto_map` that a config keeps in memory, where converters look for them. For these, transformers
+#: takes our code also under trust_remote_code=True; for any other it would run the checkpoint's.
+_OWN_AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+
+
+def _public_name(architecture: str) -> str:
+    """The name of one of our classes in the originals: `ChatGLMForConditionalGeneration` for the language models."""
+    name = re.sub(r"^ChatGLM\d+", "ChatGLM", architecture)
+    return name.replace("ForCausalLM", "ForConditionalGeneration")
+
+
+class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
     """The base of all generations' configs. `ChatGLMConfig.from_pretrained` returns the right generation's class."""
 
     model_type = "chatglm"
@@ -92,8 +103,17 @@ class ChatGLMConfig(PreTrainedConfig):
     prefix_projection: bool = False
     quantization_bit: int = 0
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> ChatGLMConfig:
+        """`ChatGLMConfig(**config_json)`, as programs for the originals make one, gives the right generation's class;
+        without any values there is no generation to find."""
+        if cls is ChatGLMConfig and kwargs:
+            cls = CONFIGS[detect_version(kwargs)]
+        return super().__new__(cls)
+
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("auto_map", None)  # names .py files that are not copied when the model is saved
+        classes = kwargs.pop("auto_map", None) or {}
+        self.auto_map = {name: classes[name] for name in _OWN_AUTO_CLASSES if name in classes}
+        self.published_name = kwargs.pop("published_name", kwargs.get("_name_or_path"))
         if self.rope_precision not in ROPE_PRECISIONS:
             raise ValueError(f"rope_precision must be one of {ROPE_PRECISIONS}, not {self.rope_precision!r}")
         super().__post_init__(**kwargs)
@@ -104,6 +124,23 @@ class ChatGLMConfig(PreTrainedConfig):
                 "bits": self.quantization_bit,
                 "quantize_embeddings": bool(getattr(self, "quantization_embeddings", False)),
             }
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without `auto_map`: it names .py files that are not copied when the model is saved."""
+        values = super().to_dict()
+        values.pop("auto_map", None)
+        return values
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What a saved config.json holds: with the architecture under the name that other engines know, and the name
+        of the published model that this one comes from, by which llama.cpp's converter tells the generations apart."""
+        values = super().to_diff_dict()
+        name = values.pop("published_name", None)
+        if name:
+            values["_name_or_path"] = name
+        if values.get("architectures"):
+            values["architectures"] = [_public_name(name) for name in values["architectures"]]
+        return values
 
     @classmethod
     def get_config_dict(
@@ -219,7 +256,8 @@ class ChatGLM2Config(ChatGLMConfig):
     classifier_dropout: float | None = None
     rope_ratio: float = 1
     # True for a model without chat training (chatglm3-6b-base): chat() refuses, generate() completes texts.
-    is_base_model: bool = False
+    # By default, the name that config.json carries decides.
+    is_base_model: bool | None = None
     eos_token_id: int | list[int] | None = 2
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = False
@@ -235,6 +273,8 @@ class ChatGLM2Config(ChatGLMConfig):
         if not issubclass(CONFIGS.get(self.chatglm_version, ChatGLMConfig), ChatGLM2Config):
             raise ValueError(f"this config is for generations 2 and 3, not {self.chatglm_version!r}")
         super().__post_init__(**kwargs)
+        if self.is_base_model is None:
+            self.is_base_model = _names_a_base_model({"_name_or_path": self.published_name}, None)
 
     @property
     def stretches_positions(self) -> bool:

@@ -229,6 +229,10 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
     def prefix_embedding_size(self) -> int:
         return self.config.hidden_size
 
+    @property
+    def position_encoding_2d(self) -> bool:
+        return self.config.position_encoding_2d
+
     def get_input_embeddings(self) -> nn.Module:
         return self.word_embeddings
 

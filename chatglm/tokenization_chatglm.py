@@ -14,6 +14,7 @@ from transformers.utils import PaddingStrategy
 from .tokenizers.base import ChatGLMTokenizer
 from .tokenizers.sentencepiece_files import load_sentencepiece
 from .tokenizers.texts import clean_text
+from .tokenizers.views import SPView1
 
 __all__ = ["ChatGLM1Tokenizer", "ChatGLMTokenizer"]
 
@@ -71,6 +72,11 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
     @property
     def commands(self) -> dict[str, int]:
         return {token: self._token_to_id[token] for token in _V1_COMMANDS}
+
+    @property
+    def sp_tokenizer(self) -> SPView1:
+        """What programs for the original read: image tokens and the SentencePiece model."""
+        return SPView1(self)
 
     @property
     def gmask_token_id(self) -> int:

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import sentencepiece
 from transformers.utils import PaddingStrategy
 
 from .conversation import encode_message
 from .tokenizers.base import ChatGLMTokenizer
 from .tokenizers.sentencepiece_files import load_sentencepiece
 from .tokenizers.texts import clean_text
+from .tokenizers.views import SPView
 
 _CONTROL = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
 _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
-
-
-@dataclass(frozen=True)
-class SPView:
-    """What code written for the originals reads from `tokenizer.tokenizer`."""
-
-    sp_model: sentencepiece.SentencePieceProcessor
-    special_tokens: dict[str, int]
-    n_words: int
-    bos_id: int
-    eos_id: int
-    pad_id: int
 
 
 class ChatGLM2Tokenizer(ChatGLMTokenizer):
@@ -89,9 +76,14 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
 
     @property
     def tokenizer(self) -> SPView:
-        ids = self._commands
-        names = {name: index for name, index in ids.items() if index >= self.sp_model.get_piece_size()}
-        return SPView(self.sp_model, names, self.vocab_size, ids["<bos>"], ids["<eos>"], ids["<pad>"])
+        """What programs for the originals read: the SentencePiece model with the control tokens."""
+        return SPView(self)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The ids of the tokens without text, as in the originals; `commands` also has the control tokens."""
+        names = {"<bos>": "<bos>", "<eos>": "<eos>", "<unk>": "<pad>", "<pad>": "<pad>"}
+        return {name: self._commands[same] for name, same in names.items()}
 
     @property
     def encode_special_tokens(self) -> bool:

@@ -8,6 +8,15 @@ from __future__ import annotations
 
 DEVIATIONS: dict[str, str] = {
     # networks
+    "hidden_states_are_batch_first": (
+        "hidden_states and last_hidden_state of the originals are (tokens, batch, width); ours are (batch, tokens, "
+        "width) as in every model of transformers, so sentence vectors are pooled over dim 1; .transpose(0, 1) gives "
+        "the old layout"
+    ),
+    "caches_are_no_tuples": (
+        "past_key_values of the originals is a tuple of (key, value) per layer, each (tokens, batch, heads, width); "
+        "ours is a Cache of transformers, whose layers[i].keys and .values are (batch, heads, tokens, width)"
+    ),
     "hidden_states_end_after_the_final_norm": (
         "v2/v3: the original's last hidden state is the one before final_layernorm; every model of transformers "
         "gives the normalised one (what the head sees), and so did generation 1"

@@ -467,3 +467,49 @@ def test_a_long_prompt_is_read_in_pieces_on_a_cpu(version: int, monkeypatch: pyt
     prompt = lengths[: len(lengths) - 4]
     assert sum(prompt) == steps[0].prompt_tokens
     assert max(prompt) == (7 if version > 1 else steps[0].prompt_tokens), "generation 1 sees its prompt both ways"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_options_that_change_nothing_are_accepted(version: int) -> None:
+    """As the front ends of 2023 call the originals."""
+    model, tokenizer = pair(version)
+    plain = {"max_new_tokens": 5, "do_sample": False}
+    neutral = {"num_beams": 1, "length_penalty": 1.0, "return_dict_in_generate": False}
+    expected = model.chat(tokenizer, "q", [], **plain)
+    assert model.chat(tokenizer, "q", [], **plain, **neutral) == expected
+    assert [*model.stream_chat(tokenizer, "q", [], **plain, **neutral)][-1] == expected
+    inputs = tokenizer.build_chat_input("q", [])
+    rows = [row.tolist() for row in model.stream_generate(**inputs, past_key_values=None, **plain, **neutral)]
+    assert rows == [row.tolist() for row in model.stream_generate(**inputs, **plain)]
+
+
+@pytest.mark.parametrize("text", ["\n 你好 ", " [[训练时间]] a\n", "你好,再见"])
+def test_decoded_answers_are_processed_as_in_chat(text: str) -> None:
+    for version in VERSIONS:
+        model, _ = pair(version)
+        shown = model.process_response(text, turns(3, 1)) if version == 3 else model.process_response(text)
+        cleaned = model.chat_format.clean(text)
+        if version == 3:
+            answer = {"role": "assistant", "metadata": "", "content": text.strip()}
+            assert shown == (cleaned, [*turns(3, 1), answer])
+        else:
+            assert shown == cleaned
+
+
+def test_a_decoded_tool_call_is_processed_as_in_chat() -> None:
+    model, history = pair(3)[0], [TOOLS_SYSTEM, {"role": "user", "content": "q"}]
+    before = copy.deepcopy(history)
+    content, after = model.process_response("get_weather\n```python\ntool_call(city='x')\n```", history)
+    assert content == {"name": "get_weather", "parameters": {"city": "x"}}
+    assert history == before == after[:2] and after[2]["metadata"] == "get_weather"
+
+
+@pytest.mark.parametrize("history", [None, [], [("a", "b")], turns(2, 3)])
+def test_the_inputs_of_a_turn_of_generation_2(history: Any) -> None:
+    model, tokenizer = pair(2)
+    whole = model.build_inputs(tokenizer, "你好", history=history)
+    called = tokenizer([tokenizer.build_prompt("你好", history or [])], return_tensors="pt")
+    assert {name: rows.tolist() for name, rows in whole.items()} == {k: rows.tolist() for k, rows in called.items()}
+    (new,) = model.build_stream_inputs(tokenizer, "你好", history=history)["input_ids"].tolist()
+    assert whole["input_ids"][0].tolist()[-len(new) :] == new
+    assert (len(new) == whole["input_ids"].shape[1]) == (not history)

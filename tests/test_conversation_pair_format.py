@@ -49,6 +49,7 @@ def test_the_next_round_of_generation_2_is_a_suffix() -> None:
         (ids,) = case["inputs"]["input_ids"]
         assert case["n"] == len(chat["history"])
         assert encode_conversation(ours, chat["query"], chat["history"])[-len(ids) :] == ids
+        assert ours.chat_format.encode_next_round(ours, chat["query"], chat["history"]) == ids
         assert case["inputs"]["attention_mask"] == [[1] * len(ids)]
         assert case["inputs"]["position_ids"] == [[*range(len(ids))]]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-from chatglm.decoding.options import GenerationOptions
+from chatglm.decoding.options import NEUTRAL, GenerationOptions
 
 
 def test_the_chain_is_that_of_transformers() -> None:
@@ -65,3 +65,22 @@ def test_only_a_seed_makes_a_generator() -> None:
     assert GenerationOptions().generator(cpu) is None
     first, second = (GenerationOptions(seed=4).generator(cpu) for _ in range(2))
     assert torch.equal(torch.rand(3, generator=first), torch.rand(3, generator=second))
+
+
+NEUTRAL_CALLS: dict[str, dict[str, Any]] = {
+    "composite demo": {"num_beams": 1, "length_penalty": 1.0},
+    "evaluation": {"early_stopping": False, "num_return_sequences": 1, "typical_p": 1.0, "min_length": 0},
+    "training": {"return_dict_in_generate": False, "output_scores": False, "synced_gpus": None, "num_beams": None},
+}
+
+
+@pytest.mark.parametrize("call", NEUTRAL_CALLS)
+def test_options_that_change_nothing_are_left_out(call: str) -> None:
+    options = GenerationOptions.from_config(GenerationConfig(), top_p=0.5, **NEUTRAL_CALLS[call])
+    assert options == GenerationOptions.from_config(GenerationConfig(), top_p=0.5)
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_other_values_are_unknown_options(name: str) -> None:
+    with pytest.raises(TypeError, match=f"unknown generation option {name}"):
+        GenerationOptions.from_config(GenerationConfig(), **{name: 2 if not isinstance(NEUTRAL[name], bool) else True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import socket
@@ -18,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
 )
 
 import chatglm  # registers its classes with the Auto classes
@@ -25,6 +27,7 @@ from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGL
 from checkpoints import LAYOUTS, VERSION, original_config, original_names, original_state, write_checkpoint
 from conftest import SHARED, needs_shared
 from goldens import causal_lm, make_config
+from tiny_folders import make_folder
 
 pytestmark = needs_shared
 NAMES = tuple(VERSION)
@@ -118,7 +121,9 @@ def test_every_published_config(name: str, trust: dict[str, Any]) -> None:
             continue
         assert getattr(config, key) == value, key
     assert config.dtype == torch.float16
-    assert not hasattr(config, "auto_map")
+    assert {"AutoConfig", "AutoModel"} <= config.auto_map.keys()
+    assert config.auto_map.items() <= values["auto_map"].items()
+    assert "auto_map" not in config.to_dict()
     assert config.num_hidden_layers == 28
     assert config.vocab_size == values.get("vocab_size", values.get("padded_vocab_size"))
 
@@ -222,6 +227,9 @@ def test_saved_and_loaded(name: str, folders: Any, tmp_path: Path) -> None:
     assert "auto_map" not in json.dumps(saved)
     assert saved["chatglm_version"] == VERSION[name]
     assert saved["model_type"] == "chatglm"
+    assert saved["architectures"] == ["ChatGLMForConditionalGeneration"]
+    published = json.loads((SHARED / "checkpoints" / name / "config.json").read_text(encoding="utf-8"))
+    assert saved.get("_name_or_path") == published.get("_name_or_path")
     assert not list((tmp_path / "saved").glob("*.py"))
     for trust in TRUST:
         again = AutoModel.from_pretrained(tmp_path / "saved", **trust)
@@ -307,3 +315,63 @@ def test_the_lines_of_the_originals_readme(name: str, trust: dict[str, bool], tm
     again, history = model.chat(tokenizer, "晚上睡不着应该怎么办", history=history, max_new_tokens=4)
     assert isinstance(response, str) and isinstance(again, str)
     assert len(history) == (4 if name == "chatglm3-6b" else 2)
+
+
+def test_the_origin_survives_several_saves(tmp_path: Path) -> None:
+    """The name inside the file, not the folder it was loaded from; a model of no published name gets none."""
+    (tmp_path / "first").mkdir()
+    for inside in ("THUDM/chatglm2-6b-32k", None):
+        values = original_config("chatglm2-6b") | {"chatglm_version": 2, "_name_or_path": inside}
+        (tmp_path / "first" / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        AutoConfig.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+        again = AutoConfig.from_pretrained(tmp_path / "second")
+        ChatGLMConfig(**again.to_dict()).save_pretrained(tmp_path / "third")
+        saved = json.loads((tmp_path / "third" / "config.json").read_text(encoding="utf-8"))
+        assert saved.get("_name_or_path") == inside and "published_name" not in saved
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_of_the_values_of_its_file(name: str) -> None:
+    values = original_config(name)
+    config = ChatGLMConfig(**values)
+    assert type(config) is CONFIG[VERSION[name]] is type(copy.deepcopy(config))
+    assert config.to_dict() == ChatGLMConfig.from_dict(values).to_dict()
+
+
+def test_a_config_of_a_base_model_by_its_values() -> None:
+    values = original_config("chatglm3-6b")
+    assert not ChatGLMConfig(**values).is_base_model
+    assert ChatGLMConfig(**values | {"_name_or_path": "THUDM/chatglm3-6b-base"}).is_base_model
+    assert type(ChatGLMConfig(**values | {"chatglm_version": 2})) is CONFIG[2]
+    assert type(ChatGLMConfig()) is ChatGLMConfig
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_code_beside_the_weights_is_never_run(version: int, tmp_path: Path) -> None:
+    """Not even with trust_remote_code, though the config keeps auto_map in memory."""
+    folder = make_folder(tmp_path / "model", version)
+    autos = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoTokenizer")
+    (folder / "evil.py").write_text("raise SystemExit('code of the checkpoint ran')\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        values["auto_map"] = dict.fromkeys(autos, "evil.Class") | {"AutoTokenizer": ["evil.Class", None]}
+        (folder / name).write_text(json.dumps(values), encoding="utf-8")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert "AutoModel" in config.auto_map and "AutoTokenizer" not in config.auto_map
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
+        assert auto.from_pretrained(folder, trust_remote_code=True).config.chatglm_version == version
+        auto.from_config(config, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_keywords_of_transformers_4(version: int, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model", version)
+    old: dict[str, Any] = {"resume_download": True, "use_auth_token": None}
+    for auto in (AutoModel, AutoModelForCausalLM):
+        for name, bits in (("load_in_8bit", 8), ("load_in_4bit", 4)):
+            assert not auto.from_pretrained(folder, **{name: False}, **old).quantized
+            assert not auto.from_pretrained(folder, **{name: None}).quantized
+            with pytest.raises(TypeError, match=rf"^{name} .*ChatGLMQuantizationConfig\(bits={bits}\)"):
+                auto.from_pretrained(folder, device_map="auto", **{name: True})
+    assert AutoTokenizer.from_pretrained(folder, **old | {"use_auth_token": "x"}).chatglm_version == version

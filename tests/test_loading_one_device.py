@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +190,23 @@ def test_the_demo_is_ready_within_seconds() -> None:
     code = "import time; start = time.monotonic(); import chatglm; chatglm.load(); print(time.monotonic() - start)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert float(run.stdout) < 30  # about 5 on an idle machine; the bound is for one that is busy
+
+
+@pytest.mark.parametrize("with_auto_class", [True, False], ids=["named", "default"])
+def test_classes_registered_for_saving(any_folder: Path, with_auto_class: bool, tmp_path: Path, caplog: Any) -> None:
+    """Programs for the originals do this before training; code that needs our package is not copied."""
+    model, tokenizer = load(any_folder)
+    names = ("AutoConfig", "AutoTokenizer", "AutoModel")
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        for thing, name in zip((model.config, tokenizer, model), names, strict=True):
+            type(thing).register_for_auto_class(*[name] * with_auto_class)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [record.getMessage().count("does nothing") for record in caplog.records] == [1, 1, 1]
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py")) and "auto_map" not in (tmp_path / "config.json").read_text()
+    again, _ = load(tmp_path)
+    assert again.config.chatglm_version == model.config.chatglm_version

@@ -249,6 +249,7 @@ def check_pass(model: Any, golden: Case, version: int) -> None:
         assert_relative(output.loss.item(), golden["loss"].item())
     states = [golden[name].transpose(0, 1) for name in sorted(golden.tensors) if name.startswith("hidden_states.")]
     if states:
+        assert DEVIATIONS["hidden_states_are_batch_first"]
         assert len(output.hidden_states) == len(states)
         if version > 1:
             assert DEVIATIONS["hidden_states_end_after_the_final_norm"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from transformers import Cache
 
+from chatglm.network import compat
+from deviations import DEVIATIONS
 from tiny_networks import assert_same, every_model, text, tiny_model
 
 
@@ -57,9 +61,42 @@ def test_tuples_and_flags(version: int) -> None:
 
 
 @every_model
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@torch.no_grad()
+def test_everything_is_batch_first(version: int, rows: int) -> None:
+    assert DEVIATIONS["hidden_states_are_batch_first"] and DEVIATIONS["caches_are_no_tuples"]
+    model, ids = tiny_model(version), text(version, 9, 4).repeat(rows, 1)
+    output = model(ids, output_hidden_states=True, use_cache=True)
+    width, tokens = model.config.hidden_size, ids.shape[1]
+    assert {tuple(state.shape) for state in output.hidden_states} == {(rows, tokens, width)}
+    assert model.transformer(ids).last_hidden_state.shape == (rows, tokens, width)
+    cache = compat.cache_of(output)
+    assert isinstance(cache, Cache)
+    for layer in cache.layers:
+        heads = model.config.num_key_value_heads
+        assert layer.keys.shape == layer.values.shape == (rows, heads, tokens, model.config.head_dim)
+
+
+@every_model
 def test_a_loss_over_a_batch_of_accumulated_steps(version: int) -> None:
     """`num_items_in_batch`, which Trainer passes, divides the sum of the losses instead of their mean."""
     model, ids = tiny_model(version), text(version, 9, 5)
     mean = model(ids, labels=ids).loss
     count = ids.shape[1] - 1
     assert_same(model(ids, labels=ids, num_items_in_batch=torch.tensor(2 * count)).loss, mean / 2)
+
+
+@every_model
+def test_attributes_of_the_originals(version: int) -> None:
+    model = copy.deepcopy(tiny_model(version))
+    assert model.max_sequence_length == model.config.max_position_embeddings == model.transformer.max_sequence_length
+    assert model.quantized is False
+    assert (model.transformer.num_layers, model.transformer.hidden_size) == (
+        model.config.num_hidden_layers, model.config.hidden_size,
+    )  # fmt: skip
+    model.quantize(8)
+    assert model.quantized is True
+    if version == 1:
+        assert model.position_encoding_2d is model.transformer.position_encoding_2d is True
+    else:
+        assert not hasattr(model, "position_encoding_2d")

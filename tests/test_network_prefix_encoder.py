@@ -83,3 +83,27 @@ def test_a_prefix_drops_out_only_while_training(version: int) -> None:
         assert torch.equal(model(ids).logits, model(ids).logits)
         model.train()
         assert not torch.equal(model(ids).logits, model(ids).logits)
+
+
+@every_model
+@pytest.mark.parametrize("projection", [False, True], ids=["table", "projected"])
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4], [3, 0], [2]])
+@torch.no_grad()
+def test_the_rows_of_a_prefix_by_their_ids(version: int, projection: bool, ids: list[int]) -> None:
+    """As converters call it; the rows hold keys and values of every layer."""
+    network = tiny_model(version, pre_seq_len=5, prefix_projection=projection).transformer
+    encoder = network.prefix_encoder
+    assert (network.pre_seq_len, network.prefix_projection) == (5, projection)
+    assert network.prefix_tokens.tolist() == [*range(5)]
+    rows = encoder(torch.tensor([ids, ids]))
+    assert torch.equal(rows[0], rows[1])
+    parts = rows[0].unflatten(-1, (encoder.num_layers * 2, encoder.num_heads, encoder.head_dim))
+    for layer, (key, value) in enumerate(encoder(1, torch.float32)):
+        assert_same(parts[:, 2 * layer].transpose(0, 1), key[0][:, ids])
+        assert_same(parts[:, 2 * layer + 1].transpose(0, 1), value[0][:, ids])
+
+
+@every_model
+def test_without_a_prefix(version: int) -> None:
+    network = tiny_model(version).transformer
+    assert (network.pre_seq_len, network.prefix_projection, network.prefix_tokens) == (None, False, None)

@@ -185,6 +185,15 @@ class ChatFormat(ABC):
         query = self.check_query(query, role)
         return encode_segments(tokenizer, self.prompt_segments(query, self.validate(history, query), role))
 
+    def encode_next_round(
+        self, tokenizer: ChatTokenizer, query: str, history: Sequence[Any] | None = None
+    ) -> list[int]:
+        """Returns the ids of the prompt that follow the last answer of the history; all ids without a history.
+
+        Raises ValueError if the conversation has no numbered rounds.
+        """
+        raise ValueError(f"conversations of {self.name} have no numbered rounds: use encode")
+
     def fit(
         self,
         tokenizer: ChatTokenizer,

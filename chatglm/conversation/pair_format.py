@@ -93,6 +93,15 @@ class PairFormat(ChatFormat):
     def prompt_segments(self, query: str, history: Sequence[Any], role: str = "user") -> list[Segment]:
         return [*self.start, (self.prompt_text(query, history), False), *self.ask]
 
+    def encode_next_round(
+        self, tokenizer: ChatTokenizer, query: str, history: Sequence[Any] | None = None
+    ) -> list[int]:
+        """Returns the ids of the prompt that follow the last answer of the history; all ids without a history."""
+        if not history:
+            return self.encode(tokenizer, query)
+        text = self.gap + self.round_text(len(self.validate(history)), self.check_query(query, "user"))
+        return tokenizer.encode_text(text)[1:]  # without the space with which SentencePiece begins every text
+
     def chat_segments(
         self, messages: Sequence[Any], tools: Any = None, open_answer: bool = True, end: bool = True
     ) -> list[Segment]:

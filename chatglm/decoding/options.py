@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -29,6 +29,39 @@ from transformers import (
 DEFAULT_TOP_K = 50
 #: Lower temperatures leave only the likeliest token anyway, and dividing the scores by them would overflow.
 GREEDY_BELOW = 1e-5
+
+#: Options of transformers' `generate` that decoding token by token does not have, and the value with which each
+#: changes nothing: programs for the originals pass them on in every call.
+NEUTRAL: dict[str, Any] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "diversity_penalty": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "penalty_alpha": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": 1.0,
+    "min_length": 0,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict_in_generate": False,
+    "synced_gpus": False,
+    "low_memory": False,
+}
+
+
+def without_neutral(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of the options without those of `NEUTRAL` that are None or have their neutral value."""
+    return {name: value for name, value in options.items() if name not in NEUTRAL or value not in (None, NEUTRAL[name])}
 
 
 @dataclass
@@ -87,7 +120,11 @@ class GenerationOptions:
 
     @classmethod
     def from_config(cls, config: GenerationConfig, **kwargs: Any) -> GenerationOptions:
-        """Takes options that `kwargs` lack from `config`. Raises TypeError for a name that is not an option."""
+        """Takes options that `kwargs` lack from `config`; leaves out those that change nothing (`NEUTRAL`).
+
+        Raises TypeError for any other name that is not an option.
+        """
+        kwargs = without_neutral(kwargs)
         unknown = sorted(set(kwargs) - cls.names())
         if unknown:
             raise TypeError(

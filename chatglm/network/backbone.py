@@ -10,11 +10,12 @@ from torch import nn
 from transformers import Cache, DynamicCache
 
 from . import compat
+from .attribute_names import BackboneAttributes
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
 
 
-class Backbone(ChatGLMPreTrainedModel):
+class Backbone(BackboneAttributes, ChatGLMPreTrainedModel):
     """A network without a head: token ids to hidden states."""
 
     gradient_checkpointing = False

@@ -14,6 +14,9 @@ import torch
 from transformers import Cache, GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 #: Both names of the KV cache, for the lists of names that transformers and accelerate read.
 CACHE_NAMES = ("past_key_values", "cache")
@@ -86,6 +89,28 @@ def causal_mask(
         allow_is_causal_skip=allow_is_causal_skip,
         **named_cache(cache),
     )
+
+
+def take_old_hub_keywords(kwargs: dict[str, Any]) -> None:
+    """Translates keywords of `from_pretrained` that transformers 5 removed, in place."""
+    kwargs.pop("resume_download", None)  # downloads always resume today
+    token = kwargs.pop("use_auth_token", None)
+    if token is not None:
+        kwargs.setdefault("token", token)
+
+
+class NoCodeToSave:
+    """Mixin: `register_for_auto_class` does nothing and says so.
+
+    In transformers, it makes `save_pretrained` copy the class's file, which would not work without its package.
+    """
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type = "") -> None:
+        logger.warning(
+            f"{cls.__name__}: no code is saved with the model, so register_for_auto_class() does nothing; "
+            "programs load what you save after `import chatglm`"
+        )
 
 
 class ChatGLMGenerationMixin(GenerationMixin):

@@ -113,6 +113,11 @@ def additive_mask(
 class GLMHead(CausalLMHead):
     """A language model for `generate` whose positions follow from all token ids, not just from their count."""
 
+    @property
+    def position_encoding_2d(self) -> bool:
+        """Whether positions have two parts, the place in the context and in the answer."""
+        return bool(self.config.position_encoding_2d)
+
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' `generate`; also takes the 4-D mask and 2-D positions that the tokenizer makes for a batch."""
         mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")

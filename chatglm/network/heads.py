@@ -12,10 +12,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassi
 from transformers.utils import can_return_tuple
 
 from . import compat
+from .attribute_names import HeadAttributes
 from .pretrained import ChatGLMPreTrainedModel
 
 
-class CausalLMHead(ChatGLMPreTrainedModel, compat.ChatGLMGenerationMixin):
+class CausalLMHead(HeadAttributes, ChatGLMPreTrainedModel, compat.ChatGLMGenerationMixin):
     """A network, `transformer`, with the output head that `get_output_embeddings()` returns."""
 
     transformer: Any
@@ -75,7 +76,7 @@ class CausalLMHead(ChatGLMPreTrainedModel, compat.ChatGLMGenerationMixin):
         )
 
 
-class ClassifierHead(ChatGLMPreTrainedModel):
+class ClassifierHead(HeadAttributes, ChatGLMPreTrainedModel):
     """A network, `transformer`, with dropout and a linear classifier on the last real token of each sequence."""
 
     transformer: Any

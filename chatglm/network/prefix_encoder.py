@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import overload
 
 import torch
 from torch import nn
@@ -113,8 +114,25 @@ class PrefixEncoder(nn.Module):
         self._kept = (state, finished)
         return finished
 
-    def forward(self, batch_size: int, dtype: torch.dtype) -> list[LayerPrefix]:
-        """The prefix of every layer for `batch_size` sequences, in `dtype`; do not write to it."""
+    @overload
+    def forward(self, batch_size: int, dtype: torch.dtype) -> list[LayerPrefix]: ...
+
+    @overload
+    def forward(self, batch_size: torch.Tensor) -> torch.Tensor: ...
+
+    def forward(
+        self, batch_size: int | torch.Tensor, dtype: torch.dtype | None = None
+    ) -> list[LayerPrefix] | torch.Tensor:
+        """The prefix of every layer for `batch_size` sequences, in `dtype`; do not write to it.
+
+        Called as in the originals, with ids (..., prefix) of positions of the prefix alone, gives its rows
+        (..., prefix, layers * 2 * heads * head_dim).
+        """
+        if isinstance(batch_size, torch.Tensor):
+            rows = self.embedding(batch_size)
+            return rows if self.trans is None else self.trans(rows)
+        if dtype is None:
+            raise TypeError("give the dtype of the prefix, or ids as a tensor")
         autocast = torch.is_autocast_enabled(self.embedding.weight.device.type)
         if self.training or autocast or torch.is_grad_enabled() or torch.compiler.is_compiling():
             prefix = self._make(batch_size, dtype)

@@ -20,6 +20,17 @@ from .rotary import RotaryTable
 from .slots import AdapterSlots
 
 
+def refuse_old_quantisation(kwargs: dict[str, Any]) -> None:
+    """Takes transformers 4's switches for bitsandbytes out of `kwargs`. Raises TypeError if one is set."""
+    for name, bits in (("load_in_8bit", 8), ("load_in_4bit", 4)):
+        if kwargs.pop(name, None):
+            raise TypeError(
+                f"{name} is gone from transformers 5: write quantization_config=ChatGLMQuantizationConfig(bits={bits}) "
+                f"(from chatglm; the same as chatglm.load(..., quantize={bits})), or, for bitsandbytes, "
+                f"quantization_config=BitsAndBytesConfig({name}=True)"
+            )
+
+
 @dataclass(frozen=True)
 class PartNames:
     """The names of the modules that a device map places."""
@@ -37,7 +48,7 @@ class PartNames:
         return (self.embeddings, self.rotary, self.prefix, self.final_norm, *self.heads)
 
 
-class ChatGLMPreTrainedModel(PreTrainedModel):
+class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
     """A network, with or without a head."""
 
     config: ChatGLMConfig
@@ -67,7 +78,13 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers; also takes `device=` for `device_map=`, as in ChatGLM2's README."""
+        """As in transformers; also takes `device=` for `device_map=`, as in ChatGLM2's README.
+
+        Raises:
+            TypeError: `load_in_8bit` or `load_in_4bit` of transformers 4 is set; the error says what to write.
+        """
+        refuse_old_quantisation(kwargs)
+        compat.take_old_hub_keywords(kwargs)
         device = kwargs.pop("device", None)
         if device is not None:
             kwargs.setdefault("device_map", device)
