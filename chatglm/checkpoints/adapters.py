@@ -20,7 +20,7 @@ from .file_names import LORA_CONFIG, LORA_WEIGHTS
 from .files import ModelLoadError, read_contents, read_json, weight_files
 
 #: How the names of a prefix's tensors start in a checkpoint; the rest is their name in the `PrefixEncoder`.
-PREFIX = re.compile(r"^(?:module\.)?(?:transformer\.)?prefix_encoder\.")
+PREFIX = re.compile(r"^(?:(?:module|_orig_mod|base_model\.model|model)\.)*(?:transformer\.)?prefix_encoder\.")
 NAME = re.compile(r"[\w-]+")
 NEEDS_PEFT = "LoRA needs PEFT, which is not installed: pip install peft"
 UNUSABLE_PEFT = "LoRA needs PEFT 0.20 or later, and the installed one cannot be imported ({}): pip install -U peft"

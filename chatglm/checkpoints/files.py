@@ -9,6 +9,7 @@ import json
 import math
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from . import file_names
+from .weight_names import first_few, unwrapped
 
 # Floating-point types as safetensors headers name them; tensors of other types (quantised weights) keep theirs.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -33,7 +35,7 @@ class Weights:
     """The weight files of a folder, and a summary of their tables of contents."""
 
     files: tuple[Path, ...]
-    names: frozenset[str]  # of the tensors
+    names: frozenset[str]  # of the tensors, without what wrappers put into them
     elements: int  # floating-point parameters in all
     other_bytes: int  # bytes of the tensors of other types
     dtype: torch.dtype  # of most floating-point parameters
@@ -89,7 +91,7 @@ def find_weights(folder: Path) -> Weights:
     other_bytes = 0
     for path in files:
         for name, (dtype, count, size) in read_contents(path).items():
-            tensors.add(name)
+            tensors.add(unwrapped(name))
             if dtype is None:
                 other_bytes += size
             else:
@@ -164,6 +166,21 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         f"{folder} has a {file_names.CONFIG} but no weights ({file_names.SAFETENSORS}, {file_names.TORCH_WEIGHTS} or "
         f"their {file_names.INDEX}): download the weights into it"
     )
+
+
+def refuse_missing(source: object, names: Iterable[str], others: Iterable[str]) -> None:
+    """Raises ModelLoadError if there are tensors of the model that its weight files lack.
+
+    Args:
+        names: of the missing tensors.
+        others: names in the files that the model does not have.
+    """
+    missing, unknown = sorted(names), sorted(others)
+    if missing:
+        found = f"; instead they hold {first_few(unknown)}: rename those if they are the model's" if unknown else ""
+        raise ModelLoadError(
+            f"the weight files of {source} lack tensors of the model ({first_few(missing)}){found or ': ' + GET_AGAIN}"
+        )
 
 
 def _check_file(path: Path) -> None:

@@ -10,9 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import zeros_
 
 from .. import quantization
+from ..checkpoints.files import refuse_missing
+from ..checkpoints.weight_names import WRAPPERS
 from ..configuration_chatglm import ChatGLMConfig
 from . import compat
 from .prefix_encoder import PrefixEmbedding, PrefixLinear
@@ -42,6 +45,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
 
     config: ChatGLMConfig
     part_names: ClassVar[PartNames]
+    #: Other names that tensors have in checkpoints, as patterns, and what to replace them with.
+    other_names: ClassVar[dict[str, str]] = {}
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = list(compat.CACHE_NAMES)
@@ -67,19 +72,38 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers; also takes `device=` for `device_map=`, as in ChatGLM2's README."""
+        """As in transformers; also takes `device=` for `device_map=`, as in ChatGLM2's README.
+
+        Tensors are found under the names that training programs give them, see `checkpoints/weight_names.py`.
+
+        Raises:
+            ModelLoadError: tensors of the network are missing; transformers would fill them with random numbers.
+        """
         device = kwargs.pop("device", None)
         if device is not None:
             kwargs.setdefault("device_map", device)
         kwargs.pop("empty_init", None)  # the originals' switch; here, weights that are loaded are never initialised
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        own_names = kwargs.get("key_mapping") is None
+        if own_names:
+            kwargs["key_mapping"] = WRAPPERS | cls.other_names
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        refuse_missing(
+            pretrained_model_name_or_path,
+            (name for name in info["missing_keys"] if not name.startswith("classifier_head.")),  # new, to be trained
+            info["unexpected_keys"],
+        )
+        if own_names:  # else `save_pretrained` would put the wrappers' names back
+            used = getattr(model, "_weight_conversions", None) or []
+            model._weight_conversions = [one for one in used if not isinstance(one, WeightRenaming)]
         if model.is_split:
             for name in ("to", "cuda", "npu", "xpu", "mlu", "musa", "sdaa", "neuron"):
                 model.__dict__.pop(name, None)  # drops accelerate's warnings: our error says what to do
         if model.config.pre_seq_len is not None:
             model.adapter_slots.freeze_base()  # loading creates new parameters, which are trainable again
-        return loaded
+        return (model, info) if wants_info else model
 
     def post_init(self) -> None:
         """Ends every constructor: if the config describes quantised weights, creates the layers for them."""
