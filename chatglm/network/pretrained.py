@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import zeros_
 
 from .. import quantization
 from ..checkpoints.files import refuse_missing
+from ..checkpoints.state_dicts import unusual_state_dict
 from ..checkpoints.weight_names import WRAPPERS
 from ..configuration_chatglm import ChatGLMConfig
 from . import compat
@@ -38,6 +40,18 @@ class PartNames:
     def meeting(self) -> tuple[str, ...]:
         """The modules on the device where input ids and logits meet, in the order of the originals' maps."""
         return (self.embeddings, self.rotary, self.prefix, self.final_norm, *self.heads)
+
+# Arguments of `from_pretrained` that name other weights than those a folder has under their usual names.
+_OTHER_SOURCES = ("state_dict", "gguf_file", "variant")
+
+
+def _give_config(folder: Path, kwargs: dict[str, Any]) -> None:
+    """Puts the config of a folder into the arguments of `from_pretrained`, with the fields of it that they name."""
+    if isinstance(kwargs.get("config"), ChatGLMConfig):
+        return
+    config = kwargs["config"] = ChatGLMConfig.from_pretrained(kwargs.get("config") or folder)
+    for name in set(kwargs) & set(config.to_dict()) - {"dtype", "quantization_config"}:
+        setattr(config, name, kwargs.pop(name))
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
@@ -87,9 +101,19 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         if own_names:
             kwargs["key_mapping"] = WRAPPERS | cls.other_names
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        path: str | os.PathLike[str] | None = pretrained_model_name_or_path
+        folder = None if path is None else Path(path, kwargs.get("subfolder") or "")
+        tensors = None
+        if folder is not None and folder.is_dir() and not any(kwargs.get(name) for name in _OTHER_SOURCES):
+            tensors = unusual_state_dict(folder)
+        if folder is not None and tensors is not None:
+            _give_config(folder, kwargs)
+            path, kwargs["state_dict"] = None, tensors
+        model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        if folder is not None and tensors is not None:
+            model.config.name_or_path = os.fspath(pretrained_model_name_or_path or "")
+            if model.can_generate() and (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(folder)
         refuse_missing(
             pretrained_model_name_or_path,
             (name for name in info["missing_keys"] if not name.startswith("classifier_head.")),  # new, to be trained
