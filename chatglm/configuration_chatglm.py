@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -89,6 +89,7 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
 
     model_type = "chatglm"
     keys_to_ignore_at_inference = list(CACHE_NAMES)
+    tokenizer_class: ClassVar[str] = "ChatGLMTokenizer"  # AutoTokenizer's choice for a folder without its own
 
     chatglm_version: int | None = None
     use_cache: bool = True

@@ -213,6 +213,7 @@ class Encoder(nn.Module):
 
 
 class ChatGLM2PreTrainedModel(AdapterMethods, ChatGLMPreTrainedModel):
+    other_names = {r"^(?:transformer\.)?lm_head\.": "transformer.output_layer."}  # as in transformers' own models
     config: ChatGLM2Config
     config_class = ChatGLM2Config
     part_names = PartNames(

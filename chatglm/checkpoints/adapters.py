@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,10 @@ from . import file_names
 from .atomic import files_into
 from .file_names import LORA_CONFIG, LORA_WEIGHTS
 from .files import ModelLoadError, read_contents, read_json, weight_files
+from .state_dicts import load_torch_file
 
 #: How the names of a prefix's tensors start in a checkpoint; the rest is their name in the `PrefixEncoder`.
-PREFIX = re.compile(r"^(?:module\.)?(?:transformer\.)?prefix_encoder\.")
+PREFIX = re.compile(r"^(?:(?:module|_orig_mod|base_model\.model|model)\.)*(?:transformer\.)?prefix_encoder\.")
 NAME = re.compile(r"[\w-]+")
 NEEDS_PEFT = "LoRA needs PEFT, which is not installed: pip install peft"
 UNUSABLE_PEFT = "LoRA needs PEFT 0.20 or later, and the installed one cannot be imported ({}): pip install -U peft"
@@ -127,8 +127,7 @@ def _tensors(path: Path, wanted: re.Pattern[str]) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in contents if wanted.match(name)}
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    return {name: tensor.clone() for name, tensor in tensors.items() if wanted.match(name)}
+    return {name: tensor.clone() for name, tensor in load_torch_file(path).items() if wanted.match(name)}
 
 
 def default_name(path: str | os.PathLike[str]) -> str:

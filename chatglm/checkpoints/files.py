@@ -5,10 +5,13 @@ Every error names the file and says what to do; a broken download is found here,
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
+import re
 import zipfile
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import torch
 
 from . import file_names
+from .weight_names import first_few, unwrapped
 
 # Floating-point types as safetensors headers name them; tensors of other types (quantised weights) keep theirs.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -33,7 +37,7 @@ class Weights:
     """The weight files of a folder, and a summary of their tables of contents."""
 
     files: tuple[Path, ...]
-    names: frozenset[str]  # of the tensors
+    names: frozenset[str]  # of the tensors, without what wrappers put into them
     elements: int  # floating-point parameters in all
     other_bytes: int  # bytes of the tensors of other types
     dtype: torch.dtype  # of most floating-point parameters
@@ -56,6 +60,9 @@ def check_folder(folder: Path) -> None:
         hint = f"did you mean the folder {folder / below[0]}?" if below else "give the folder of a ChatGLM checkpoint"
         raise ModelLoadError(f"{folder} has no config.json, so it is not a checkpoint: {hint}")
     config = folder / file_names.CONFIG
+    for name in file_names.READ_BY_TRANSFORMERS:
+        if (folder / name).is_file():
+            _check_encoding(folder / name)
     kind = read_json(config).get("model_type")
     if kind != "chatglm":
         raise ModelLoadError(f"{config} describes a model of type {kind!r}: only 'chatglm' can be loaded")
@@ -64,6 +71,7 @@ def check_folder(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file that must exist. Raises ModelLoadError."""
     _check_file(path)
+    _check_encoding(path)
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
@@ -82,14 +90,14 @@ def check_vocabulary(folder: Path, generation: int) -> None:
 
 
 def find_weights(folder: Path) -> Weights:
-    """Finds and checks the weights that transformers would load from `folder`. Raises ModelLoadError."""
+    """Finds and checks the weights that would be loaded from `folder`. Raises ModelLoadError."""
     files = weight_files(folder)
     tensors: set[str] = set()
     elements: Counter[torch.dtype] = Counter()
     other_bytes = 0
     for path in files:
         for name, (dtype, count, size) in read_contents(path).items():
-            tensors.add(name)
+            tensors.add(unwrapped(name))
             if dtype is None:
                 other_bytes += size
             else:
@@ -134,7 +142,7 @@ def _torch_contents(path: Path) -> Contents:
     if start == b"PK" and not is_zip:  # a zip file has its table of contents at the end
         raise ModelLoadError(f"{path} is cut off (its end is missing): {GET_AGAIN}")
     try:
-        tensors = torch.load(path, map_location="meta", weights_only=True, mmap=is_zip)
+        tensors = tensors_of(torch.load(path, map_location="meta", weights_only=True, mmap=is_zip))
         return {
             name: (tensor.dtype if tensor.is_floating_point() else None, tensor.numel(), tensor.nbytes)
             for name, tensor in tensors.items()
@@ -143,27 +151,101 @@ def _torch_contents(path: Path) -> Contents:
         raise ModelLoadError(f"{path} is not a file of weights, or broken: {GET_AGAIN}") from error
 
 
+def tensors_of(content: Any) -> Any:
+    """The tensors in what torch.load returned: itself, or those under `module` (DeepSpeed) or a similar key."""
+    if isinstance(content, Mapping) and not any(isinstance(value, torch.Tensor) for value in content.values()):
+        for name in ("module", "state_dict", "model_state_dict", "model"):
+            if isinstance(content.get(name), Mapping):
+                return content[name]
+    return content
+
+
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that transformers would load from `folder`. Raises ModelLoadError."""
+    """The files with the weights of `folder`. Raises ModelLoadError."""
+    return choose_weights(folder)[0]
+
+
+def choose_weights(folder: Path) -> tuple[tuple[Path, ...], bool]:
+    """The files with the weights of `folder`, and whether transformers finds the same ones. Raises ModelLoadError."""
     # The order in which transformers looks: one file before an index, safetensors before torch's own format.
+    stale: ModelLoadError | None = None
     for name in (file_names.SAFETENSORS, file_names.TORCH_WEIGHTS):
         if (folder / name).is_file():
-            return (folder / name,)
+            return ((folder / name,), stale is None)
         index = folder / f"{name}{file_names.INDEX}"
         if index.is_file():
-            shards = read_json(index).get("weight_map")
+            content = read_json(index)
+            shards = content.get("weight_map")
             if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
                 raise ModelLoadError(f"{index} has no weight_map: {GET_AGAIN}")
             files = tuple(folder / shard for shard in sorted(set(shards.values())))
             missing = [path.name for path in files if not path.is_file()]
-            if missing:
-                total = f"{len(missing)} of {len(files)} weight files of {index.name} are not in {folder}"
-                raise ModelLoadError(f"{total}: {', '.join(missing)}; download them into it")
-            return files
+            if not missing:
+                return (files, stale is None and isinstance(content.get("metadata"), dict))
+            total = f"{len(missing)} of {len(files)} weight files of {index.name} are not in {folder}"
+            stale = stale or ModelLoadError(f"{total}: {', '.join(missing)}; download them into it")
+            if len(missing) < len(files):
+                raise stale
+    if stale is not None:
+        raise stale
+    for name in (file_names.SAFETENSORS, file_names.TORCH_WEIGHTS):
+        if files := _shards_without_index(folder, name):
+            return (files, False)
     raise ModelLoadError(
         f"{folder} has a {file_names.CONFIG} but no weights ({file_names.SAFETENSORS}, {file_names.TORCH_WEIGHTS} or "
         f"their {file_names.INDEX}): download the weights into it"
     )
+
+
+def _shards_without_index(folder: Path, name: str) -> tuple[Path, ...]:
+    """The shards of a file that their own names number (`pytorch_model-00001-of-00007.bin`), if there are any.
+
+    Raises:
+        ModelLoadError: some of them are missing.
+    """
+    stem, _, suffix = name.rpartition(".")
+    pattern = re.compile(rf"{stem}-(\d{{5}})-of-(\d{{5}})\.{suffix}")
+    found = [match for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    if not found:
+        return ()
+    count = int(found[0][2])
+    files = tuple(folder / f"{stem}-{number:05}-of-{count:05}.{suffix}" for number in range(1, count + 1))
+    missing = [path.name for path in files if not path.is_file()]
+    if missing or len(found) != count:
+        raise ModelLoadError(
+            f"{folder} has no {name}{file_names.INDEX}, and its shards of the weights are not one whole set "
+            f"({', '.join(missing) or 'there are two sets'}{' missing' if missing else ''}): download the index and "
+            "all shards into it"
+        )
+    return files
+
+
+def refuse_missing(source: object, names: Iterable[str], others: Iterable[str]) -> None:
+    """Raises ModelLoadError if there are tensors of the model that its weight files lack.
+
+    Args:
+        names: of the missing tensors.
+        others: names in the files that the model does not have.
+    """
+    missing, unknown = sorted(names), sorted(others)
+    if missing:
+        found = f"; instead they hold {first_few(unknown)}: rename those if they are the model's" if unknown else ""
+        raise ModelLoadError(
+            f"the weight files of {source} lack tensors of the model ({first_few(missing)}){found or ': ' + GET_AGAIN}"
+        )
+
+
+def _check_encoding(path: Path) -> None:
+    """Raises ModelLoadError for text that an editor has saved in an encoding that transformers does not read."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(codecs.BOM_UTF8):
+        found = "UTF-8 with a byte order mark (BOM)"
+    elif start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+        found = "UTF-16, as by some editors of Windows"
+    else:
+        return
+    raise ModelLoadError(f"{path} is saved as {found}: save it again as plain UTF-8, without a byte order mark")
 
 
 def _check_file(path: Path) -> None:

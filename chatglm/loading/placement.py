@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 from .. import quantization
 from ..chat import CHAT_MODELS, model_class
 from ..checkpoints import memory
+from ..checkpoints.weight_names import first_few
 from ..network.pretrained import PartNames
 from .dtypes import HEADROOM
 from .memory_check import NotEnoughMemoryError
-from .reading import first_few
 
 #: A GPU by its number, or "cpu" or "disk" for weights that are copied to a GPU whenever they are used.
 Device = int | str

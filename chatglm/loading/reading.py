@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizer
 from transformers.utils import logging
 
 from ..checkpoints.files import GET_AGAIN, ModelLoadError
+from ..checkpoints.weight_names import VALUE_HEAD, first_few
 from ..quantization import ChatGLMQuantizationConfig
 from ..tokenization_chatglm import ChatGLMTokenizer
 
@@ -56,12 +58,23 @@ def read_model(
         raise ModelLoadError(
             f"weights and config.json in {folder} do not fit together ({first_few(wrong)}): {GET_AGAIN}"
         )
-    if info["missing_keys"]:
-        names = first_few(sorted(info["missing_keys"]))
-        raise ModelLoadError(f"the weight files of {folder} lack tensors of the model ({names}): {GET_AGAIN}")
-    if info["unexpected_keys"]:
-        names = first_few(sorted(info["unexpected_keys"]))
-        raise ModelLoadError(f"the weight files of {folder} hold tensors that config.json has no place for ({names})")
+    extra = sorted(info["unexpected_keys"])
+    value_head = [name for name in extra if VALUE_HEAD.match(name)]
+    if value_head:
+        warnings.warn(
+            f"{folder} holds the value head of a training with RLHF ({first_few(value_head)}): it is left out",
+            stacklevel=4,  # the line that calls `chatglm.load`
+        )
+    extra = [name for name in extra if name not in value_head]
+    if any("lora_" in name for name in extra):
+        raise ModelLoadError(
+            f"{folder} holds a LoRA adapter among the weights ({first_few(extra)}): merge it with PEFT "
+            "(merge_and_unload) and save the result, or save the adapter alone and give it as adapter=..."
+        )
+    if extra:
+        raise ModelLoadError(
+            f"the weight files of {folder} hold tensors that config.json has no place for ({first_few(extra)})"
+        )
     return model
 
 
@@ -72,11 +85,6 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for child in model.children():  # the model itself refuses if it is split over devices
         child.to(dtype)
     base.prefix_encoder = prefix
-
-
-def first_few(names: list[str]) -> str:
-    """At most three of the names, for a message."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextlib.contextmanager

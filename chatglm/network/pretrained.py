@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import zeros_
 
 from .. import quantization
+from ..checkpoints.files import refuse_missing
+from ..checkpoints.state_dicts import unusual_state_dict
+from ..checkpoints.weight_names import WRAPPERS
 from ..configuration_chatglm import ChatGLMConfig
 from . import compat
 from .prefix_encoder import PrefixEmbedding, PrefixLinear
@@ -47,12 +52,26 @@ class PartNames:
         """The modules on the device where input ids and logits meet, in the order of the originals' maps."""
         return (self.embeddings, self.rotary, self.prefix, self.final_norm, *self.heads)
 
+# Arguments of `from_pretrained` that name other weights than those a folder has under their usual names.
+_OTHER_SOURCES = ("state_dict", "gguf_file", "variant")
+
+
+def _give_config(folder: Path, kwargs: dict[str, Any]) -> None:
+    """Puts the config of a folder into the arguments of `from_pretrained`, with the fields of it that they name."""
+    if isinstance(kwargs.get("config"), ChatGLMConfig):
+        return
+    config = kwargs["config"] = ChatGLMConfig.from_pretrained(kwargs.get("config") or folder)
+    for name in set(kwargs) & set(config.to_dict()) - {"dtype", "quantization_config"}:
+        setattr(config, name, kwargs.pop(name))
+
 
 class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
     """A network, with or without a head."""
 
     config: ChatGLMConfig
     part_names: ClassVar[PartNames]
+    #: Other names that tensors have in checkpoints, as patterns, and what to replace them with.
+    other_names: ClassVar[dict[str, str]] = {}
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = list(compat.CACHE_NAMES)
@@ -80,8 +99,11 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
     ) -> Any:
         """As in transformers; also takes `device=` for `device_map=`, as in ChatGLM2's README.
 
+        Tensors are found under the names that training programs give them, see `checkpoints/weight_names.py`.
+
         Raises:
             TypeError: `load_in_8bit` or `load_in_4bit` of transformers 4 is set; the error says what to write.
+            ModelLoadError: tensors of the network are missing; transformers would fill them with random numbers.
         """
         refuse_old_quantisation(kwargs)
         compat.take_old_hub_keywords(kwargs)
@@ -89,14 +111,37 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
         if device is not None:
             kwargs.setdefault("device_map", device)
         kwargs.pop("empty_init", None)  # the originals' switch; here, weights that are loaded are never initialised
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        own_names = kwargs.get("key_mapping") is None
+        if own_names:
+            kwargs["key_mapping"] = WRAPPERS | cls.other_names
+        wants_info = kwargs.pop("output_loading_info", False)
+        path: str | os.PathLike[str] | None = pretrained_model_name_or_path
+        folder = None if path is None else Path(path, kwargs.get("subfolder") or "")
+        tensors = None
+        if folder is not None and folder.is_dir() and not any(kwargs.get(name) for name in _OTHER_SOURCES):
+            tensors = unusual_state_dict(folder)
+        if folder is not None and tensors is not None:
+            _give_config(folder, kwargs)
+            path, kwargs["state_dict"] = None, tensors
+        model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        if folder is not None and tensors is not None:
+            model.config.name_or_path = os.fspath(pretrained_model_name_or_path or "")
+            if model.can_generate() and (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(folder)
+        refuse_missing(
+            pretrained_model_name_or_path,
+            (name for name in info["missing_keys"] if not name.startswith("classifier_head.")),  # new, to be trained
+            info["unexpected_keys"],
+        )
+        if own_names:  # else `save_pretrained` would put the wrappers' names back
+            used = getattr(model, "_weight_conversions", None) or []
+            model._weight_conversions = [one for one in used if not isinstance(one, WeightRenaming)]
         if model.is_split:
             for name in ("to", "cuda", "npu", "xpu", "mlu", "musa", "sdaa", "neuron"):
                 model.__dict__.pop(name, None)  # drops accelerate's warnings: our error says what to do
         if model.config.pre_seq_len is not None:
             model.adapter_slots.freeze_base()  # loading creates new parameters, which are trainable again
-        return loaded
+        return (model, info) if wants_info else model
 
     def post_init(self) -> None:
         """Ends every constructor: if the config describes quantised weights, creates the layers for them."""
