@@ -627,7 +627,7 @@ def test_chat_template_truncates_by_whole_turns(any_tokenizer: Any) -> None:
     ("messages", "options", "error", "match"),
     [
         ([], {}, ValueError, "an empty conversation, or no message list"),
-        ("hi", {}, ValueError, "no list of messages"),
+        ("hi", {}, ValueError, "no message list"),
         ([{"role": "robot", "content": "x"}], {}, ValueError, "robot"),
         ([{"content": "x"}], {}, TypeError, r"messages\[0\] must be a dict like"),
         ([{"role": "user", "content": 7}], {}, TypeError, "must be a string or a list of text parts"),
