@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from transformers.utils import PaddingStrategy
+from transformers.utils import PaddingStrategy, logging
 
 from .conversation import encode_message
 from .tokenizers.base import ChatGLMTokenizer
@@ -13,8 +13,23 @@ from .tokenizers.sentencepiece_files import load_sentencepiece
 from .tokenizers.texts import clean_text
 from .tokenizers.views import SPView
 
+logger = logging.get_logger(__name__)
+
 _CONTROL = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
 _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+
+# Of generation 1: the fields that only its tokenizer_config.json has, and tokens that no later vocabulary has.
+_V1_FIELDS = ("gmask_token", "end_token", "eop_token", "num_image_tokens")
+_V1_TOKENS = ("<sop>", "<eop>", "<pad>")
+
+
+def _without_generation1(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the fields of a copied tokenizer_config.json of generation 1: its tokens would become new ids here."""
+    foreign = {name: value for name, value in kwargs.items() if name in _V1_FIELDS or str(value) in _V1_TOKENS}
+    if foreign:
+        names = ", ".join(foreign)
+        logger.warning(f"tokenizer_config.json has special tokens of ChatGLM-6B ({names}): they are left out")
+    return {name: value for name, value in kwargs.items() if name not in foreign}
 
 
 class ChatGLM2Tokenizer(ChatGLMTokenizer):
@@ -56,6 +71,7 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
         self._commands |= {"<bos>": model.bos_id(), "<eos>": model.eos_id(), "<pad>": model.unk_id()}
         # unk, bos and eos have no text, nor do the control tokens of generation 2.
         self._silent_ids = {*range(3), *(() if roles else range(size, size + len(control)))}
+        kwargs = _without_generation1(kwargs)
         kwargs = {"eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"} | kwargs
         extra = dict.fromkeys([*control, *(kwargs.get("extra_special_tokens") or [])])
         kwargs["extra_special_tokens"] = list(extra)

@@ -43,6 +43,33 @@ def test_lora_saved_by_others_and_read_by_others(version: int, tmp_path: Path) -
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("front", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("name", ["default", "my-task"])
+def test_lora_under_the_names_that_it_has_in_a_model(version: int, name: str, front: str, tmp_path: Path) -> None:
+    wrapped = peft.get_peft_model(tiny(version), lora_config(target_modules=LINEARS), adapter_name=name)
+    randomise(wrapped)
+    expected = logits(wrapped.get_base_model())
+    trained_ones = {key: value.detach() for key, value in wrapped.named_parameters() if value.requires_grad}
+    assert all(f".{name}." in key for key in trained_ones)
+    wrapped.peft_config[name].save_pretrained(tmp_path)
+    torch.save({front + key: value for key, value in trained_ones.items()}, tmp_path / "adapter_model.bin")
+    model = tiny(version)
+    adapters.load_adapter(model, tmp_path, "one")
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+def test_several_adapters_in_one_file_are_refused(tmp_path: Path) -> None:
+    wrapped = peft.get_peft_model(tiny(2), lora_config(), adapter_name="first")
+    wrapped.add_adapter("second", lora_config())
+    wrapped.peft_config["first"].save_pretrained(tmp_path)
+    both = {key: value for key, value in wrapped.state_dict().items() if "lora_" in key}
+    torch.save(both, tmp_path / "adapter_model.bin")
+    assert "holds several adapters" in error_of(lambda: adapters.load_adapter(tiny(2), tmp_path))
+
+
 @every_version
 def test_without_peft(
     version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ from .atomic import files_into
 from .file_names import LORA_CONFIG, LORA_WEIGHTS
 from .files import ModelLoadError, read_contents, read_json, weight_files
 from .state_dicts import load_torch_file
+from .weight_names import unwrapped
 
 #: How the names of a prefix's tensors start in a checkpoint; the rest is their name in the `PrefixEncoder`.
 PREFIX = re.compile(r"^(?:(?:module|_orig_mod|base_model\.model|model)\.)*(?:transformer\.)?prefix_encoder\.")
@@ -118,7 +119,20 @@ def _read_lora(path: Path) -> Lora:
     files = [path / name for name in LORA_WEIGHTS if (path / name).is_file()]
     if not files:
         raise ModelLoadError(f"{path} has no {' or '.join(LORA_WEIGHTS)}: copy the weights of the adapter into it")
-    return Lora(path, _tensors(files[0], re.compile("")), config)
+    tensors = {}
+    for name, tensor in _tensors(files[0], re.compile("")).items():
+        plain = _lora_name(name)
+        if plain in tensors:
+            raise ModelLoadError(f"{files[0]} holds several adapters ({plain}): save the one to load with PEFT alone")
+        tensors[plain] = tensor
+    return Lora(path, tensors, config)
+
+
+def _lora_name(name: str) -> str:
+    """The name under which PEFT saves a tensor, from its name in a model, which has the adapter's (`default`)."""
+    name = re.sub(r"(\.lora_[AB])\.[^.]+(\.weight)$", r"\1\2", name)
+    name = re.sub(r"(\.lora_embedding_[AB])\.[^.]+$", r"\1", name)
+    return f"base_model.model.{unwrapped(name)}"
 
 
 def _tensors(path: Path, wanted: re.Pattern[str]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Weights:
     elements: int  # floating-point parameters in all
     other_bytes: int  # bytes of the tensors of other types
     dtype: torch.dtype  # of most floating-point parameters
+    counts: Mapping[str, int] = field(default_factory=dict)  # elements of each tensor
 
     def size(self, itemsize: int) -> int:
         """Bytes of the weights if each floating-point parameter has `itemsize` bytes."""
@@ -92,18 +93,19 @@ def check_vocabulary(folder: Path, generation: int) -> None:
 def find_weights(folder: Path) -> Weights:
     """Finds and checks the weights that would be loaded from `folder`. Raises ModelLoadError."""
     files = weight_files(folder)
-    tensors: set[str] = set()
+    counts: dict[str, int] = {}
     elements: Counter[torch.dtype] = Counter()
     other_bytes = 0
     for path in files:
-        for name, (dtype, count, size) in read_contents(path).items():
-            tensors.add(unwrapped(name))
-            if dtype is None:
+        for name, (kind, count, size) in read_contents(path).items():
+            counts[unwrapped(name)] = count
+            if kind is None:
                 other_bytes += size
             else:
-                elements[dtype] += count
+                elements[kind] += count
     most = elements.most_common(1)
-    return Weights(files, frozenset(tensors), elements.total(), other_bytes, most[0][0] if most else torch.float32)
+    dtype = most[0][0] if most else torch.float32
+    return Weights(files, frozenset(counts), elements.total(), other_bytes, dtype, counts)
 
 
 def read_contents(path: Path) -> Contents:

@@ -24,6 +24,7 @@ from ..checkpoints.hub import fetch
 from ..configuration_chatglm import ChatGLMConfig
 from ..quantization import ChatGLMQuantizationConfig, settings_of
 from .dtypes import SMALL
+from .fitting import check_quantization, check_vocabulary_size
 from .reading import cast, read_model
 
 #: One file or folder, or several as {name: path}.
@@ -105,6 +106,8 @@ def make_plan(
     config = ChatGLMConfig.from_pretrained(folder, local_files_only=True) if config is None else copy.deepcopy(config)
     for name in [name for name in left if name in config.to_dict()]:
         setattr(config, name, left.pop(name))
+    check_vocabulary_size(folder, config, weights)
+    check_quantization(folder, config, weights)
     quantization = wanted_quantization(folder, config, quantize)
     adapters = read_adapters(adapter)
     if adapters or not fresh_prefix:

@@ -15,7 +15,7 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import zeros_
 
 from .. import quantization
-from ..checkpoints.files import refuse_missing
+from ..checkpoints.files import ModelLoadError, refuse_missing
 from ..checkpoints.state_dicts import unusual_state_dict
 from ..checkpoints.weight_names import WRAPPERS
 from ..configuration_chatglm import ChatGLMConfig
@@ -63,6 +63,17 @@ def _give_config(folder: Path, kwargs: dict[str, Any]) -> None:
     config = kwargs["config"] = ChatGLMConfig.from_pretrained(kwargs.get("config") or folder)
     for name in set(kwargs) & set(config.to_dict()) - {"dtype", "quantization_config"}:
         setattr(config, name, kwargs.pop(name))
+
+
+def _check_tensors(source: Any, info: Any) -> None:
+    """Raises ModelLoadError unless all tensors of a network were loaded, and as what they are."""
+    missing = (name for name in info.missing_keys if not name.startswith("classifier_head."))  # that one is new
+    refuse_missing(source, missing, info.unexpected_keys)
+    if any(name.endswith(".weight_scale") for name in info.unexpected_keys):
+        raise ModelLoadError(
+            f"the weights of {source} are quantised, and its config does not say so: add quantization_bit (4 or 8) to "
+            "config.json, or take the full-precision weights"
+        )
 
 
 class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
@@ -114,7 +125,6 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
         own_names = kwargs.get("key_mapping") is None
         if own_names:
             kwargs["key_mapping"] = WRAPPERS | cls.other_names
-        wants_info = kwargs.pop("output_loading_info", False)
         path: str | os.PathLike[str] | None = pretrained_model_name_or_path
         folder = None if path is None else Path(path, kwargs.get("subfolder") or "")
         tensors = None
@@ -123,16 +133,15 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
         if folder is not None and tensors is not None:
             _give_config(folder, kwargs)
             path, kwargs["state_dict"] = None, tensors
-        model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        loaded = super().from_pretrained(path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        info = model.__dict__.pop("_base_loading_info", None)  # None for transformers' distributed checkpoints
         if folder is not None and tensors is not None:
             model.config.name_or_path = os.fspath(pretrained_model_name_or_path or "")
             if model.can_generate() and (folder / "generation_config.json").is_file():
                 model.generation_config = GenerationConfig.from_pretrained(folder)
-        refuse_missing(
-            pretrained_model_name_or_path,
-            (name for name in info["missing_keys"] if not name.startswith("classifier_head.")),  # new, to be trained
-            info["unexpected_keys"],
-        )
+        if info is not None:
+            _check_tensors(pretrained_model_name_or_path, info)
         if own_names:  # else `save_pretrained` would put the wrappers' names back
             used = getattr(model, "_weight_conversions", None) or []
             model._weight_conversions = [one for one in used if not isinstance(one, WeightRenaming)]
@@ -141,7 +150,14 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
                 model.__dict__.pop(name, None)  # drops accelerate's warnings: our error says what to do
         if model.config.pre_seq_len is not None:
             model.adapter_slots.freeze_base()  # loading creates new parameters, which are trainable again
-        return (model, info) if wants_info else model
+        return loaded
+
+    @staticmethod
+    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
+        """Keeps what is known of the base's tensors: for the folder of an adapter, `from_pretrained` drops it."""
+        info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        model._base_loading_info = info
+        return info
 
     def post_init(self) -> None:
         """Ends every constructor: if the config describes quantised weights, creates the layers for them."""

@@ -36,6 +36,8 @@ _LOADING_ARGUMENTS = (
 )  # fmt: skip
 # Fields of the loading machinery, of no use in a saved tokenizer.
 _NOT_SAVED = ("auto_map", "backend", "is_local", "local_files_only", "tokenizer_file", "files_loaded")
+# Fields that only the published tokenizer_config.json of generation 1 has, of those that tell the generation.
+_V1_FIELDS = frozenset(("gmask_token", "num_image_tokens"))
 
 
 class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
@@ -106,6 +108,9 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
             names["chatglm_version"] = chatglm_version
         elif "chatglm_version" not in names and _has_ice_text(path):
             names["chatglm_version"] = 1
+        elif names.keys() & _V1_FIELDS and (os.path.isfile(path) or _find(path, "tokenizer.model", kwargs)):
+            # Generation 1's tokenizer_config.json is often copied; its vocabulary has another name.
+            names = {name: value for name, value in names.items() if name not in _V1_FIELDS}
         version = detect_version(names, path)
         target = cls.classes[version] if cls is ChatGLMTokenizer else cls
         constructor = inspect.signature(target.__init__).parameters
