@@ -77,7 +77,7 @@ def test_a_prefix_that_config_asks_for_and_nobody_has(folder: Path) -> None:
 
 
 def test_a_model_is_no_prefix(whole_folder: Path) -> None:
-    assert "no P-tuning checkpoint" in error_of(lambda: load(whole_folder, adapter=whole_folder))
+    assert "not a P-tuning checkpoint" in error_of(lambda: load(whole_folder, adapter=whole_folder))
 
 
 def test_missing_prefix(whole_folder: Path, tmp_path: Path) -> None:
