@@ -207,7 +207,7 @@ def test_positions_of_stream_generate_are_its_own(version: int) -> None:
     batch = tokenizer(["你好", "Who are you?"], padding=True, return_tensors="pt")
     own = [rows.tolist() for rows in model.stream_generate(**batch, max_new_tokens=3, do_sample=False)]
     assert len(own) == 3
-    with pytest.raises(ValueError, match="position_ids follow"):
+    with pytest.raises(ValueError, match="position_ids are computed from"):
         next(model.stream_generate(**batch | {"position_ids": batch["position_ids"] + 1}, max_new_tokens=3))
 
 
