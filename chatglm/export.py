@@ -1,34 +1,87 @@
-"""`python -m chatglm.export BASE ADAPTER OUT`: exports a base model and its adapter as one checkpoint.
+"""`python -m chatglm.export SOURCE OUT --to FORMAT`: writes a checkpoint in another form.
 
-LoRA is added to the weights, so PEFT is no longer needed; a P-tuning prefix is stored beside them. OUT is a complete
-checkpoint, including the tokenizer, and loads like any other.
+  merged    a base model and its adapter as one checkpoint of this project
+  glm       a folder of transformers' GlmForCausalLM, for vLLM, `transformers serve`, OpenVINO and others
+  gguf      a file for llama.cpp, ollama and others; keeps INT4 and INT8 weights exactly
+  chatglm   the way back from a folder of GlmForCausalLM
+
+`python -m chatglm.export BASE ADAPTER OUT` is short for `BASE OUT --adapter ADAPTER --to merged`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
+from safetensors import SafetensorError
+
+from .checkpoints.adapters import read_adapter
+from .exports.folders import export_chatglm, export_glm
+from .exports.gguf_file import TYPES, export_gguf
 from .front.messages import TERMINAL
 from .language import choose_language
 from .loading.export import export
+from .loading.plan import find_folder
 
 __all__ = ["export", "main"]
+
+FORMATS = ("merged", "glm", "gguf", "chatglm")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 if something failed. Wrong arguments raise SystemExit(2)."""
-    parser = argparse.ArgumentParser(prog="python -m chatglm.export", description=__doc__)
-    parser.add_argument("base", metavar="BASE", help="folder or hub id of the model that was fine-tuned")
-    parser.add_argument("adapter", metavar="ADAPTER", help="its LoRA adapter or P-tuning prefix")
-    parser.add_argument("out", metavar="OUT", help="new folder to write")
+    parser = argparse.ArgumentParser(
+        prog="python -m chatglm.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder or hub id of the model")
+    parser.add_argument("adapter_or_out", metavar="[ADAPTER] OUT", nargs="+", help="new folder, with gguf a file")
+    parser.add_argument("--to", choices=FORMATS, default="merged", help="default: %(default)s")
+    parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter (or, with merged, P-tuning prefix) to merge")
+    parser.add_argument("--type", choices=TYPES, help="with gguf: of the matrices; default: as in SOURCE")
     args = parser.parse_args(arguments)
+    *between, out = args.adapter_or_out
+    if len(between) > 1 or (between and args.adapter):
+        parser.error("give SOURCE and OUT, and at most one adapter")
+    adapter = between[0] if between else args.adapter
+    if args.to == "merged" and adapter is None:
+        parser.error("--to merged needs an adapter to merge")
+    if args.type and args.to != "gguf":
+        parser.error("--type is for --to gguf")
+    if args.to == "chatglm" and adapter is not None:
+        parser.error("--to chatglm takes no adapter")
     try:
-        print(export(args.base, args.adapter, args.out))
-    except (OSError, ValueError, RuntimeError) as error:
+        print(_export(args.source, Path(out).expanduser(), args.to, adapter, args.type))
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         print(TERMINAL["error"][choose_language()].format(reason=error), file=sys.stderr)
         return 1
     return 0
+
+
+def _export(source: str, out: Path, to: str, adapter: str | None, kind: str | None) -> Path:
+    """Writes `out` and returns it."""
+    if to == "merged":
+        return export(source, str(adapter), out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists already: name a new one, or remove it first")
+    folder = find_folder(source)
+    try:
+        if to == "glm":
+            export_glm(folder, out, None if adapter is None else read_adapter(adapter), _show)
+        elif to == "gguf":
+            export_gguf(folder, out, kind, None if adapter is None else read_adapter(adapter), _show)
+        else:
+            export_chatglm(folder, out, _show)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {out}: {error}") from error
+    return out
+
+
+def _show(name: str, number: int, count: int) -> None:
+    """One line of progress on a terminal."""
+    if sys.stderr.isatty():
+        end = "\n" if number == count else ""
+        print(f"\r{number} / {count}  {name[-60:]:60}", end=end, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,26 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields the name of a file to write, which becomes `path` once it is written.
+
+    Raises:
+        OSError: it cannot be written; nothing new is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}{UNFINISHED}{secrets.token_hex(4)}")
+    try:
+        yield aside
+        _sync(aside)
+        aside.replace(path)
+        _sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+@contextlib.contextmanager
 def files_into(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a folder to write files in: those of the same names in `folder` are replaced once all are written.
 

@@ -47,6 +47,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     },
     "also": {"zh": "另有 {names}", "en": "also {names}"},
     "api": {"zh": " HTTP 接口", "en": "the HTTP API"},
+    "gguf": {"zh": "导出 GGUF 文件", "en": "GGUF files"},
     "format": {"zh": " response_format ", "en": "response_format"},
     "lora": {"zh": " LoRA ", "en": "LoRA"},
     "web": {"zh": "网页", "en": "the web page"},

@@ -1,0 +1,58 @@
+"""ChatGLM2's and ChatGLM3's vocabulary as the keys of a GGUF file that llama.cpp's tokenizer reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .glm_tokenizer import RENAMED
+
+
+def add_vocabulary(writer: Any, tokenizer: Any, size: int, stop_token_ids: list[int], template: str | None) -> None:
+    """Adds the tokens with their scores and kinds, the special ids and the chat template.
+
+    Args:
+        writer: a `gguf.GGUFWriter`
+        tokenizer: a `ChatGLM2Tokenizer`
+        size: rows of the embeddings; those beyond the vocabulary become unused tokens
+        stop_token_ids: the ids that end an answer, `</s>` first
+        template: the chat template, with `<sop>`; None for a model without chat training
+    """
+    from gguf import TokenType
+
+    sp = tokenizer.sp_model
+    pieces = sp.get_piece_size()
+    control = {index: token for token, index in tokenizer.commands.items() if index >= pieces}
+    tokens, scores, kinds = [], [], []
+    for index in range(size):
+        score, kind = 0.0, TokenType.CONTROL
+        if index < pieces:
+            token, score = sp.id_to_piece(index), sp.get_score(index)
+            if sp.is_unknown(index):
+                kind = TokenType.UNKNOWN
+            elif sp.is_byte(index):
+                kind = TokenType.BYTE
+            elif not sp.is_control(index):
+                kind = TokenType.NORMAL
+        elif index in control:
+            token = RENAMED.get(control[index], control[index])
+        else:
+            token, kind = f"[PAD{index}]", TokenType.UNUSED
+        tokens.append(token.encode())
+        scores.append(score)
+        kinds.append(kind)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(kinds)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(sp.encode_as_pieces("\n")[0].startswith("▁"))
+    writer.add_bos_token_id(sp.bos_id())
+    writer.add_eos_token_id(sp.eos_id())
+    writer.add_unk_token_id(sp.unk_id())
+    writer.add_pad_token_id(sp.unk_id())
+    others = [index for index in stop_token_ids if index != sp.eos_id()]
+    if others:  # llama.cpp has room for one more
+        writer.add_eot_token_id(others[0])
+    if template is not None:
+        writer.add_chat_template(template)
