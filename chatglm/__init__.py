@@ -20,6 +20,9 @@ __all__ = [
     "ChatGLM3Config",
     "ChatGLM3ForConditionalGeneration",
     "ChatGLM3ForSequenceClassification",
+    "ChatGLM4Config",
+    "ChatGLM4ForConditionalGeneration",
+    "ChatGLM4Tokenizer",
     "ChatGLMConfig",
     "ChatGLMQuantizationConfig",
     "ChatGLMTokenizer",
@@ -37,9 +40,10 @@ if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
         ChatGLM1ForConditionalGeneration,
         ChatGLM2ForConditionalGeneration,
         ChatGLM3ForConditionalGeneration,
+        ChatGLM4ForConditionalGeneration,
         ChatStep,
     )
-    from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
+    from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLM4Config, ChatGLMConfig
     from .conversation import ChatFormat
     from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
     from .generations import register_generation
@@ -48,3 +52,4 @@ if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
     from .quantization import ChatGLMQuantizationConfig
     from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
     from .tokenization_chatglm2 import ChatGLM2Tokenizer
+    from .tokenization_chatglm4 import ChatGLM4Tokenizer

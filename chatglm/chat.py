@@ -9,7 +9,7 @@ from transformers import BatchEncoding, LogitsProcessor, PreTrainedTokenizerBase
 
 from .chat_methods import ChatMixin
 from .chat_steps import ChatStep, ShownAnswer, ids_to_text
-from .configuration_chatglm import ChatGLM3Config, ChatGLMConfig
+from .configuration_chatglm import ChatGLM3Config, ChatGLM4Config, ChatGLMConfig
 from .conversation.history import has_tools
 from .generation import ChatCache
 from .modeling_chatglm import ChatGLM1ForCausalLM
@@ -19,6 +19,7 @@ __all__ = [
     "ChatGLM1ForConditionalGeneration",
     "ChatGLM2ForConditionalGeneration",
     "ChatGLM3ForConditionalGeneration",
+    "ChatGLM4ForConditionalGeneration",
     "ChatMixin",
     "ChatStep",
     "ShownAnswer",
@@ -206,6 +207,13 @@ class ChatGLM3ForConditionalGeneration(ChatMixin, ChatGLM2ForCausalLM):
         """
         response = self.chat_format.parse(output, has_tools(history))
         return response.content, [*self.chat_format.validate(history), *response.messages]
+
+
+class ChatGLM4ForConditionalGeneration(ChatGLM3ForConditionalGeneration):
+    """GLM-4-9B. As ChatGLM3-6B, with GLM-4's prompts and tools."""
+
+    config: ChatGLM4Config
+    config_class = ChatGLM4Config
 
 
 #: The class of each generation, by the `chatglm_version` of its config; see `chatglm.generations`.

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from .network.compat import CACHE_NAMES, NoCodeToSave
 
 ROPE_PRECISIONS = ("float32", "original")
+_LARGEST_SENTENCEPIECE = 100_000  # ChatGLM2 and ChatGLM3 have 65,024 tokens, GLM-4 151,552
 
 #: Ids of generation 1's control tokens with the vocabulary of v1.1; v1.0 puts 20,000 image tokens in front of them.
 _V1_CONTROL_IDS = {
@@ -56,9 +57,15 @@ def version_evidence(
     for key in ("inner_hidden_size", "num_image_tokens", "gmask_token"):
         if key in config_dict:
             return 1, key, None
+    if config_dict.get("tokenizer_class") == "ChatGLM4Tokenizer":
+        return 4, "tokenizer_class", None
+    if config_dict.get("padded_vocab_size", 0) > _LARGEST_SENTENCEPIECE:
+        return 4, "padded_vocab_size", None
     for name in _names(config_dict, path):
         if found := re.search(r"chatglm[-_]?([23])", name, re.IGNORECASE):
             return int(found.group(1)), None, name
+        if re.search(r"glm-?4|codegeex4|longwriter-glm4", name, re.IGNORECASE):
+            return 4, None, name
     return 3, None, None
 
 
@@ -70,7 +77,8 @@ def _names(config_dict: dict[str, Any], path: str | os.PathLike[str] | None) -> 
 
 def _names_a_base_model(config_dict: dict[str, Any], path: str | os.PathLike[str] | None) -> bool:
     """Whether a checkpoint has had no chat training, such as chatglm3-6b-base: only its name shows that."""
-    return any(re.search(r"chatglm[23].*-base\b", name, re.IGNORECASE) for name in _names(config_dict, path))
+    base = re.compile(r"chatglm[23].*-base\b|glm-4-9b$", re.IGNORECASE)
+    return any(base.search(name) for name in _names(config_dict, path))
 
 
 #: The classes of `auto_map` that a config keeps in memory, where converters look for them. For these, transformers
@@ -272,7 +280,7 @@ class ChatGLM2Config(ChatGLMConfig):
         if self.chatglm_version is None:
             self.chatglm_version = 2
         if not issubclass(CONFIGS.get(self.chatglm_version, ChatGLMConfig), ChatGLM2Config):
-            raise ValueError(f"this config is for generations 2 and 3, not {self.chatglm_version!r}")
+            raise ValueError(f"this config is for generations from 2 on, not {self.chatglm_version!r}")
         super().__post_init__(**kwargs)
         if self.is_base_model is None:
             self.is_base_model = _names_a_base_model({"_name_or_path": self.published_name}, None)
@@ -295,5 +303,23 @@ class ChatGLM3Config(ChatGLM2Config):
         super().__post_init__(**kwargs)
 
 
+class ChatGLM4Config(ChatGLM2Config):
+    """GLM-4-9B and its relatives: ChatGLM3-6B's network, larger, with another vocabulary."""
+
+    padded_vocab_size: int = 151552
+    num_layers: int = 40
+    seq_length: int = 131072
+    layernorm_epsilon: float = 1.5625e-07
+    rope_ratio: float = 500
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = 151329
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.chatglm_version = 4
+        if self.eos_token_id is None:
+            self.eos_token_id = [151329, 151336, 151338]
+        super().__post_init__(**kwargs)
+
+
 #: The class of each generation.
-CONFIGS: dict[int, type[ChatGLMConfig]] = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config}
+CONFIGS: dict[int, type[ChatGLMConfig]] = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config, 4: ChatGLM4Config}

@@ -17,13 +17,26 @@ from .chat import (
     ChatGLM1ForConditionalGeneration,
     ChatGLM2ForConditionalGeneration,
     ChatGLM3ForConditionalGeneration,
+    ChatGLM4ForConditionalGeneration,
 )
 from .checkpoints.file_names import VOCABULARIES
-from .configuration_chatglm import CONFIGS, ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
+from .configuration_chatglm import (
+    CONFIGS,
+    ChatGLM1Config,
+    ChatGLM2Config,
+    ChatGLM3Config,
+    ChatGLM4Config,
+    ChatGLMConfig,
+)
 from .conversation.formats import ChatFormat, chat_format, register_chat_format, unregister_chat_format
-from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
+from .modeling_chatglm2 import (
+    ChatGLM2ForSequenceClassification,
+    ChatGLM3ForSequenceClassification,
+    ChatGLM4ForSequenceClassification,
+)
 from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
 from .tokenization_chatglm2 import ChatGLM2Tokenizer
+from .tokenization_chatglm4 import ChatGLM4Tokenizer
 
 
 def register_generation(
@@ -71,6 +84,10 @@ register_generation(
 register_generation(
     chat_format(3), ChatGLM3Config, ChatGLM3ForConditionalGeneration, ChatGLM2Tokenizer,
     ChatGLM3ForSequenceClassification,
+)  # fmt: skip
+register_generation(
+    chat_format(4), ChatGLM4Config, ChatGLM4ForConditionalGeneration, ChatGLM4Tokenizer,
+    ChatGLM4ForSequenceClassification,
 )  # fmt: skip
 # Registered for the base class, which is no config's own class: registered for that one, transformers would run the
 # checkpoint's own tokenizer code under trust_remote_code=True.

@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from . import cpu_path
 from .adapters.model_methods import AdapterMethods
-from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config
+from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config, ChatGLM4Config
 from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
 from .network import compat
 from .network.backbone import Backbone
@@ -392,3 +392,10 @@ class ChatGLM3ForSequenceClassification(ChatGLM2ForSequenceClassification):
 
     config: ChatGLM3Config
     config_class = ChatGLM3Config
+
+
+class ChatGLM4ForSequenceClassification(ChatGLM2ForSequenceClassification):
+    """The same classifier for checkpoints of GLM-4."""
+
+    config: ChatGLM4Config
+    config_class = ChatGLM4Config

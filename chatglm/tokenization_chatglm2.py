@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from transformers.utils import PaddingStrategy, logging
+from transformers.utils import logging
 
-from .conversation import encode_message
-from .tokenizers.base import ChatGLMTokenizer
 from .tokenizers.sentencepiece_files import load_sentencepiece
+from .tokenizers.start_tokens import StartTokenTokenizer
 from .tokenizers.texts import clean_text
 from .tokenizers.views import SPView
 
@@ -32,7 +31,7 @@ def _without_generation1(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in foreign}
 
 
-class ChatGLM2Tokenizer(ChatGLMTokenizer):
+class ChatGLM2Tokenizer(StartTokenTokenizer):
     """The tokenizer of generations 2 and 3: the pieces of `tokenizer.model`, then the control tokens.
 
     A single text becomes `[gMASK] sop text`, a pair `[gMASK] sop text answer </s>`; with a mask of 0 and 1, and
@@ -101,15 +100,6 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
         names = {"<bos>": "<bos>", "<eos>": "<eos>", "<unk>": "<pad>", "<pad>": "<pad>"}
         return {name: self._commands[same] for name, same in names.items()}
 
-    @property
-    def encode_special_tokens(self) -> bool:
-        """Whether role tokens spelt out in a text become control tokens (never in the messages of a chat)."""
-        return not self.split_special_tokens
-
-    @encode_special_tokens.setter
-    def encode_special_tokens(self, value: bool) -> None:
-        self.split_special_tokens = not value
-
     def _tokenize(self, text: str) -> list[str]:
         return self.sp_model.encode_as_pieces(text)
 
@@ -120,40 +110,3 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
         silent = self._silent_ids
         pieces = super()._pieces_to_decode(ids)
         return ["" if index in silent else piece for index, piece in zip(ids, pieces, strict=True)]
-
-    def get_prefix_tokens(self) -> list[int]:
-        """`[gMASK] sop`."""
-        return [self.get_command("[gMASK]"), self.get_command("sop")]
-
-    def build_single_message(self, role: str, metadata: str, message: str) -> list[int]:
-        """The ids of one message of generation 3: `<|role|>`, `metadata` and a line break, the message.
-
-        Raises:
-            ValueError: the role is unknown, or the tokenizer is of generation 2, which has no roles.
-        """
-        return encode_message(self, role, metadata, message)
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """`[gMASK] sop text`, for a pair `[gMASK] sop text answer </s>`."""
-        ids = [*self.get_prefix_tokens(), *token_ids_0]
-        return ids if token_ids_1 is None else [*ids, *token_ids_1, self.get_command("<eos>")]
-
-    def _pad(
-        self,
-        encoded_inputs: Any,
-        max_length: int | None = None,
-        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_attention_mask: bool | None = None,
-    ) -> dict[str, Any]:
-        positions = encoded_inputs.get("position_ids") or list(range(len(encoded_inputs["input_ids"])))
-        encoded = super()._pad(
-            encoded_inputs, max_length, padding_strategy, pad_to_multiple_of, padding_side, return_attention_mask
-        )
-        padding = [0] * (len(encoded["input_ids"]) - len(positions))
-        on_left = (padding_side or self.padding_side) == "left"
-        encoded["position_ids"] = padding + positions if on_left else positions + padding
-        return encoded

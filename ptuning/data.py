@@ -122,7 +122,7 @@ def _import_datasets() -> Any:
 
 
 def _cache_key(tokenizer: Any, rows: Sequence[Row], options: Sequence[Any]) -> str:
-    model = hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest()
+    model = hashlib.sha256(tokenizer.vocabulary_bytes()).hexdigest()
     names = ("num_image_tokens", "do_lower_case", "remove_space")
     settings = [getattr(tokenizer, name, None) for name in names]
     key = hashlib.sha256(json.dumps([_FORMAT, tokenizer.chatglm_version, model, settings, options]).encode())

@@ -7,6 +7,11 @@ A test that expects something other than a golden looks up the deviation here, s
 from __future__ import annotations
 
 DEVIATIONS: dict[str, str] = {
+    # GLM-4
+    "no_blanks_around_control_tokens": (
+        "v4: decoding with transformers 4.42 puts a blank on both sides of control tokens, which other releases and "
+        "the other generations do not"
+    ),
     # networks
     "hidden_states_are_batch_first": (
         "hidden_states and last_hidden_state of the originals are (tokens, batch, width); ours are (batch, tokens, "

@@ -10,7 +10,7 @@ READ_BY_TRANSFORMERS = (
 )  # fmt: skip
 
 #: The vocabulary of each generation.
-VOCABULARIES = {1: "ice_text.model", 2: "tokenizer.model", 3: "tokenizer.model"}
+VOCABULARIES = {1: "ice_text.model", 2: "tokenizer.model", 3: "tokenizer.model", 4: "tokenizer.model"}
 
 SAFETENSORS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"

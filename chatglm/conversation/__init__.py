@@ -26,6 +26,7 @@ from .by_generation import (
 from .chatglm1 import ChatGLM1Format
 from .chatglm2 import ChatGLM2Format
 from .chatglm3 import TOOLS_SYSTEM_PROMPT, ChatGLM3Format
+from .chatglm4 import ChatGLM4Format
 from .formats import ChatFormat, Response, chat_format, register_chat_format
 from .history import ROLES, has_tools
 from .pair_format import PairFormat
@@ -58,7 +59,7 @@ __all__ = [
     "validate_history",
 ]
 
-_FORMATS = [register_chat_format(made()) for made in (ChatGLM1Format, ChatGLM2Format, ChatGLM3Format)]
+_FORMATS = [register_chat_format(made()) for made in (ChatGLM1Format, ChatGLM2Format, ChatGLM3Format, ChatGLM4Format)]
 
 #: The formats as Jinja templates, by generation.
 CHAT_TEMPLATES = {format.generation: format.template for format in _FORMATS}

@@ -44,6 +44,11 @@ class ChatGLM3Format(RoleFormat):
         "{% endfor %}{{ '<|assistant|>' if add_generation_prompt else '' }}"
     ).replace("PROMPT", TOOLS_SYSTEM_PROMPT)
 
+    def is_published(self, template: Any) -> bool:
+        """Whether it is the template of some published tokenizers, whose spaces give other ids than this format."""
+        start = "{% for message in messages %}{% if loop.first %}[gMASK]sop<|{{ message['role'] }}|>"
+        return isinstance(template, str) and template.startswith(start)
+
     def message_content(self, message: Message) -> str:
         """An empty list of tools is written as well, as in the original: `[]`. None is no tools."""
         tools = message.get("tools")
@@ -79,9 +84,3 @@ def _unwrap_tools(tools: Any) -> Any:
         return tool["function"] if wrapped else tool
 
     return tools if isinstance(tools, Mapping) else [bare(tool) for tool in tools]
-
-
-def is_published_template(template: Any) -> bool:
-    """Whether this is the template of some published tokenizers, whose spaces give other ids than the format itself."""
-    start = "{% for message in messages %}{% if loop.first %}[gMASK]sop<|{{ message['role'] }}|>"
-    return isinstance(template, str) and template.startswith(start)

@@ -69,7 +69,7 @@ class ChatFormat(ABC):
     #: begins every text.
     joint: ClassVar[str] = " "
     #: The format as a Jinja template, saved with the tokenizer for programs that read only templates.
-    template: ClassVar[str]
+    template: str
     #: Whether histories are messages with roles, not (question, answer) pairs.
     has_roles: ClassVar[bool] = False
     knows_system_prompt: ClassVar[bool] = False
@@ -80,6 +80,10 @@ class ChatFormat(ABC):
     training: ClassVar[TrainingLimits] = TrainingLimits()
     #: What may still change at the end of an unfinished answer.
     pending: ClassVar[re.Pattern[str]] = re.compile(rf"(?:[\s\ufffd]|{PENDING_DATE})+$")
+
+    def is_published(self, template: Any) -> bool:
+        """Whether a tokenizer's template is one of the published ones, in whose place this format is used."""
+        return False
 
     # ---- histories ---------------------------------------------------------------------------------------------------
 

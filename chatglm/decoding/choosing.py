@@ -18,16 +18,22 @@ class NonFiniteLogitsError(ArithmeticError):
 
 
 class InvalidScoreLogitsProcessor(LogitsProcessor):
-    """Forces token 5, whatever it is, if scores are NaN or infinite, as the originals did.
+    """Forces one token, whatever it is, if scores are NaN or infinite, as the originals did.
 
     Pass it in `logits_processor` to get this instead of a `NonFiniteLogitsError`.
+
+    Args:
+        token_id: 5 in the originals' code up to ChatGLM3, 198 in GLM-4's.
     """
+
+    def __init__(self, token_id: int = 5) -> None:
+        self.token_id = token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if torch.isfinite(scores).all():
             return scores
         forced = torch.zeros_like(scores)
-        forced[..., 5] = 5e4
+        forced[..., self.token_id] = 5e4
         return forced
 
 

@@ -17,7 +17,6 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import cached_file, logging
 
 from ..configuration_chatglm import detect_version
-from ..conversation.chatglm3 import is_published_template
 from ..network.compat import NoCodeToSave, take_old_hub_keywords
 from .chat_methods import ChatMethods
 from .texts import clean_text, refuse_unknown
@@ -74,7 +73,7 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
             kwargs.pop(name, None)
         self.vocab_file = vocab_file
         self.chatglm_version = chatglm_version
-        if kwargs.get("chat_template") is None or is_published_template(kwargs["chat_template"]):
+        if kwargs.get("chat_template") is None or self.chat_format.is_published(kwargs["chat_template"]):
             kwargs["chat_template"] = self.chat_format.template
         kwargs.setdefault("split_special_tokens", True)
         super().__init__(**kwargs)
@@ -158,12 +157,17 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
         )
         return super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
 
+    def vocabulary_bytes(self) -> bytes:
+        """The vocabulary as its file holds it."""
+        content: bytes = self.sp_model.serialized_model_proto()
+        return content
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Writes the SentencePiece model into the folder, even if the file it was loaded from is gone."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         target = Path(save_directory) / (prefix + self.vocab_files_names["vocab_file"])
         if not os.path.isfile(self.vocab_file):
-            target.write_bytes(self.sp_model.serialized_model_proto())
+            target.write_bytes(self.vocabulary_bytes())
         elif not (target.exists() and os.path.samefile(self.vocab_file, target)):
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
@@ -171,8 +175,12 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
     # ------------------------------------------------------------------------------------------------ vocabulary
 
     def _set_vocabulary(self, model: sentencepiece.SentencePieceProcessor, tokens: list[str]) -> None:
-        """`tokens[i]` is the name of id i. Must run before the constructor of the base class."""
+        """As `_set_tokens`, for the vocabulary of a SentencePiece model."""
         self.sp_model = model
+        self._set_tokens(tokens)
+
+    def _set_tokens(self, tokens: list[str]) -> None:
+        """`tokens[i]` is the name of id i. Must run before the constructor of the base class."""
         self._id_to_token = tokens
         self._token_to_id = {token: index for index, token in enumerate(tokens)}
 
