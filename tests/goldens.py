@@ -31,6 +31,18 @@ GRADIENT_NOISE = {1: 1e-4, 2: 2e-5, 3: 2e-5}
 RELATIVE_NOISE = 4e-5  # of losses, gradient norms and beam scores; measured: 1.7e-5
 INPUTS = ("input_ids", "attention_mask", "position_ids", "labels")
 CONFIG = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config}
+VERSIONS = tuple(CONFIG)
+PTUNING = ("ptuning_noproj", "ptuning_proj")
+SETS = ("model", *PTUNING)
+# The kinds of generate() cases.
+GREEDY = ("greedy", "greedy_batch", "greedy_batch_no_position_ids")
+BEAMS = ("beam3", "beam3_batch")
+ENDED = ("eos_override_greedy", "eos_list_greedy")
+ENDED_BEAMS: dict[str, dict[str, Any]] = {
+    "eos_override_beam3": {},
+    "eos_override_beam3_early": {"early_stopping": True},
+    "eos_override_beam3_lp": {"length_penalty": 2.0, "num_return_sequences": 2},
+}
 
 
 def find(relative: str) -> Path:
@@ -226,3 +238,20 @@ def tokenizer_inputs_v1(prompts: list[list[int]], config: Any) -> dict[str, torc
         positions[row, 0, pads + context :] = prompt.index(config.gmask_token_id)
         positions[row, 1, pads + context :] = torch.arange(1, length - context + 1)
     return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
+
+
+@cache
+def model_of(version: int, folder: str = "model", attention: str = "sdpa") -> Any:
+    """One tiny model per kind for all tests that only read it."""
+    return golden_model(version, folder, attention=attention)
+
+
+def generate_cases(version: int, folder: str, *kinds: str) -> list[dict[str, Any]]:
+    """The golden cases of these kinds, at least one; without kinds, all."""
+    if folder == "model":
+        cases = read_json(f"v{version}/generate.json")["cases"]
+    else:
+        cases = read_json(f"v{version}/{folder}/golden.json")["generate"]
+    found = [entry for entry in cases if not kinds or entry["kind"] in kinds]
+    assert found, kinds
+    return found

@@ -93,3 +93,24 @@ def test_a_cache_that_a_caller_made_is_reused_from_then_on() -> None:
     *_, first = model.stream_steps(tokenizer, "你好", **options)
     *_, second = model.stream_steps(tokenizer, "what?", first.history, **options)
     assert second.cached_tokens >= first.prompt_tokens
+
+
+def test_reserved_room_changes_nothing_before_it_is_committed() -> None:
+    model, _ = pair(2)
+    cache = filled(model, [11, 12, 13])
+    before = cache.layers[0].keys.clone()
+    room = cache.room_for_tokens()
+    assert room is not None and list(room.lengths) == [3] and len(room.layers) == len(cache.layers)
+    for keys, values in room.layers:
+        keys[:, :, 3:] = values[:, :, 3:] = 7.0
+    assert cache.get_seq_length() == 3 and torch.equal(cache.layers[0].keys, before)
+    room.commit()
+    assert cache.get_seq_length() == 4 and bool((cache.layers[-1].values[:, :, 3:] == 7).all())
+
+
+def test_no_room_while_it_is_empty_or_layers_differ() -> None:
+    model, _ = pair(2)
+    assert ChatCache().room_for_tokens() is None
+    cache = filled(model, [11, 12, 13])
+    cache.layers[0].extend(1)
+    assert cache.room_for_tokens() is None

@@ -32,9 +32,9 @@ def filled(lengths: list[int], capacity: int = 10) -> tuple[RowCache, list[torch
 def held(cache: RowCache, row: int, length: int) -> torch.Tensor:
     """The keys of a row in the second layer."""
     cache.select_row(row, length)
-    lengths, layers = cache.room_for_tokens()
-    assert list(lengths) == [length]
-    return layers[1][0][0][:, :length]
+    room = cache.room_for_tokens()
+    assert list(room.lengths) == [length]
+    return room.layers[1][0][0][:, :length]
 
 
 def test_it_answers_the_questions_of_our_caches() -> None:

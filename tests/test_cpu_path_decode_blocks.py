@@ -261,7 +261,7 @@ def test_rows_equal_the_modules(calls: list[int], generation: int, options: dict
     assert difference(found, wanted) < 2e-5
     for cache in (fast, slow):
         cache.select_rows(0, [1] * (len(lengths) + 2), torch.device("cpu"))
-    for ours, theirs in zip(fast.room_for_tokens()[1], slow.room_for_tokens()[1], strict=True):
+    for ours, theirs in zip(fast.room_for_tokens().layers, slow.room_for_tokens().layers, strict=True):
         assert difference(ours[0], theirs[0]) < 2e-5
         assert difference(ours[1], theirs[1]) < 2e-5
         assert not ours[0][0].any() and not ours[0][-1].any(), "somebody else's row"
@@ -327,7 +327,7 @@ def test_a_row_of_the_server_equals_the_modules(calls: list[int], generation: in
     for row in range(3):
         for cache in (slow, fast):
             cache.select_row(row, END - 1)
-        for ours, theirs in zip(fast.room_for_tokens()[1], slow.room_for_tokens()[1], strict=True):
+        for ours, theirs in zip(fast.room_for_tokens().layers, slow.room_for_tokens().layers, strict=True):
             if row == 1:
                 assert difference(ours[0], theirs[0]) < 2e-5
                 assert difference(ours[1], theirs[1]) < 2e-5

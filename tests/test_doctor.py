@@ -21,7 +21,8 @@ import transformers
 from packaging.requirements import Requirement
 from safetensors.torch import save_file
 
-from chatglm.chat import ChatMixin
+from chatglm import kernels
+from chatglm.chat import CHAT_MODELS
 from chatglm.doctor import __main__ as command
 from chatglm.doctor import checks, environment, versions
 from chatglm.doctor.messages import DOCTOR
@@ -165,8 +166,11 @@ def longer_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = ChatMixin._stream_chat
-    monkeypatch.setattr(ChatMixin, "_stream_chat", lambda *given, **more: list(stream(*given, **more))[-1:])
+    for kind in CHAT_MODELS.values():
+        stream = kind.stream_chat
+        monkeypatch.setattr(
+            kind, "stream_chat", lambda *given, stream=stream, **more: list(stream(*given, **more))[-1:]
+        )
 
 
 Change = Callable[[torch.Tensor, dict[str, Any]], torch.Tensor]
@@ -410,9 +414,10 @@ def test_kernels_that_are_wrong(doctor: Doctor, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_plain_torch_is_a_note_with_the_reason(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatglm.kernels._backends", {})
     monkeypatch.setenv("CHATGLM_KERNELS", "torch")
+    kernels.choose_again()
     done = doctor("--no-checks")
+    kernels.choose_again()
     assert done.returncode == 0
     assert "plain torch, which is slow: asked for by CHATGLM_KERNELS" in done.stdout
     assert "environment variables: CHATGLM_KERNELS=torch" in done.stdout
@@ -466,7 +471,7 @@ def test_the_ranges_are_those_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {(text, None) for text in project["dependencies"]}
     wanted |= {(text, extra) for extra, texts in project["optional-dependencies"].items() for text in texts}
-    assert set(versions._from_clone(ROOT / "pyproject.toml")) == wanted
+    assert set(versions.ranges_of_clone(ROOT / "pyproject.toml")) == wanted
     assert project["name"] == versions.DISTRIBUTION
     assert set(project["optional-dependencies"]) <= set(DOCTOR)  # what each is for, in words
     known = {one.name: one for one in versions.libraries()}

@@ -540,7 +540,7 @@ def test_load_says_why_not(
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.version, "cuda", cuda_version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    cuda._load.cache_clear()
+    cuda.load_once.cache_clear()
     with pytest.raises(KernelUnavailable, match=reason):
         cuda.load()
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
 
 import torch
 from transformers import Cache
 
-#: The length of each sequence, and for each layer its keys and values, each (sequences, heads, tokens, head_dim) with
-#: room for one more token.
-TokenRoom: TypeAlias = tuple[Sequence[int], list[tuple[torch.Tensor, torch.Tensor]]]
+
+@dataclass(frozen=True)
+class TokenRoom:
+    """Where one-call decoding writes the next token of each sequence; the cache is as before until `commit`."""
+
+    lengths: Sequence[int]  # of each sequence, without the new token
+    #: Keys and values of each layer, (sequences, heads, more than the longest length, head_dim).
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    commit: Callable[[], None]  # makes the written token a part of the cache
 
 
 class ChatGLMCache(Cache):
-    """A KV cache of transformers that also has the two attributes that one-call decoding reads."""
+    """A KV cache of transformers that also tells one-call decoding its mask and where the next token goes."""
 
     #: The `attention_mask` of the next forward: (sequences, tokens), 0 only after the end of a shorter sequence; None
     #: if all sequences have the same length. One-call decoding knows the lengths and needs no such mask.
     mask: torch.Tensor | None = None
 
-    #: Where one-call decoding writes the next token of each sequence. None: the cache consists of layers that one-call
-    #: decoding extends itself, as it does with transformers' `DynamicCache`.
-    room_for_tokens: Callable[[], TokenRoom] | None = None
+    def room_for_tokens(self) -> TokenRoom | None:
+        """Room for one more token of each sequence; None if the cache cannot take a token at this point."""
+        raise NotImplementedError

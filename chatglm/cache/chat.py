@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import DynamicCache, PreTrainedModel
 
-from .base import ChatGLMCache
+from .base import ChatGLMCache, TokenRoom
 from .growing import GrowingLayer
 
 
@@ -45,6 +45,19 @@ class ChatCache(ChatGLMCache, DynamicCache):
             self.crop(common - len(self.token_ids))
             del self.token_ids[common:]
         return common
+
+    def room_for_tokens(self) -> TokenRoom | None:
+        """As in the base class; None while the cache is empty or an interrupted forward left some layers longer."""
+        length = self.get_seq_length()
+        if length == 0 or any(layer.get_seq_length() != length for layer in self.layers):
+            return None
+        held = [layer.reserve(1) for layer in self.layers]
+
+        def commit() -> None:
+            for layer, (keys, values) in zip(self.layers, held, strict=True):
+                layer.keys, layer.values = keys, values
+
+        return TokenRoom([length] * len(held[0][0]), held, commit)
 
     def _empty(self, stamp: object) -> None:
         self.__init__(stamp)  # type: ignore[misc]  # new layers, because device or dtype may have changed

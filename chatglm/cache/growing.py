@@ -32,6 +32,10 @@ class GrowingLayer(DynamicLayer):
 
     def extend(self, tokens: int) -> None:
         """Makes `keys` and `values` longer by `tokens`; the caller has to write them."""
+        self.keys, self.values = self.reserve(tokens)
+
+    def reserve(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with room for `tokens` more at their end; the layer itself is no longer than before."""
         past = self.keys.shape[-2]
         end = past + tokens
         if self._room is None or not self._fits(end):
@@ -42,7 +46,8 @@ class GrowingLayer(DynamicLayer):
             )
             room[0][:, :, :past], room[1][:, :, :past] = self.keys, self.values
             self._room = room
-        self.keys, self.values = self._room[0][:, :, :end], self._room[1][:, :, :end]
+            self.keys, self.values = room[0][:, :, :past], room[1][:, :, :past]
+        return self._room[0][:, :, :end], self._room[1][:, :, :end]
 
     def _fits(self, end: int) -> bool:
         """Whether `keys` and `values` still lie in the room (others may have replaced them) and it has `end` tokens."""

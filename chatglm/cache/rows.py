@@ -72,10 +72,10 @@ class RowCache(ChatGLMCache):
         return seen[0], seen[1]
 
     def room_for_tokens(self) -> TokenRoom:
-        """The lengths of the selected rows, and their keys and values in each layer."""
+        """Room in the selected rows. Whoever selects rows counts their tokens, so there is nothing to commit."""
         place = slice(self._first, self._first + len(self._lengths))
         held = [(keys[place], values[place]) for keys, values in zip(self._keys, self._values, strict=True)]
-        return self._lengths, held
+        return TokenRoom(self._lengths, held, commit=lambda: None)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._past

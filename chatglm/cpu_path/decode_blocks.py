@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .. import kernels
-from ..cache import GrowingLayer
+from ..cache import ChatGLMCache, TokenRoom
 from ..kernels.cpu import TYPE_CODES, Tokens
 from .block_plan import BlockLayout, BlockPlanner
 
@@ -90,8 +90,7 @@ class BlockRunner:
         room = None if plan is None or found is None else _room(cache, rows, len(plan), dtype)
         if plan is None or found is None or room is None:
             return None
-        lengths, held = room
-        for block, (keys, values) in zip(plan, held, strict=True):
+        for block, (keys, values) in zip(plan, room.layers, strict=True):
             block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), TYPE_CODES[dtype]
             block.cache_row, block.cache_step = keys.stride(0), keys.stride(1)
         for block, (key, value) in zip(plan, found, strict=False):
@@ -99,13 +98,14 @@ class BlockRunner:
         hidden_states = hidden_states.contiguous()
         result = torch.empty_like(hidden_states)
         tokens = Tokens(x=hidden_states.data_ptr(), y=result.data_ptr(), type=TYPE_CODES[result.dtype], rows=rows)
-        tokens.past, tokens.prefix = (ctypes.c_int64 * rows)(*lengths), found[0][0].shape[1] if found else 0
+        tokens.past, tokens.prefix = (ctypes.c_int64 * rows)(*room.lengths), found[0][0].shape[1] if found else 0
         tokens.turns = len(tables)
         for i, (cos, sin) in enumerate(tables):
             tokens.cos[i], tokens.sin[i] = cos.data_ptr(), sin.data_ptr()
             tokens.angles, tokens.angle_type = cos.shape[-1], TYPE_CODES[cos.dtype]
             tokens.angle_row, tokens.angle_step = cos.stride(0) if len(cos) > 1 else 0, cos.stride(-1)
         backend.run_blocks(tokens, plan)
+        room.commit()
         return result
 
 
@@ -130,41 +130,23 @@ def _prefix_of(
     return [(key.contiguous(), value.contiguous()) for key, value in found]
 
 
-def _room(
-    cache: Cache, rows: int, count: int, dtype: torch.dtype
-) -> tuple[Sequence[int], list[tuple[torch.Tensor, torch.Tensor]]] | None:
-    """The length of each sequence, and each layer's keys and values with room for one more token; None if unusable.
+def _room(cache: Cache, rows: int, count: int, dtype: torch.dtype) -> TokenRoom | None:
+    """Room for one more token in `count` layers of `rows` sequences, on the CPU, in `dtype`; None if there is none."""
 
-    Returns:
-        `rows` lengths, and `count` pairs of keys and values, each (rows, heads, more than the longest length, head_dim)
-        with the tokens of a head adjacent in memory
-    """
-    own = getattr(cache, "room_for_tokens", None)
-    if own is None and (cache.offloading or not _are_plain(cache.layers)):
+    def fits(held: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+        usable = (len(keys) == rows and keys.dtype == dtype and keys.device.type == "cpu" for keys, _ in held)
+        return len(held) == count and all(usable)
+
+    if isinstance(cache, ChatGLMCache):
+        room = cache.room_for_tokens()
+        return room if room is not None and len(room.lengths) == rows and fits(room.layers) else None
+    length = cache.get_seq_length()
+    if cache.offloading or length == 0:
         return None
-    if own is not None:
-        lengths, held = own()
-    else:
-        lengths, held = [cache.get_seq_length()] * rows, [(layer.keys, layer.values) for layer in cache.layers]
-    if len(held) != count or len(lengths) != rows:
+    if not all(type(layer) is DynamicLayer and layer.get_seq_length() == length for layer in cache.layers):
         return None
-    if not all(len(keys) == rows and keys.dtype == dtype and keys.device.type == "cpu" for keys, _ in held):
+    if not fits([(layer.keys, layer.values) for layer in cache.layers]):
         return None
-    return lengths, held if own is not None else [_extended(layer) for layer in cache.layers]
-
-
-def _are_plain(layers: Sequence[Any]) -> bool:
-    """Whether a token can be appended to these layers of a cache: of known kinds, not empty, equally long."""
-    if not layers or not all(type(layer) in (DynamicLayer, GrowingLayer) for layer in layers):
-        return False
-    length = layers[0].get_seq_length()
-    return length > 0 and all(layer.get_seq_length() == length for layer in layers)
-
-
-def _extended(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes keys and values one token longer; the kernels fill it in."""
-    if isinstance(layer, GrowingLayer):
-        layer.extend(1)
-    else:
+    for layer in cache.layers:  # one after the other: never twice the memory
         layer.keys, layer.values = (F.pad(part, (0, 0, 0, 1)) for part in (layer.keys, layer.values))
-    return layer.keys, layer.values
+    return TokenRoom([length] * rows, [(layer.keys, layer.values) for layer in cache.layers], commit=lambda: None)

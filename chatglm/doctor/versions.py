@@ -82,13 +82,13 @@ def installed(name: str) -> str | None:
 
 def _requirements() -> Iterator[tuple[Requirement, str | None]]:
     """Yields each (requirement, extra) of this package that applies to this machine."""
-    for text, extra in _from_clone(ROOT / "pyproject.toml") or _from_metadata():
+    for text, extra in ranges_of_clone(ROOT / "pyproject.toml") or _from_metadata():
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""}):
             yield requirement, extra
 
 
-def _from_clone(path: Path) -> list[tuple[str, str | None]]:
+def ranges_of_clone(path: Path) -> list[tuple[str, str | None]]:
     """Reads our pyproject.toml line by line, because Python 3.10 cannot read TOML; empty if there is none."""
     try:
         text = path.read_text(encoding="utf-8")

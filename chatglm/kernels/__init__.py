@@ -34,6 +34,8 @@ __all__ = [
     "KernelUnavailable",
     "KernelWarning",
     "backend_for",
+    "check_operands",
+    "choose_again",
     "dense_linear",
     "dequantize",
     "linear",
@@ -70,6 +72,12 @@ def backend_for(device: torch.device) -> Backend | None:
             if device not in _backends:
                 _backends[device] = _find(device)
     return _backends[device]
+
+
+def choose_again() -> None:
+    """Forgets the choices, so that the next product chooses anew: after a change of CHATGLM_KERNELS, for example."""
+    with _lock:
+        _backends.clear()
 
 
 def _find(device: torch.device) -> Backend | None:
@@ -151,7 +159,7 @@ def _linear(
     bits: int,
     precision: str,
 ) -> torch.Tensor:
-    _check(x, weight, weight_scale, bits)
+    check_operands(x, weight, weight_scale, bits)
     shape = (*x.shape[:-1], weight.shape[0])
     if x.numel() == 0:
         return x.new_zeros(shape) if bias is None else bias.to(x.dtype).expand(shape).clone()
@@ -170,7 +178,8 @@ def _linear(
     return out.view(shape)
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bits: int) -> None:
+def check_operands(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bits: int) -> None:
+    """Raises ValueError unless the shapes and devices of `linear`'s operands fit together."""
     if weight.shape[1] * 8 != x.shape[-1] * bits:
         raise ValueError(
             f"the input has {x.shape[-1]} columns and the INT{bits} weights {weight.shape[1] * 8 // bits}: "

@@ -233,11 +233,12 @@ def load() -> CUDABackend:
         KernelUnavailable: torch, the machine or its compilers do not support it.
     """
     with _loading:
-        return _load()
+        return load_once()
 
 
 @functools.cache
-def _load() -> CUDABackend:
+def load_once() -> CUDABackend:
+    """As `load`, which is what callers use: this one does not wait for another thread that loads."""
     if torch.version.hip:
         raise KernelUnavailable("our GPU kernels are for NVIDIA GPUs, this torch is for AMD's")
     if torch.version.cuda is None:
