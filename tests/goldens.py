@@ -20,24 +20,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config
+from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLM4Config
 from conftest import SHARED
 
 DATA = Path(__file__).parent / "data" / "goldens"
 # Tolerance in float32, relative to the largest golden value. Measured with the kernels of SSE, AVX2 and AVX-512:
 # generation 1 (whose residuals are scaled up) 2.3e-5, its gradients 4e-5; generations 2 and 3 7e-6, gradients 6e-6.
-NOISE = {1: 5e-5, 2: 2e-5, 3: 2e-5}
-GRADIENT_NOISE = {1: 1e-4, 2: 2e-5, 3: 2e-5}
+NOISE = {1: 5e-5, 2: 2e-5, 3: 2e-5, 4: 2e-5}
+GRADIENT_NOISE = {1: 1e-4, 2: 2e-5, 3: 2e-5, 4: 2e-5}
 RELATIVE_NOISE = 4e-5  # of losses, gradient norms and beam scores; measured: 1.7e-5
 INPUTS = ("input_ids", "attention_mask", "position_ids", "labels")
-CONFIG = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config}
+CONFIG = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config, 4: ChatGLM4Config}
 VERSIONS = tuple(CONFIG)
+TUNED = (1, 2, 3)  # GLM-4's code has no P-tuning
 PTUNING = ("ptuning_noproj", "ptuning_proj")
 SETS = ("model", *PTUNING)
 # The kinds of generate() cases.
 GREEDY = ("greedy", "greedy_batch", "greedy_batch_no_position_ids")
 BEAMS = ("beam3", "beam3_batch")
 ENDED = ("eos_override_greedy", "eos_list_greedy")
+UNCACHED, ENDED_IN_BATCH = "greedy_no_cache", "eos_in_batch"  # of GLM-4 only
 ENDED_BEAMS: dict[str, dict[str, Any]] = {
     "eos_override_beam3": {},
     "eos_override_beam3_early": {"early_stopping": True},
@@ -46,7 +48,11 @@ ENDED_BEAMS: dict[str, dict[str, Any]] = {
 
 
 def find(relative: str) -> Path:
-    """The file or folder below one of the two roots; skips the calling test if neither has it."""
+    """The file or folder below one of the two roots; skips the calling test if neither has it.
+
+    GLM-4's lie in `glm4`, and are called `v4` here.
+    """
+    relative = re.sub(r"^v4\b", "glm4", relative)
     for root in (SHARED / "goldens", DATA):
         if (root / relative).exists():
             return root / relative
@@ -244,6 +250,11 @@ def tokenizer_inputs_v1(prompts: list[list[int]], config: Any) -> dict[str, torc
 def model_of(version: int, folder: str = "model", attention: str = "sdpa") -> Any:
     """One tiny model per kind for all tests that only read it."""
     return golden_model(version, folder, attention=attention)
+
+
+def sets_of(version: int) -> tuple[str, ...]:
+    """The sets of goldens that this generation has, of SETS."""
+    return SETS if version in TUNED else SETS[:1]
 
 
 def generate_cases(version: int, folder: str, *kinds: str) -> list[dict[str, Any]]:

@@ -15,8 +15,11 @@ from goldens import (
     BEAMS,
     ENDED,
     ENDED_BEAMS,
+    ENDED_IN_BATCH,
     GREEDY,
     SETS,
+    TUNED,
+    UNCACHED,
     VERSIONS,
     assert_relative,
     case,
@@ -27,10 +30,15 @@ from goldens import (
     read_json,
     read_part,
     read_tensors,
+    sets_of,
     tokenizer_inputs_v1,
 )
 
 NEW_TOKENS = 24  # every golden generate() case
+INVALID = {version: InvalidScoreLogitsProcessor(198 if version == 4 else 5) for version in VERSIONS}
+every_set = pytest.mark.parametrize(
+    ("version", "folder"), [(version, folder) for version in VERSIONS for folder in sets_of(version)]
+)
 #: Cases in which another hypothesis wins than in transformers 4.30.
 OTHER_BEAMS = {
     (1, "model", "eos_override_beam3"),
@@ -80,8 +88,7 @@ def test_the_inputs_of_generation_1_are_its_tokenizer_s() -> None:
         assert torch.equal(tensor, golden[name]), name
 
 
-@pytest.mark.parametrize("folder", SETS)
-@pytest.mark.parametrize("version", VERSIONS)
+@every_set
 def test_greedy(version: int, folder: str) -> None:
     model = model_of(version, folder)
     for entry in generate_cases(version, folder, *GREEDY):
@@ -95,7 +102,7 @@ def test_greedy(version: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", SETS)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", TUNED)  # GLM-4's pad token also ends answers, so pads cannot be told from ids
 def test_greedy_from_padded_ids_alone(version: int, folder: str) -> None:
     """A batch without mask and positions is read as padded: the same text as with both."""
     model = model_of(version, folder)
@@ -106,8 +113,7 @@ def test_greedy_from_padded_ids_alone(version: int, folder: str) -> None:
     assert output.sequences.tolist() == with_both["sequences"]
 
 
-@pytest.mark.parametrize("folder", SETS)
-@pytest.mark.parametrize("version", VERSIONS)
+@every_set
 def test_beams(version: int, folder: str) -> None:
     model = model_of(version, folder)
     for entry in generate_cases(version, folder, *BEAMS):
@@ -115,19 +121,33 @@ def test_beams(version: int, folder: str) -> None:
         output = run(model, inputs, num_beams=3, output_scores=True)
         assert output.sequences.tolist() == entry["sequences"], entry["kind"]
         assert DEVIATIONS["beam_scores_count_generated_tokens"]
-        total_length = entry.get("length_in_score", len(entry["sequences"][0]))
-        assert total_length == len(entry["sequences"][0])
+        total_length = NEW_TOKENS  # transformers 4.42, with which GLM-4's were made, counts as today's
+        if version < 4:
+            total_length = entry.get("length_in_score", len(entry["sequences"][0]))
+            assert total_length == len(entry["sequences"][0])
         for ours, theirs in zip(output.sequences_scores.tolist(), entry["sequences_scores"], strict=True):
             assert_relative(ours * NEW_TOKENS, theirs * total_length)
 
 
-@pytest.mark.parametrize("folder", SETS)
-@pytest.mark.parametrize("version", VERSIONS)
+@every_set
 def test_an_eos_of_the_caller_stops(version: int, folder: str) -> None:
     model = model_of(version, folder)
     for entry in generate_cases(version, folder, *ENDED):
         output = run(model, {"input_ids": torch.tensor([entry["prompt"]])}, eos_token_id=entry["eos_token_id"])
         assert output.sequences.tolist() == entry["sequences"], entry["kind"]
+
+
+@needs_shared
+def test_cases_of_glm4_only() -> None:
+    model = model_of(4)
+    for entry in generate_cases(4, "model", UNCACHED):
+        output = run(model, {"input_ids": torch.tensor([entry["prompt"]])}, use_cache=False)
+        assert output.sequences.tolist() == entry["sequences"]
+    for entry in generate_cases(4, "model", ENDED_IN_BATCH):
+        ids = pad_left(entry["prompts"], 300)
+        inputs = {"input_ids": ids, "attention_mask": (ids != 300).long()}
+        output = run(model, inputs, eos_token_id=entry["eos_token_id"])
+        assert output.sequences.tolist() == entry["sequences"]
 
 
 def log_probability(model: Any, prompt: list[int], sequence: list[int], eos: int) -> tuple[float, int, bool]:
@@ -143,7 +163,7 @@ def log_probability(model: Any, prompt: list[int], sequence: list[int], eos: int
 
 
 @pytest.mark.parametrize("folder", SETS)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", TUNED)
 def test_beams_that_may_stop(version: int, folder: str) -> None:
     """Where hypotheses of different lengths compete, another may win; each has the score that is its own.
 
@@ -191,7 +211,10 @@ def test_generate_without_room(version: int) -> None:
     assert golden["generate:eos_first"]["ok"] == [golden["greedy12"][: length + 1]]  # as in test_lengths
     assert DEVIATIONS["a_prompt_without_room_is_an_error"]
     for name, limit in (("generate:max_length=n", length), ("generate:max_length=n-3", length - 3)):
-        assert golden[name]["ok"] == [golden["greedy12"][: length + 1]]
+        if version == 4:  # its transformers refuses as today's does
+            assert golden["generate:max_length=n"]["error"] == "ValueError"
+        else:
+            assert golden[name]["ok"] == [golden["greedy12"][: length + 1]]
         with pytest.raises(ValueError, match=rf"input_ids is {length}, but `max_length` is set to {limit}"):
             model.generate(**inputs, do_sample=False, max_length=limit)
 
@@ -217,7 +240,7 @@ def scores_of(version: int, number: int, processors: list[LogitsProcessor]) -> t
 @pytest.mark.parametrize("version", VERSIONS)
 def test_processed_scores(version: int, number: int) -> None:
     """With the originals' InvalidScoreLogitsProcessor at its place, every case is theirs."""
-    scores = scores_of(version, number, [InvalidScoreLogitsProcessor()])
+    scores = scores_of(version, number, [INVALID[version]])
     golden = read_tensors(f"v{version}/generate.safetensors")
     expected = golden[f"processors.case{number}.scores"]
     if not read_part(f"v{version}/generate.json", "processors")[f"case{number}"]["kwargs"]["do_sample"]:
@@ -234,11 +257,11 @@ def test_processed_scores_without_the_invalid_score_processor(version: int, numb
     scores = scores_of(version, number, [])
     entry = read_part(f"v{version}/generate.json", "processors")[f"case{number}"]
     if "Invalid fires" not in entry["name"]:
-        torch.testing.assert_close(scores, scores_of(version, number, [InvalidScoreLogitsProcessor()]))
+        torch.testing.assert_close(scores, scores_of(version, number, [INVALID[version]]))
         return
     assert DEVIATIONS["minus_infinity_is_a_valid_score"]
     golden, kwargs = read_tensors(f"v{version}/generate.safetensors"), entry["kwargs"]
-    forbidden = kwargs["bad_words_ids"][0][0] if "bad_words_ids" in kwargs else model_of(version).config.eos_token_id
+    forbidden = kwargs["bad_words_ids"][0] if "bad_words_ids" in kwargs else model_of(version).config.eos_token_id
     expected, input_ids = golden["processors.logits"].clone(), golden["processors.input_ids"]
     expected[:, forbidden] = -float("inf")
     for warp in (
@@ -259,11 +282,11 @@ def test_the_chain_of_our_own_loop(version: int, number: int) -> None:
     entry = read_json(f"v{version}/generate.json")["processors"][f"case{number}"]
     golden = read_tensors(f"v{version}/generate.safetensors")
     eos, input_ids = model_of(version).config.eos_token_id, golden["processors.input_ids"]
-    options = GenerationOptions(**entry["kwargs"], eos_token_id=eos, logits_processor=[InvalidScoreLogitsProcessor()])
+    options = GenerationOptions(**entry["kwargs"], eos_token_id=eos, logits_processor=[INVALID[version]])
     chain = options.processors(input_ids.shape[1], input_ids.device)
     warpers = entry["warpers"]
     if not entry["kwargs"]["do_sample"]:
-        assert DEVIATIONS["greedy_ignores_warpers"] and warpers == ["TopKLogitsWarper"]
+        assert DEVIATIONS["greedy_ignores_warpers"] and warpers == ([] if version == 4 else ["TopKLogitsWarper"])
         warpers = []
     assert [type(one).__name__ for one in chain] == [*entry["processors"], *warpers]
     scores = golden["processors.logits"].clone()
@@ -293,7 +316,7 @@ def test_invalid_scores(version: int, number: int) -> None:
     scores = golden["processors.logits"].clone()
     scores[0, 7] = float(entry["bad"])
     given = scores.clone()
-    processed = InvalidScoreLogitsProcessor()(golden["processors.input_ids"], given)
+    processed = INVALID[version](golden["processors.input_ids"], given)
     assert torch.equal(processed, golden[f"processors.invalid{number}"])
     assert processed.argmax(-1).tolist() == entry["argmax"]
     assert entry["same_storage"] and DEVIATIONS["arguments_are_left_alone"]

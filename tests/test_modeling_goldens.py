@@ -21,11 +21,13 @@ from goldens import (
     DATA,
     ENDED,
     ENDED_BEAMS,
+    ENDED_IN_BATCH,
     GRADIENT_NOISE,
     GREEDY,
     NOISE,
     PTUNING,
-    SETS,
+    TUNED,
+    UNCACHED,
     VERSIONS,
     Case,
     assert_close_to_scale,
@@ -39,10 +41,12 @@ from goldens import (
     read_json,
     read_tensors,
     recipe_state,
+    sets_of,
     tokenizer_inputs_v1,
     variant_model,
 )
 
+LATER = (2, 3, 4)  # the generations whose network is ChatGLM2's
 ATTENTION = ("sdpa", "eager")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORWARD = {
@@ -77,8 +81,10 @@ FORWARD = {
     ],
 }
 FORWARD[3] = FORWARD[2]
+FORWARD[4] = [*FORWARD[2], "padded_no_mask", "single", "long", "long_positions"]
 VARIANTS_V1 = ["untied", "pos1d_gmask", "pos1d_mask"]
-VARIANTS = [
+VARIANTS: dict[int, list[str]] = {4: ["groups4_rope10000", "rope_ratio1", "no_final_ln"]}
+VARIANTS[2] = VARIANTS[3] = [
     "post_ln_residual",
     "layernorm",
     "no_final_ln",
@@ -95,7 +101,7 @@ GRADIENTS = [
     (1, "gmask_tok"),
     (1, "mask_ids_only"),
     (1, "untied_gmask_ids_only"),
-    *((version, name) for version in (2, 3) for name in ("padded", "unpadded_no_mask")),
+    *((version, name) for version in LATER for name in ("padded", "unpadded_no_mask")),
 ]
 PTUNING_FORWARD = {
     1: ("gmask_tok", "mask_ids_only"),
@@ -157,16 +163,21 @@ def test_no_case_is_forgotten(version: int) -> None:
         assert present("variants") == {*VARIANTS_V1, "pos1d_generate", "inputs_embeds_only"}
         assert present("lowp") == {"rotary", *(f"{dtype}_{what}" for dtype in HALVES for what in LOWP_V1)}
     else:
-        assert present("variants") == {*VARIANTS, "fp32_residual_half", "classifier"}
+        others = {"fp32_residual_half", "classifier"} if version < 4 else set()
+        assert present("variants") == {*VARIANTS[version], *others}
         assert present("lowp") == {"rotary", *HALVES}
     assert present("grads") == {name for v, name in GRADIENTS if v == version}
-    for folder in PTUNING:
+    for folder in PTUNING if version in TUNED else ():
         names = {*PTUNING_FORWARD[version], *incremental(version), "get_prompt", "grads", "generate"}
         assert present(f"{folder}/golden") == names
-    kinds = {entry["kind"] for folder in SETS for entry in generate_cases(version, folder)}
-    assert kinds == {*GREEDY, *BEAMS, *ENDED, *ENDED_BEAMS} - ({GREEDY[2], ENDED[1]} if version == 1 else set())
+    kinds = {entry["kind"] for folder in sets_of(version) for entry in generate_cases(version, folder)}
+    if version == 4:
+        assert kinds == {*GREEDY[:2], UNCACHED, BEAMS[0], BEAMS[1], *ENDED, ENDED_IN_BATCH}
+    else:
+        assert kinds == {*GREEDY, *BEAMS, *ENDED, *ENDED_BEAMS} - ({GREEDY[2], ENDED[1]} if version == 1 else set())
     assert present("generate") == {"cases", "stream_generate", "processors"}
-    assert set(read_json(f"v{version}/edge.json")) == EDGES[min(version, 2)]
+    wanted = EDGES[min(version, 2)] - ({"use_cache_note", "eos_none_stream_generate"} if version == 4 else set())
+    assert set(read_json(f"v{version}/edge.json")) == wanted
 
 
 def is_part(part: Any, whole: Any) -> bool:
@@ -271,7 +282,7 @@ def test_masks_and_positions_that_the_original_builds(name: str) -> None:
         assert not (weights.bool() & built["attention_mask"]).any()
 
 
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize("version", LATER)
 def test_masks_and_positions_that_later_generations_build(version: int) -> None:
     """Every token that the original hides has no weight, every other has one. Its built mask is for `padded`."""
     built, padded = case(f"v{version}/forward", "built"), case(f"v{version}/forward", "padded")
@@ -291,7 +302,7 @@ def test_masks_and_positions_that_later_generations_build(version: int) -> None:
     assert torch.equal(named[rows], padded["position_ids"][rows])
 
 
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize("version", LATER)
 def test_the_last_position_alone(version: int) -> None:
     golden = case(f"v{version}/forward", "return_last_logit")
     with torch.no_grad():
@@ -301,7 +312,7 @@ def test_the_last_position_alone(version: int) -> None:
 
 
 @pytest.mark.parametrize("with_mask", [True, False], ids=["with_mask", "no_mask"])
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize("version", LATER)
 def test_four_tokens_on_top_of_a_cache(version: int, with_mask: bool) -> None:
     golden = case(f"v{version}/forward", "continuation")
     for attention in ATTENTION:
@@ -336,7 +347,7 @@ def incremental(version: int) -> list[str]:
 
 INCREMENTAL = [
     *((version, "model", name) for version in VERSIONS for name in FORWARD[version] if name.startswith("inc_")),
-    *((version, folder, name) for version in VERSIONS for folder in PTUNING for name in incremental(version)),
+    *((version, folder, name) for version in TUNED for folder in PTUNING for name in incremental(version)),
 ]
 
 
@@ -419,11 +430,10 @@ def test_generate_with_one_kind_of_positions() -> None:
     assert cached[: len(prompt) + 1] == golden[: len(prompt) + 1]  # the first token is of the prompt alone
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize(("version", "name"), [(version, name) for version in LATER for name in VARIANTS[version]])
 def test_variants(version: int, name: str) -> None:
     golden = case(f"v{version}/variants", name)
-    if not name.startswith("rope_ratio"):  # the same config once more, as a file
+    if version < 4 and not name.startswith("rope_ratio"):  # the same config once more, as a file
         file = find(f"v{version}/variant_{name}/config.json")
         assert json.loads(file.read_text(encoding="utf-8")) == golden.meta["config"]
     check_pass(variant_model(version, name), golden, version)
@@ -490,7 +500,7 @@ def test_half_precision(version: int, dtype: str, attention: str) -> None:
     assert ours_off.norm() <= theirs_off.norm()
 
 
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize("version", LATER)
 def test_rotary_tables(version: int) -> None:
     golden = case(f"v{version}/forward", "rotary")["cache_fp32"]
     table = model_of(version).transformer.rotary_pos_emb
@@ -530,8 +540,13 @@ def test_rotary_tables_of_generation_1(name: str, dtype: torch.dtype) -> None:
         assert rotary_angles(2, dtype, torch.device("cpu"), dim=8)[1].tolist() == frequencies["values"]
 
 
-@pytest.mark.parametrize("name", ["rope_ratio2", "rope_ratio50"])
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        *((version, name) for version in (2, 3) for name in ("rope_ratio2", "rope_ratio50")),
+        *((4, name) for name in ("rope_ratio1", "groups4_rope10000")),
+    ],
+)
 def test_rotary_tables_of_long_contexts(version: int, name: str) -> None:
     golden = case(f"v{version}/variants", name)["rotary_cache"]
     table = variant_model(version, name).transformer.rotary_pos_emb
@@ -539,7 +554,7 @@ def test_rotary_tables_of_long_contexts(version: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("folder", PTUNING)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", TUNED)
 def test_prefixes(version: int, folder: str) -> None:
     """The keys and values of the first and the last layer, for two sequences."""
     golden = case(f"v{version}/{folder}/golden", "get_prompt")
@@ -584,14 +599,14 @@ def test_gradients(version: int, name: str) -> None:
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("folder", PTUNING)
 @pytest.mark.parametrize(
-    ("version", "name"), [(version, name) for version in VERSIONS for name in PTUNING_FORWARD[version]]
+    ("version", "name"), [(version, name) for version in TUNED for name in PTUNING_FORWARD[version]]
 )
 def test_prefix_forward(version: int, folder: str, name: str, attention: str) -> None:
     check_pass(model_of(version, folder, attention), case(f"v{version}/{folder}/golden", name), version)
 
 
 @pytest.mark.parametrize("folder", PTUNING)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", TUNED)
 def test_prefix_gradients(version: int, folder: str) -> None:
     """Only the prefix is trained, and its gradients are the original's."""
     name = PTUNING_FORWARD[version][0]
@@ -654,7 +669,7 @@ def test_sampling_from_beams() -> None:
     assert list(output.shape) == shape
 
 
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize("version", LATER)
 def test_padding_on_the_right(version: int) -> None:
     golden = torch.tensor(read_json(f"v{version}/edge.json")["right_padding_mask"]["ok"])
     ids, mask = torch.tensor([[5, 6, 7, 0], [5, 6, 7, 8]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
@@ -664,7 +679,7 @@ def test_padding_on_the_right(version: int) -> None:
     assert_close_to_scale(logits[..., :5], golden, NOISE[version], mask.bool())
 
 
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize("version", LATER)
 def test_a_row_of_nothing_but_padding(version: int) -> None:
     golden = torch.tensor(read_json(f"v{version}/edge.json")["all_pad_row"]["ok"])
     ids, mask = torch.tensor([[0, 0, 0], [5, 6, 7]]), torch.tensor([[0, 0, 0], [1, 1, 1]])
@@ -675,7 +690,7 @@ def test_a_row_of_nothing_but_padding(version: int) -> None:
     assert_close_to_scale(logits[1, -1, :5], golden[1], NOISE[version])
 
 
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize("version", LATER)
 def test_longer_than_seq_length(version: int) -> None:
     assert DEVIATIONS["rotary_tables_grow"]
     edge, model = read_json(f"v{version}/edge.json"), golden_model(version)
@@ -711,7 +726,7 @@ def test_inputs_embeds(version: int) -> None:
     assert_close_to_scale(logits[:, -1], golden["step0.logits"][:, -1], NOISE[version])
 
 
-@pytest.mark.parametrize("version", (2, 3))
+@pytest.mark.parametrize("version", LATER)
 def test_attentions(version: int) -> None:
     assert DEVIATIONS["attentions_are_returned"]
     golden, model = case(f"v{version}/forward", "unpadded_no_mask"), model_of(version, attention="eager")
