@@ -16,7 +16,6 @@ from ..checkpoints.adapters import Adapter, Lora
 from ..checkpoints.atomic import whole_folder
 from ..checkpoints.files import check_folder, find_weights, read_json, refuse_missing
 from ..configuration_chatglm import ChatGLMConfig
-from ..conversation import chat_format
 from ..loading.reading import read_tokenizer
 from ..tokenization_chatglm import ChatGLMTokenizer
 from .glm_network import config_from_glm, glm_config, glm_names, refuse_unfit, sources_in_glm, to_glm
@@ -69,9 +68,9 @@ def export_glm(folder: Path, out: Path, adapter: Adapter | None = None, progress
         _write_json(aside / file_names.CONFIG, glm_config(config, stops, find_weights(folder).dtype))
         _write_json(aside / GENERATION_CONFIG, _generation_config(folder, config, stops))
         fast_tokenizer(tokenizer).save(str(aside / "tokenizer.json"))
-        _write_json(aside / file_names.TOKENIZER_CONFIG, _tokenizer_config(config))
+        _write_json(aside / file_names.TOKENIZER_CONFIG, _tokenizer_config(config, tokenizer))
         shutil.copyfile(folder / file_names.VOCABULARIES[config.chatglm_version], aside / "tokenizer.model")
-        name = chat_format(config.chatglm_version).model_name
+        name = tokenizer.chat_format.model_name
         (aside / "README.md").write_text(readme(name, config.seq_length), encoding="utf-8")
 
 
@@ -134,31 +133,31 @@ def _generation_config(folder: Path, config: ChatGLMConfig, stops: list[int]) ->
 def stop_ids(config: Any, tokenizer: Any) -> list[int]:
     """The ids that end an answer; for a model without training on chats, the one that ends a text."""
     if config.is_base_model:
-        return [tokenizer.get_command("<eos>")]
-    return chat_format(config.chatglm_version).stop_token_ids(tokenizer)
+        return [tokenizer.get_command(tokenizer.end_token)]
+    return tokenizer.chat_format.stop_token_ids(tokenizer)
 
 
-def template_for_others(config: Any) -> str | None:
+def template_for_others(config: Any, tokenizer: Any) -> str | None:
     """The chat template with the control tokens as exports name them; None for a model without training on chats."""
     if config.is_base_model:
         return None
-    return chat_format(config.chatglm_version).template.replace("[gMASK]sop", f"[gMASK]{RENAMED['sop']}")
+    return tokenizer.chat_format.template.replace("[gMASK]sop", f"[gMASK]{RENAMED['sop']}")
 
 
-def _tokenizer_config(config: Any) -> dict[str, Any]:
+def _tokenizer_config(config: Any, tokenizer: Any) -> dict[str, Any]:
     """With the class that transformers 4 and 5 both know."""
     values: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    template = template_for_others(config)
+    template = template_for_others(config, tokenizer)
     if template is not None:
         values["chat_template"] = template
     return values | {
         "clean_up_tokenization_spaces": False,
-        "eos_token": "</s>",
+        "eos_token": str(tokenizer.eos_token),
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": config.seq_length,
-        "pad_token": "<unk>",
+        "pad_token": str(tokenizer.pad_token),
         "padding_side": "left",
-        "unk_token": "<unk>",
+        **({} if tokenizer.unk_token is None else {"unk_token": str(tokenizer.unk_token)}),
     }
 
 

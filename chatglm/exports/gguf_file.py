@@ -16,7 +16,6 @@ from ..checkpoints.adapters import Adapter
 from ..checkpoints.atomic import whole_file
 from ..checkpoints.files import check_folder, find_weights, refuse_missing
 from ..configuration_chatglm import ChatGLMConfig
-from ..conversation import chat_format
 from ..loading.reading import read_tokenizer
 from .folders import Progress, lora_deltas, stop_ids, template_for_others
 from .gguf_blocks import BLOCK, blocks_of_quantized
@@ -87,10 +86,10 @@ def export_gguf(
     refuse_missing(folder, set(_expected(config)) - set(plan.values()), ())
     with whole_file(out) as aside:
         writer = gguf.GGUFWriter(aside, "chatglm")
-        _add_settings(writer, config, {0: kind or default, 4: "q4_0", 8: "q8_0"}[bits])
-        add_vocabulary(
-            writer, tokenizer, config.padded_vocab_size, stop_ids(config, tokenizer), template_for_others(config)
-        )
+        stored = {0: kind or default, 4: "q4_0", 8: "q8_0"}[bits]
+        _add_settings(writer, config, tokenizer.chat_format.model_name, stored)
+        stops, template = stop_ids(config, tokenizer), template_for_others(config, tokenizer)
+        add_vocabulary(writer, tokenizer, config.padded_vocab_size, stops, template)
         types = {name: _type(tensors, name, config, kind or default) for name in plan}
         for name, new in plan.items():
             shape = _shape(tensors[name], name, config)
@@ -185,11 +184,11 @@ def _columns(name: str, config: Any) -> int:
     return int(config.ffn_hidden_size if name.endswith("dense_4h_to_h.weight") else config.hidden_size)
 
 
-def _add_settings(writer: Any, config: Any, kind: str) -> None:
+def _add_settings(writer: Any, config: Any, model: str, kind: str) -> None:
     from gguf import LlamaFileType, RopeScalingType
 
     name = {"f32": "ALL_F32"}.get(kind, f"MOSTLY_{kind.upper()}")
-    writer.add_name(chat_format(config.chatglm_version).model_name)
+    writer.add_name(model)
     writer.add_file_type(LlamaFileType[name])
     writer.add_context_length(config.seq_length)
     writer.add_embedding_length(config.hidden_size)

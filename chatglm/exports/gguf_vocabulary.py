@@ -1,9 +1,11 @@
-"""ChatGLM2's and ChatGLM3's vocabulary as the keys of a GGUF file that llama.cpp's tokenizer reads."""
+"""The vocabularies of ChatGLM2 and its successors as the keys of a GGUF file that llama.cpp's tokenizers read."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from ..tokenization_chatglm4 import ChatGLM4Tokenizer
 from .glm_tokenizer import RENAMED
 
 
@@ -12,11 +14,38 @@ def add_vocabulary(writer: Any, tokenizer: Any, size: int, stop_token_ids: list[
 
     Args:
         writer: a `gguf.GGUFWriter`
-        tokenizer: a `ChatGLM2Tokenizer`
+        tokenizer: a `ChatGLM2Tokenizer` or `ChatGLM4Tokenizer`
         size: rows of the embeddings; those beyond the vocabulary become unused tokens
         stop_token_ids: the ids that end an answer, `</s>` first
         template: the chat template, with `<sop>`; None for a model without chat training
     """
+    if isinstance(tokenizer, ChatGLM4Tokenizer):
+        _add_byte_level(writer, tokenizer, size)
+    else:
+        _add_sentencepiece(writer, tokenizer, size)
+    writer.add_eos_token_id(stop_token_ids[0])
+    if len(stop_token_ids) > 1:  # llama.cpp has room for one more
+        writer.add_eot_token_id(stop_token_ids[1])
+    if template is not None:
+        writer.add_chat_template(template)
+
+
+def _add_byte_level(writer: Any, tokenizer: ChatGLM4Tokenizer, size: int) -> None:
+    from gguf import TokenType
+
+    known = len(tokenizer)
+    first = known - len(tokenizer.commands)
+    tokens = [tokenizer.convert_ids_to_tokens(index) if index < known else f"[PAD{index}]" for index in range(size)]
+    kinds = [TokenType.NORMAL] * first + [TokenType.CONTROL] * (known - first) + [TokenType.UNUSED] * (size - known)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("chatglm-bpe")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in json.loads(tokenizer.tokenizer.to_str())["model"]["merges"]])
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+
+
+def _add_sentencepiece(writer: Any, tokenizer: Any, size: int) -> None:
     from gguf import TokenType
 
     sp = tokenizer.sp_model
@@ -48,11 +77,5 @@ def add_vocabulary(writer: Any, tokenizer: Any, size: int, stop_token_ids: list[
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(sp.encode_as_pieces("\n")[0].startswith("▁"))
     writer.add_bos_token_id(sp.bos_id())
-    writer.add_eos_token_id(sp.eos_id())
     writer.add_unk_token_id(sp.unk_id())
     writer.add_pad_token_id(sp.unk_id())
-    others = [index for index in stop_token_ids if index != sp.eos_id()]
-    if others:  # llama.cpp has room for one more
-        writer.add_eot_token_id(others[0])
-    if template is not None:
-        writer.add_chat_template(template)

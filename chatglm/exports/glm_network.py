@@ -127,7 +127,7 @@ def config_from_glm(values: dict[str, Any]) -> ChatGLM2Config:
     version = values.get("chatglm_version")
     if version not in CONFIGS or not issubclass(CONFIGS[version], ChatGLM2Config):
         raise ValueError(
-            f"config.json has chatglm_version = {version!r}: add the generation that this model comes from (2 or 3)"
+            f"config.json has chatglm_version = {version!r}: add the generation that this model comes from (2, 3 or 4)"
         )
     rope = values.get("rope_parameters") or {
         "rope_theta": values.get("rope_theta", ROPE_BASE),

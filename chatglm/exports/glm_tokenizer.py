@@ -1,7 +1,8 @@
-"""ChatGLM2's and ChatGLM3's SentencePiece vocabulary as a `tokenizer.json` of the `tokenizers` library.
+"""The vocabularies of ChatGLM2 and its successors as a `tokenizer.json` of the `tokenizers` library.
 
 Both kinds of SentencePiece models are converted: BPE (the published ones) and unigram (the demo's). What is written is
-compared with the original on many texts first: a difference is an error, not a wrong tokenizer.
+compared with the original on many texts first: a difference is an error, not a wrong tokenizer. GLM-4's vocabulary is
+one of that library already.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ from typing import Any
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
+from ..tokenization_chatglm4 import ChatGLM4Tokenizer
+
 #: `sop` and `eop` get other names: as special tokens of a tokenizer.json they would tear words like "philosophy".
 RENAMED = {"sop": "<sop>", "eop": "<eop>"}
 _NEVER = -1e6  # the score of a piece that text must not become
 
 
 def fast_tokenizer(tokenizer: Any) -> Tokenizer:
-    """The same vocabulary and control tokens as `tokenizer`, a `ChatGLM2Tokenizer`; encodes `[gMASK]<sop> text`.
+    """The same vocabulary and control tokens as `tokenizer`; encodes `[gMASK]<sop> text`.
 
     Raises:
         ValueError: the vocabulary has rules that could not be converted exactly.
     """
+    if isinstance(tokenizer, ChatGLM4Tokenizer):
+        made = Tokenizer.from_str(tokenizer.tokenizer.to_str())
+        _add_control_tokens(made, list(tokenizer.commands), tokenizer.end_token)
+        return made
     sp = tokenizer.sp_model
     control = [token for token, index in tokenizer.commands.items() if index >= sp.get_piece_size()]
     made = Tokenizer(_bpe(sp) if _is_bpe(sp) else _unigram(sp))
@@ -32,18 +39,21 @@ def fast_tokenizer(tokenizer: Any) -> Tokenizer:
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     names = ["<unk>", "<s>", "</s>", *(RENAMED.get(token, token) for token in control)]
-    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    start = ["[gMASK]", "<sop>"]
-    made.post_processor = processors.TemplateProcessing(
-        single=f"{start[0]} {start[1]} $A",
-        pair=f"{start[0]} {start[1]} $A $B:1 </s>:1",
-        special_tokens=[(name, made.token_to_id(name)) for name in (*start, "</s>")],
-    )
+    _add_control_tokens(made, names, "</s>")
     for token in control:
         if made.token_to_id(RENAMED.get(token, token)) != tokenizer.get_command(token):
             raise ValueError(f"the control token {token} would get another id in tokenizer.json")
     _compare(tokenizer, made)
     return made
+
+
+def _add_control_tokens(made: Tokenizer, names: list[str], end: str) -> None:
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    made.post_processor = processors.TemplateProcessing(
+        single="[gMASK] <sop> $A",
+        pair=f"[gMASK] <sop> $A $B:1 {end}:1",
+        special_tokens=[(name, made.token_to_id(name)) for name in ("[gMASK]", "<sop>", end)],
+    )
 
 
 def _is_bpe(sp: sentencepiece.SentencePieceProcessor) -> bool:
