@@ -16,6 +16,7 @@ from chatglm.kernels import reference
 from tiny_adapters import make_lora
 from tiny_folders import error_of, make_folder
 
+pytestmark = pytest.mark.filterwarnings("ignore:this vocabulary is a unigram model")
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 
 #: Columns that are multiples of 32, as in every published model.
@@ -136,3 +137,9 @@ def test_what_has_no_place_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     assert "pip install gguf" in error_of(lambda: export_gguf(narrow, tmp_path / "out.gguf"), ImportError)
     assert not list(tmp_path.glob("*gguf*"))
+
+
+def test_a_unigram_vocabulary_is_reported(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 3, **WIDE)
+    with pytest.warns(UserWarning, match="will split some texts otherwise"):
+        export_gguf(folder, tmp_path / "out.gguf")

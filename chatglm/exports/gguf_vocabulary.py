@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 from ..tokenization_chatglm4 import ChatGLM4Tokenizer
-from .glm_tokenizer import RENAMED
+from .glm_tokenizer import RENAMED, is_bpe
 
 
 def add_vocabulary(writer: Any, tokenizer: Any, size: int, stop_token_ids: list[int], template: str | None) -> None:
@@ -69,6 +70,12 @@ def _add_sentencepiece(writer: Any, tokenizer: Any, size: int) -> None:
         tokens.append(token.encode())
         scores.append(score)
         kinds.append(kind)
+    if not is_bpe(sp):
+        warnings.warn(
+            "this vocabulary is a unigram model (as the demo's; the published ones are BPE), which llama.cpp does not "
+            "have with byte tokens: it will split some texts otherwise",
+            stacklevel=3,
+        )
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)

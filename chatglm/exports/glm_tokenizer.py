@@ -33,7 +33,7 @@ def fast_tokenizer(tokenizer: Any) -> Tokenizer:
         return made
     sp = tokenizer.sp_model
     control = [token for token, index in tokenizer.commands.items() if index >= sp.get_piece_size()]
-    made = Tokenizer(_bpe(sp) if _is_bpe(sp) else _unigram(sp))
+    made = Tokenizer(_bpe(sp) if is_bpe(sp) else _unigram(sp))
     prefix = [normalizers.Prepend("▁")] if _adds_blank(sp) else []
     made.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
@@ -56,7 +56,7 @@ def _add_control_tokens(made: Tokenizer, names: list[str], end: str) -> None:
     )
 
 
-def _is_bpe(sp: sentencepiece.SentencePieceProcessor) -> bool:
+def is_bpe(sp: sentencepiece.SentencePieceProcessor) -> bool:
     """Whether a model is BPE, whose scores are ranks: 0, -1, -2, …; a unigram model has log probabilities."""
     return all(float(sp.get_score(index)).is_integer() for index in _normal(sp))
 
