@@ -18,6 +18,7 @@ from .chat import (
     ChatGLM2ForConditionalGeneration,
     ChatGLM3ForConditionalGeneration,
 )
+from .checkpoints.encodings import let_transformers_read_them
 from .checkpoints.file_names import VOCABULARIES
 from .configuration_chatglm import CONFIGS, ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
 from .conversation.formats import ChatFormat, chat_format, register_chat_format, unregister_chat_format
@@ -34,7 +35,7 @@ def register_generation(
     classifier: type[PreTrainedModel] | None = None,
 ) -> None:
     """Registers a generation. `chatglm.load`, the front doors and transformers' Auto classes then take its checkpoints:
-    those whose config.json has `"chatglm_version": <format.generation>`, or that `detect_version` recognises.
+    those whose config.json has `"chatglm_version": <format.generation>`, or that `checkpoints/clues.py` recognises.
 
     Args:
         format: the format of its conversations; `format.generation` is its number.
@@ -62,6 +63,7 @@ def unregister_generation(generation: int) -> None:
         registry.pop(generation, None)
 
 
+let_transformers_read_them()
 AutoConfig.register("chatglm", ChatGLMConfig)
 register_generation(chat_format(1), ChatGLM1Config, ChatGLM1ForConditionalGeneration, ChatGLM1Tokenizer)
 register_generation(
