@@ -45,6 +45,9 @@ if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
     from .generations import register_generation
     from .loading import load
     from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
+    from .modelscope import register as _register_with_modelscope
     from .quantization import ChatGLMQuantizationConfig
     from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
     from .tokenization_chatglm2 import ChatGLM2Tokenizer
+
+    _register_with_modelscope()
