@@ -170,6 +170,8 @@ def _of_vocabulary(path: Path) -> Iterator[Clue]:
         (name,) = there
         fitting = {generation for generation, other in file_names.VOCABULARIES.items() if other == name}
         yield Clue(Rank.STRUCTURE, frozenset(fitting | ({GLM4} if 3 in fitting else set())), "path", name)
+    elif file_names.VOCABULARIES[1] in there:  # beside another: no more than a hint
+        yield Clue(Rank.HINT, frozenset((1,)), "path", file_names.VOCABULARIES[1])
 
 
 def _of_weights(folder: Path) -> Iterator[Clue]:

@@ -102,8 +102,8 @@ def weigh(
         config = read_values(folder / file_names.CONFIG) if config is None else config
         tokenizer = read_values(folder / file_names.TOKENIZER_CONFIG) if tokenizer is None else tokenizer
     clues = tuple(gather(place, config or {}, tokenizer or {}))
-    possible, decisive = frozenset(file_names.VOCABULARIES), None
-    if any(clue.generations == {GLM4} for clue in clues):
+    possible, decisive = frozenset(file_names.VOCABULARIES) - {GLM4}, None
+    if any(clue.generations == {GLM4} for clue in clues):  # nothing is taken for a GLM-4 by exclusion
         possible |= {GLM4}
     for clue in clues:
         left = possible & clue.generations
