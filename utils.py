@@ -31,8 +31,8 @@ def load_model_on_gpus(
             "disk" (weights are brought to a GPU for each use); or one device for all.
         kwargs: `max_memory={0: "20GiB", 1: "10GiB", "cpu": "30GiB"}`: most memory for weights on each; blocks that fit
             no GPU go to main memory only if "cpu" is named, to disk with "disk" or `offload_folder`.
-            `quantize` (4, 8), `adapter`, `dtype` and `revision` are as in `chatglm.load`; all others go to
-            `from_pretrained`, including config fields such as `pre_seq_len`.
+            `quantize` (4, 8), `adapter`, `dtype`, `revision`, `chatglm_version` and `local_files_only` are as in
+            `chatglm.load`; all others go to `from_pretrained`, including config fields such as `pre_seq_len`.
 
     Returns:
         The model, in half precision on GPUs unless `dtype` is given.

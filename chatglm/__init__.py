@@ -49,7 +49,10 @@ if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
     from .generations import register_generation
     from .loading import load
     from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
+    from .modelscope import register as _register_with_modelscope
     from .quantization import ChatGLMQuantizationConfig
     from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
     from .tokenization_chatglm2 import ChatGLM2Tokenizer
     from .tokenization_chatglm4 import ChatGLM4Tokenizer
+
+    _register_with_modelscope()

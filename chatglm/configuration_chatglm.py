@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import re
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
+from transformers.utils import cached_file
 
+from .checkpoints import file_names
+from .checkpoints.generation import names_of, settle
 from .network.compat import CACHE_NAMES, NoCodeToSave
 
 ROPE_PRECISIONS = ("float32", "original")
-_LARGEST_SENTENCEPIECE = 100_000  # ChatGLM2 and ChatGLM3 have 65,024 tokens, GLM-4 151,552
 
 #: Ids of generation 1's control tokens with the vocabulary of v1.1; v1.0 puts 20,000 image tokens in front of them.
 _V1_CONTROL_IDS = {
@@ -27,58 +31,48 @@ _V1_NUM_IMAGE_TOKENS = 20000
 
 
 def detect_version(config_dict: dict[str, Any], path: str | os.PathLike[str] | None = None) -> int:
-    """The generation that a `config.json` or `tokenizer_config.json` belongs to; see `version_evidence`."""
-    return version_evidence(config_dict, path)[0]
-
-
-def version_evidence(
-    config_dict: dict[str, Any], path: str | os.PathLike[str] | None = None
-) -> tuple[int, str | None, str | None]:
-    """The generation of a `config.json` or `tokenizer_config.json` (1, 2, 3 or a registered one), and the evidence.
-
-    The published files of ChatGLM2-6B and ChatGLM3-6B differ in nothing but the name they carry, so the rule is:
-    an explicit `chatglm_version`; the keys that only generation 1 has; the name inside the file
-    (`_name_or_path`, `name_or_path`); the name of the folder or hub id; else 3.
-
-    Returns:
-        The generation; the key that decides it (None if no key does); and the name that decides it (None if no name
-        does).
+    """The generation that a `config.json` belongs to: 1, 2, 3 or a registered one. See `checkpoints/generation.py`.
 
     Raises:
         ValueError: `chatglm_version` is present but names no known generation.
     """
-    version = config_dict.get("chatglm_version")
-    if version is not None:
-        if version not in CONFIGS:
-            *others, last = sorted(CONFIGS)
-            known = f"{', '.join(map(str, others))} or {last}"
-            raise ValueError(f"chatglm_version must be {known}, not {version!r}")
-        return int(version), "chatglm_version", None
-    for key in ("inner_hidden_size", "num_image_tokens", "gmask_token"):
-        if key in config_dict:
-            return 1, key, None
-    if config_dict.get("tokenizer_class") == "ChatGLM4Tokenizer":
-        return 4, "tokenizer_class", None
-    if config_dict.get("padded_vocab_size", 0) > _LARGEST_SENTENCEPIECE:
-        return 4, "padded_vocab_size", None
-    for name in _names(config_dict, path):
-        if found := re.search(r"chatglm[-_]?([23])", name, re.IGNORECASE):
-            return int(found.group(1)), None, name
-        if re.search(r"glm-?4|codegeex4|longwriter-glm4", name, re.IGNORECASE):
-            return 4, None, name
-    return 3, None, None
-
-
-def _names(config_dict: dict[str, Any], path: str | os.PathLike[str] | None) -> list[str]:
-    """The names that a checkpoint gives itself, most trustworthy first."""
-    names = [config_dict.get("_name_or_path"), config_dict.get("name_or_path"), path and Path(path).name]
-    return [str(name) for name in names if name]
+    return settle(path, config_dict)
 
 
 def _names_a_base_model(config_dict: dict[str, Any], path: str | os.PathLike[str] | None) -> bool:
     """Whether a checkpoint has had no chat training, such as chatglm3-6b-base: only its name shows that."""
     base = re.compile(r"chatglm[23].*-base\b|glm-4-9b$", re.IGNORECASE)
-    return any(base.search(name) for name in _names(config_dict, path))
+    return any(base.search(name) for name in names_of(config_dict, path))
+
+
+def _values_of_types(config_class: type[ChatGLMConfig], values: dict[str, Any]) -> dict[str, Any]:
+    """Reads numbers and truth values that a program has written as strings, such as "28", "True" and "1e-5".
+
+    Raises:
+        ValueError: a string is no value of the field's type.
+    """
+    types = {field.name: set(re.findall(r"\w+", str(field.type))) for field in dataclasses.fields(config_class)}
+    return {
+        name: _of_type(value, types.get(config_class.attribute_map.get(name, name), set()), name)
+        for name, value in values.items()
+    }
+
+
+def _of_type(value: Any, types: set[str], name: str) -> Any:
+    if isinstance(value, float) and value.is_integer() and "int" in types and "float" not in types:
+        return int(value)
+    if not isinstance(value, str) or "str" in types or not types & {"int", "float", "bool"}:
+        return value
+    text = value.strip().lower()
+    if "None" in types and text in ("none", "null", ""):
+        return None
+    if "bool" in types and text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        if kind.__name__ in types:
+            with contextlib.suppress(ValueError):
+                return kind(text)
+    raise ValueError(f"{name} in config.json is the text {value!r}: write a {' or '.join(sorted(types - {'None'}))}")
 
 
 #: The classes of `auto_map` that a config keeps in memory, where converters look for them. For these, transformers
@@ -157,20 +151,35 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == cls.model_type:
-            config_dict = config_dict | {"chatglm_version": detect_version(config_dict, pretrained_model_name_or_path)}
+            path = _place_of(pretrained_model_name_or_path, kwargs)
+            own = next((generation for generation, config in CONFIGS.items() if config is cls), None)
+            version = settle(path, config_dict, given=kwargs.get("chatglm_version") or own)
+            config_dict = config_dict | {"chatglm_version": version}
         return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> ChatGLMConfig:
-        if cls is ChatGLMConfig:
-            path = kwargs.get("name_or_path")
-            version = detect_version(config_dict, path)
-            chosen = CONFIGS[version]
-            config_dict = config_dict | {"chatglm_version": version}
-            if hasattr(chosen, "is_base_model") and "is_base_model" not in config_dict:
-                config_dict["is_base_model"] = _names_a_base_model(config_dict, path)
-            return chosen.from_dict(config_dict, **kwargs)
-        return super().from_dict(config_dict, **kwargs)
+        """As in transformers; `chatglm_version=` says which generation it is, whatever the values say."""
+        if cls is not ChatGLMConfig:
+            return super().from_dict(_values_of_types(cls, config_dict), **kwargs)
+        path = _place_of(kwargs.get("name_or_path"), kwargs)
+        version = settle(path, config_dict, given=kwargs.pop("chatglm_version", None))
+        chosen = CONFIGS[version]
+        config_dict = config_dict | {"chatglm_version": version}
+        if hasattr(chosen, "is_base_model") and "is_base_model" not in config_dict:
+            config_dict["is_base_model"] = _names_a_base_model(config_dict, path)
+        return chosen.from_dict(config_dict, **kwargs)
+
+
+def _place_of(path: str | os.PathLike[str] | None, kwargs: dict[str, Any]) -> str | os.PathLike[str] | None:
+    """Where the files of a config lie: the folder of a hub id in the cache, else `path` itself."""
+    if path is None or os.path.exists(path):
+        return os.path.join(path, kwargs["subfolder"]) if path and kwargs.get("subfolder") else path
+    options = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)}
+    with contextlib.suppress(OSError, ValueError):
+        file = cached_file(os.fspath(path), file_names.CONFIG, local_files_only=True, **options)
+        return path if file is None else Path(file).parent
+    return path
 
 
 class ChatGLM1Config(ChatGLMConfig):

@@ -19,6 +19,7 @@ from .chat import (
     ChatGLM3ForConditionalGeneration,
     ChatGLM4ForConditionalGeneration,
 )
+from .checkpoints.encodings import let_transformers_read_them
 from .checkpoints.file_names import VOCABULARIES
 from .configuration_chatglm import (
     CONFIGS,
@@ -47,7 +48,7 @@ def register_generation(
     classifier: type[PreTrainedModel] | None = None,
 ) -> None:
     """Registers a generation. `chatglm.load`, the front doors and transformers' Auto classes then take its checkpoints:
-    those whose config.json has `"chatglm_version": <format.generation>`, or that `detect_version` recognises.
+    those whose config.json has `"chatglm_version": <format.generation>`, or that `checkpoints/clues.py` recognises.
 
     Args:
         format: the format of its conversations; `format.generation` is its number.
@@ -75,6 +76,7 @@ def unregister_generation(generation: int) -> None:
         registry.pop(generation, None)
 
 
+let_transformers_read_them()
 AutoConfig.register("chatglm", ChatGLMConfig)
 register_generation(chat_format(1), ChatGLM1Config, ChatGLM1ForConditionalGeneration, ChatGLM1Tokenizer)
 register_generation(

@@ -64,10 +64,10 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
     @classmethod
     def _adapt_to_model(cls, kwargs: dict[str, Any], model_config: dict[str, Any]) -> dict[str, Any]:
         # Old weights with new tokenizer files, and the reverse, are common: the size of the embedding decides.
-        vocab_size = model_config.get("vocab_size")
-        if "num_image_tokens" in kwargs or not isinstance(vocab_size, int):
+        vocab_size = str(model_config.get("vocab_size"))  # some programs write numbers as strings
+        if "num_image_tokens" in kwargs or not vocab_size.isdecimal():
             return kwargs
-        return {**kwargs, "num_image_tokens": 20000 if vocab_size >= 150344 else 0}
+        return {**kwargs, "num_image_tokens": 20000 if int(vocab_size) >= 150344 else 0}
 
     @property
     def commands(self) -> dict[str, int]:

@@ -41,6 +41,7 @@ class ModelArguments:
     cache_dir: str | None = _help("refused: set the environment variable HF_HUB_CACHE")
     use_fast_tokenizer: bool = _help("no effect: the family has one tokenizer", True)
     model_revision: str = _help("branch, tag or commit of a hub id", "main")
+    chatglm_version: int | None = _help("1, 2 or 3: the generation of the base, if its folder does not tell it")
     use_auth_token: bool = _help("no effect: the token of `hf auth login` is used where there is one", False)
     resize_position_embeddings: bool | None = _help("refused if true: rotary positions have no table to resize")
     quantization_bit: int | None = _help("4 or 8: quantise the frozen base while loading", choices=(4, 8))
@@ -217,7 +218,7 @@ def page_arguments(argv: list[str]) -> list[str]:
     )
     given = {
         "model": model.model_name_or_path, "revision": model.revision, "adapter": model.ptuning_checkpoint,
-        "quantize": model.quantization_bit, "dtype": model.dtype,
+        "quantize": model.quantization_bit, "dtype": model.dtype, "chatglm-version": model.chatglm_version,
     }  # fmt: skip
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     return [*words, *(() if model.check_memory else ("--no-memory-check",)), *rest]

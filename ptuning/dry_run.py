@@ -11,8 +11,7 @@ from chatglm.checkpoints import memory
 from chatglm.checkpoints.adapters import Prefix, read_adapter
 from chatglm.checkpoints.file_names import LORA_CONFIG
 from chatglm.checkpoints.files import find_weights, read_json
-from chatglm.configuration_chatglm import ChatGLMConfig
-from chatglm.loading import choose_dtype, find_folder
+from chatglm.loading import choose_dtype, find_folder, read_config
 
 from .arguments import Arguments, method_of
 from .estimate import Estimate, Evaluation, advice, estimate
@@ -59,7 +58,7 @@ def rehearse(arguments: Arguments, longest: int, evaluation: Evaluation | None =
         settings |= {"pre_seq_len": length, "prefix_projection": projection}
     if settings["quantize"] is None:
         del settings["quantize"]  # found in the config of a quantised checkpoint
-    return estimate(ChatGLMConfig.from_pretrained(folder, local_files_only=True), **settings)
+    return estimate(read_config(folder, model_args.chatglm_version), **settings)
 
 
 def evaluation_of(arguments: Arguments, train: Any, held_out: Any, test: Any) -> Evaluation | None:

@@ -50,6 +50,7 @@ def prepare(
         quantize=model_args.quantization_bit,
         adapter=None if train else model_args.ptuning_checkpoint,
         revision=model_args.revision,
+        chatglm_version=model_args.chatglm_version,
         check_memory=model_args.check_memory,
     )
     if train:
@@ -77,7 +78,9 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizer:
         if found is not None and found.startswith("a prefix"):
             base = read_json(folder / CONFIG).get("base_model_name_or_path") or "the model it was trained for"
             raise ArgumentsError(f"{folder} is {found}: use --model_name_or_path {base} --ptuning_checkpoint {folder}")
-    return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
+    return ChatGLMTokenizer.from_pretrained(
+        folder, local_files_only=True, chatglm_version=model_args.chatglm_version
+    )
 
 
 def compute_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> str:

@@ -165,20 +165,3 @@ def test_weights_of_a_deeper_model_are_not_cut_down_in_silence(folder: Path) -> 
     text = error_of(lambda: load(folder))
     assert "hold tensors that config.json has no place for (transformer.encoder.layers.1.input_layernorm" in text
     assert "and 4 more" in text
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
-def test_the_encodings_of_windows_editors_are_named(tmp_path: Path, name: str, encoding: str) -> None:
-    folder = make_folder(tmp_path / "model", 3)
-    path = folder / name
-    path.write_text(path.read_text() if path.is_file() else "{}", encoding=encoding)
-    text = error_of(lambda: load(folder))
-    kind = "UTF-8 with a byte order mark (BOM)" if encoding == "utf-8-sig" else "UTF-16"
-    assert f"{path} is saved as {kind}" in text and "save it again as plain UTF-8" in text
-
-
-def test_a_foreign_json_file_may_have_any_encoding(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "model", 3)
-    (folder / "train.json").write_text("[]", encoding="utf-16")
-    load(folder)

@@ -149,7 +149,7 @@ PUBLISHED = {
     "chatglm-6b": (1, "inner_hidden_size", 6_173_286_400), "chatglm-6b-v1.0": (1, "inner_hidden_size", 6_255_206_400),
     "chatglm-6b-int4": (1, "inner_hidden_size", 6_255_206_400), "chatglm2-6b": (2, "THUDM/chatglm2-6b", 6_243_584_000),
     "chatglm3-6b": (3, "THUDM/chatglm3-6b", 6_243_584_000),
-    "chatglm3-6b-32k-int4": (3, "THUDM/chatglm3-6b-32k", 6_243_584_000),
+    "chatglm3-6b-32k-int4": (3, "chat_template", 6_243_584_000),
 }  # fmt: skip
 
 
@@ -183,17 +183,18 @@ def test_fields_that_nothing_here_reads(name: str, field: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "generation", "status", "words"),
     [
-        ({}, 3, "ok", "config.json has chatglm_version = 3"),
-        ({"_name_or_path": "THUDM/chatglm2-6b"}, 3, "note", "version = 3 (though its name is THUDM/chatglm2-6b)"),
-        ({"chatglm_version": ..., "_name_or_path": "THUDM/chatglm2-6b"}, 2, "ok", "its name is THUDM/chatglm2-6b"),
-        ({"chatglm_version": ..., "_name_or_path": "mine"}, 3, "note", "generation 2 from 3 (its name is mine)"),
+        ({}, 3, "ok", "config.json: chatglm_version = 3"),
+        ({"_name_or_path": "THUDM/chatglm2-6b"}, 3, "note", "(although config.json: _name_or_path = THUDM/"),
+        ({"chatglm_version": ..., "_name_or_path": "THUDM/chatglm2-6b"}, 2, "ok", "_name_or_path = THUDM/chatglm2-6b"),
+        ({"chatglm_version": ..., "_name_or_path": "mine"}, 3, "note", "a guess, it may be any of 2, 3"),
     ],
 )
 def test_why_a_generation(
     changes: dict[str, Any], generation: int, status: str, words: str, tmp_path: Path
 ) -> None:
-    folder = make_folder(tmp_path / "folder", 3)
+    folder = make_folder(tmp_path / "folder", 3, seq_length=2048)
     edit(folder / "config.json", **changes)
+    edit(folder / "tokenizer_config.json", chatglm_version=...)
     found = look(folder)["generation"]
     assert (found.data["generation"], found.status) == (generation, status)
     assert words in found.text
@@ -202,10 +203,37 @@ def test_why_a_generation(
 def test_the_name_of_the_folder_says_which_generation(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "my-chatglm2-tuned", 3)
     edit(folder / "config.json", chatglm_version=...)
-    found = look(folder)
-    assert found["generation"].data["evidence"] == "my-chatglm2-tuned"
-    assert "of generation 3, the model of generation 2" in found["tokenizer"].text
-    assert found["tokenizer"].status == "wrong"
+    found = look(folder)["generation"]
+    assert (found.data["generation"], found.data["evidence"], found.status) == (3, "chatglm_version", "note")
+    assert "tokenizer_config.json: chatglm_version = 3 (although path: my-chatglm2-tuned)" in found.text
+    edit(folder / "tokenizer_config.json", chatglm_version=...)
+    found = look(folder)["generation"]
+    assert (found.data["generation"], found.data["evidence"], found.status) == (2, "my-chatglm2-tuned", "ok")
+
+
+def test_all_evidence_is_listed(version: int, whole: Path) -> None:
+    (whole / "modeling_chatglm.py").write_text("[Round {}]\\n\\n" if version == 2 else "")
+    found = look(whole)["evidence"]
+    listed = {clue["clue"]: clue["generations"] for clue in found.data["clues"]}
+    assert listed["config.json: chatglm_version = " + str(version)] == [version]
+    vocabulary, fitting = ("ice_text.model", [1]) if version == 1 else ("tokenizer.model", [2, 3])
+    assert listed[f"path: {vocabulary}"] == fitting
+    assert any(clue.startswith("model.safetensors: ") for clue in listed)
+    assert ("modeling_chatglm.py: [Round {}]\\n\\n" in listed) == (version == 2)
+    assert all(clue in found.text for clue in listed)
+    assert "依据" in look(whole, "zh")["evidence"].text
+
+
+def test_the_checks_before_loading(version: int, whole: Path) -> None:
+    """The doctor says what `chatglm.load` says of weights that do not fit config.json."""
+    key = "vocab_size" if version == 1 else "padded_vocab_size"
+    rows = json.loads((whole / "config.json").read_text())[key]
+    edit(whole / "config.json", **{key: rows - 8})
+    assert f"set {key} to {rows} in config.json" in look(whole)["fit"].text
+    edit(whole / "config.json", **{key: rows})
+    load(whole, quantize=4)[0].save_pretrained(whole)
+    edit(whole / "config.json", quantization_bit=..., quantization_config=...)
+    assert "are quantised to 4 bits" in look(whole)["fit"].text
 
 
 def test_a_base_model_is_called_so(tmp_path: Path) -> None:

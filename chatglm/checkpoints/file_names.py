@@ -4,10 +4,6 @@ from __future__ import annotations
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-#: JSON files of a folder that transformers opens by itself.
-READ_BY_TRANSFORMERS = (
-    CONFIG, TOKENIZER_CONFIG, "generation_config.json", "special_tokens_map.json", "added_tokens.json",
-)  # fmt: skip
 
 #: The vocabulary of each generation.
 VOCABULARIES = {1: "ice_text.model", 2: "tokenizer.model", 3: "tokenizer.model", 4: "tokenizer.model"}

@@ -5,7 +5,6 @@ Every error names the file and says what to do; a broken download is found here,
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import re
@@ -61,9 +60,6 @@ def check_folder(folder: Path) -> None:
         hint = f"did you mean the folder {folder / below[0]}?" if below else "give the folder of a ChatGLM checkpoint"
         raise ModelLoadError(f"{folder} has no config.json, so it is not a checkpoint: {hint}")
     config = folder / file_names.CONFIG
-    for name in file_names.READ_BY_TRANSFORMERS:
-        if (folder / name).is_file():
-            _check_encoding(folder / name)
     kind = read_json(config).get("model_type")
     if kind != "chatglm":
         raise ModelLoadError(f"{config} describes a model of type {kind!r}: only 'chatglm' can be loaded")
@@ -72,7 +68,6 @@ def check_folder(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file that must exist. Raises ModelLoadError."""
     _check_file(path)
-    _check_encoding(path)
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
@@ -235,19 +230,6 @@ def refuse_missing(source: object, names: Iterable[str], others: Iterable[str]) 
         raise ModelLoadError(
             f"the weight files of {source} lack tensors of the model ({first_few(missing)}){found or ': ' + GET_AGAIN}"
         )
-
-
-def _check_encoding(path: Path) -> None:
-    """Raises ModelLoadError for text that an editor has saved in an encoding that transformers does not read."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(codecs.BOM_UTF8):
-        found = "UTF-8 with a byte order mark (BOM)"
-    elif start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
-        found = "UTF-16, as by some editors of Windows"
-    else:
-        return
-    raise ModelLoadError(f"{path} is saved as {found}: save it again as plain UTF-8, without a byte order mark")
 
 
 def _check_file(path: Path) -> None:

@@ -14,8 +14,13 @@ SOON = 4.0  # seconds without an answer after which a warning explains the wait
 PATIENCE = 30.0  # seconds without an answer after which the hub counts as unreachable
 
 
-def fetch(repo_id: str, revision: str | None = None) -> Path:
+def fetch(repo_id: str, revision: str | None = None, local_files_only: bool = False) -> Path:
     """Fetches the missing data files of a hub repository, never code, and returns their folder.
+
+    The hub is that of huggingface_hub: `HF_ENDPOINT` names a mirror, `HF_HUB_OFFLINE=1` forbids the network.
+
+    Args:
+        local_files_only: do not ask the hub, take what was fetched before.
 
     Raises:
         ModelLoadError: there is no such repository or revision, its terms are not accepted, or the hub cannot be
@@ -30,6 +35,15 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
         RevisionNotFoundError,
     )
 
+    if local_files_only:
+        try:
+            return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError) as error:
+            at = f" at revision {revision!r}" if revision else ""
+            raise ModelLoadError(
+                f"there is no folder {repo_id}, and no hub model of this name{at} on this machine: load it once "
+                "without local_files_only, or give the folder"
+            ) from error
     try:
         # One request without retries: snapshot_download alone takes half a minute to notice that there is no network.
         info = _answer(lambda: HfApi().model_info(repo_id, revision=revision, timeout=PATIENCE))

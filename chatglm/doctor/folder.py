@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ..checkpoints import memory
 from ..checkpoints.adapters import PREFIX, Lora, read_adapter
-from ..checkpoints.file_names import LORA_CONFIG, VOCABULARIES
+from ..checkpoints.file_names import CONFIG, LORA_CONFIG, VOCABULARIES
 from ..checkpoints.files import (
     ModelLoadError,
     Weights,
@@ -22,10 +22,12 @@ from ..checkpoints.files import (
     read_contents,
     read_json,
 )
-from ..configuration_chatglm import ChatGLMConfig, version_evidence
+from ..checkpoints.generation import weigh
+from ..configuration_chatglm import ChatGLMConfig
 from ..conversation import chat_format
 from ..kernels.__main__ import devices
 from ..loading import memory_needed, model_class
+from ..network.fitting import check_quantization, check_vocabulary_size
 from ..quantization import settings_of
 from ..tokenization_chatglm import ChatGLMTokenizer
 from .findings import Finding, one_line
@@ -128,7 +130,7 @@ def _checkpoint(path: Path, language: str, device: str) -> Iterator[Finding]:
         yield Finding("config", "wrong", f"config.json: {one_line(error)}")
         yield from findings
         return
-    yield _generation(raw, path, version, language)
+    yield from _generation(raw, path, language)
     yield _size(config, full, language)
     yield from findings
     yield from _odd_fields(raw, config, language)
@@ -136,7 +138,7 @@ def _checkpoint(path: Path, language: str, device: str) -> Iterator[Finding]:
     yield from _quantisation(config, foreign, language)
     yield from _prefix(config, bool(prefix), language)
     if not foreign:
-        misfits = against_model(stored, found, language)
+        misfits = [*_fit(path, config), *against_model(stored, found, language)]
         yield from misfits
         if found.complete and not misfits and not any(one.status == "wrong" for one in findings):
             yield Finding("whole", "ok", say("whole", language))
@@ -156,21 +158,42 @@ def _model(config: Any) -> Any:
     return model_class(config)(config)
 
 
-def _generation(raw: dict[str, Any], path: Path, version: int, language: str) -> Finding:
-    _, key, name = version_evidence(raw, path)
-    named = raw.get("_name_or_path") or path.resolve().name
-    if key is not None:
-        status, why = "ok", say("why_key", language, key=f"{key} = {raw[key]}")
-        by_name, _, other = version_evidence({"_name_or_path": raw.get("_name_or_path")}, path)
-        if other is not None and by_name != version:
-            status, why = "note", say("why_though", language, why=why, name=other)
-    elif name is not None:
-        status, why = "ok", say("why_name", language, name=name)
+def _generation(raw: dict[str, Any], path: Path, language: str) -> Iterator[Finding]:
+    """The generation, and all that the folder says about it."""
+    verdict = weigh(path, raw)
+    generation, decisive = verdict.generation, verdict.decisive
+    if decisive is None or verdict.is_guess:
+        possible = sorted(verdict.possible & VOCABULARIES.keys() | {generation})
+        why = say("why_guess", language, possible=", ".join(map(str, possible)), file=CONFIG)
+        why += "" if decisive is None else f" ({decisive.text})"
     else:
-        status, why = "note", say("why_default", language, name=named)
-    text = say("is_generation", language, generation=version, model=chat_format(version).model_name, why=why)
-    data = {"generation": version, "evidence": key or name, "model_name": named}
-    return Finding("generation", status, text, data=data)
+        why = decisive.text
+    if verdict.against:
+        others = some([clue.text for clue in verdict.against], language)
+        why = say("why_though", language, why=why, others=others)
+    text = say("is_generation", language, generation=generation, model=chat_format(generation).model_name, why=why)
+    status = "note" if verdict.is_guess or verdict.against else "ok"
+    named = raw.get("_name_or_path") or path.resolve().name
+    name = None if decisive is None else decisive.name
+    data = {"generation": generation, "evidence": name, "model_name": named}
+    yield Finding("generation", status, text, data=data)
+    listed = [(clue.text, sorted(clue.generations & VOCABULARIES.keys())) for clue in verdict.clues]
+    shown = "; ".join(f"{text} ({', '.join(map(str, fitting))})" for text, fitting in listed)
+    clues = [{"clue": text, "generations": fitting} for text, fitting in listed]
+    yield Finding("evidence", "ok", say("evidence", language, clues=shown), data={"clues": clues})
+
+
+def _fit(path: Path, config: Any) -> Iterator[Finding]:
+    """What `chatglm.load` compares before it reads weights."""
+    try:
+        weights = find_weights(path)
+    except ModelLoadError:  # reported with the files
+        return
+    for check in (check_vocabulary_size, check_quantization):
+        try:
+            check(path, config, weights)
+        except ModelLoadError as error:
+            yield Finding("fit", "wrong", str(error))
 
 
 def _size(config: Any, model: Any, language: str) -> Finding:

@@ -50,6 +50,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "gguf": {"zh": "导出 GGUF 文件", "en": "GGUF files"},
     "format": {"zh": " response_format ", "en": "response_format"},
     "lora": {"zh": " LoRA ", "en": "LoRA"},
+    "modelscope": {"zh": " ModelScope ", "en": "ModelScope"},
     "web": {"zh": "网页", "en": "the web page"},
     # ---- this machine
     "import": {"zh": "import chatglm", "en": "import chatglm"},
@@ -129,15 +130,12 @@ DOCTOR: dict[str, dict[str, str]] = {
         "zh": "第 {generation} 代（{model}）：{why}",
         "en": "generation {generation} ({model}): {why}",
     },
-    "why_key": {"zh": "config.json 中有 {key}", "en": "config.json has {key}"},
-    "why_name": {"zh": "名称是 {name}", "en": "its name is {name}"},
-    "why_though": {"zh": "{why}（虽然名称是 {name}）", "en": "{why} (though its name is {name})"},
-    "why_default": {
-        "zh": "无从区分第 2 代与第 3 代（名称是 {name}），取第 3 代；若是第 2 代，请在 config.json 中写 "
-        '"chatglm_version": 2',
-        "en": "cannot tell generation 2 from 3 (its name is {name}), assuming 3; for a ChatGLM2, set "
-        '"chatglm_version": 2 in config.json',
+    "why_though": {"zh": "{why}（虽然 {others}）", "en": "{why} (although {others})"},
+    "why_guess": {
+        "zh": '推测，也可能是其他代（{possible}）：请在 {file} 中写明 "chatglm_version"，或用 --chatglm-version 指定',
+        "en": 'a guess, it may be any of {possible}: write "chatglm_version" into {file}, or give --chatglm-version',
     },
+    "evidence": {"zh": "依据（及其相符的代）：{clues}", "en": "evidence, with the generations that it fits: {clues}"},
     "base_model": {"zh": "base 模型，没有对话训练", "en": "a base model without chat training"},
     "parameters": {
         "zh": "{count:,} 个参数；{layers} 层，宽 {width}，词表 {vocabulary:,}，上下文 {context:,}",

@@ -88,6 +88,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
     )
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument(
+        "--chatglm-version", type=int, metavar="N", help="1, 2 or 3: the generation, if the folder does not tell it"
+    )
+    group.add_argument(
         "--adapter",
         metavar="[NAME=]PATH",
         action="append",
@@ -116,6 +119,7 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         quantize=args.quantize,
         adapter=_adapters(args.adapter or []),
         revision=args.revision,
+        chatglm_version=args.chatglm_version,
         check_memory=not args.no_memory_check,
     )
 

@@ -12,6 +12,7 @@ from .dtypes import DTYPES, choose_dtype
 from .memory_check import NotEnoughMemoryError, memory_needed
 from .one_device import load
 from .plan import AdapterPaths, find_folder
+from .reading import read_config
 
 __all__ = [
     "DEMO",
@@ -24,4 +25,5 @@ __all__ = [
     "load",
     "memory_needed",
     "model_class",
+    "read_config",
 ]

@@ -22,6 +22,8 @@ def load(
     quantize: int | None = None,
     adapter: AdapterPaths | None = None,
     revision: str | None = None,
+    chatglm_version: int | None = None,
+    local_files_only: bool = False,
     check_memory: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
     """Loads a ChatGLM of any generation with its tokenizer, ready to chat.
@@ -39,6 +41,9 @@ def load(
             are detected) or the folder of a LoRA adapter (needs PEFT). Several as {"name": path, ...}: the first is
             used until `with model.adapter("name"):`. A single one is named after its folder.
         revision: branch, tag or commit of a hub repository.
+        chatglm_version: the generation (1, 2 or 3) of a checkpoint that tells too little of it, or the wrong one. A
+            warning says where that is in doubt.
+        local_files_only: take a hub repository from this machine's cache, without asking the hub.
         check_memory: False tries to load even if the weights do not seem to fit.
 
     Returns:
@@ -50,12 +55,15 @@ def load(
         ValueError, TypeError: an argument is invalid, or does not apply to this checkpoint.
     """
     target = find_device(device)
-    plan = make_plan(path_or_id, revision, quantize=quantize, adapter=adapter)
+    plan = make_plan(
+        path_or_id, revision, quantize=quantize, adapter=adapter, chatglm_version=chatglm_version,
+        local_files_only=local_files_only,
+    )  # fmt: skip
     kind = choose_dtype(dtype, target, plan.weights)
     if check_memory:
         memory_check.check_memory(plan, target, kind)
     check_vocabulary(plan.folder, plan.config.chatglm_version)
-    tokenizer = read_tokenizer(plan.folder)
+    tokenizer = read_tokenizer(plan.folder, plan.config.chatglm_version)
     return plan.build(kind, None if target.type == "cpu" else {"": target}), tokenizer
 
 

@@ -27,6 +27,8 @@ def load_split(
     dtype: str | torch.dtype = "auto",
     config: Any = None,
     revision: str | None = None,
+    chatglm_version: int | None = None,
+    local_files_only: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
     """See `load_model_on_gpus` in utils.py."""
@@ -38,7 +40,10 @@ def load_split(
     dtype = options.pop("torch_dtype", dtype)
     for name in ("trust_remote_code", "empty_init"):
         options.pop(name, None)  # in the originals' calls; they have no effect here
-    plan = make_plan(checkpoint_path, revision, quantize=quantize, adapter=adapter, config=config, options=options)
+    plan = make_plan(
+        checkpoint_path, revision, quantize=quantize, adapter=adapter, config=config, options=options,
+        chatglm_version=chatglm_version, local_files_only=local_files_only,
+    )  # fmt: skip
 
     model = skeleton(plan.config, plan.quantization)
     if device_map is None:

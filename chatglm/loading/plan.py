@@ -21,11 +21,10 @@ from ..checkpoints import file_names
 from ..checkpoints.adapters import PREFIX, Adapter, read_adapter
 from ..checkpoints.files import ModelLoadError, Weights, check_folder, find_weights, read_json
 from ..checkpoints.hub import fetch
-from ..configuration_chatglm import ChatGLMConfig
+from ..network.fitting import check_fit
 from ..quantization import ChatGLMQuantizationConfig, settings_of
 from .dtypes import SMALL
-from .fitting import check_quantization, check_vocabulary_size
-from .reading import cast, read_model
+from .reading import cast, read_config, read_model
 
 #: One file or folder, or several as {name: path}.
 AdapterPaths = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
@@ -84,6 +83,8 @@ def make_plan(
     adapter: AdapterPaths | None = None,
     config: Any = None,
     options: Mapping[str, Any] | None = None,
+    chatglm_version: int | None = None,
+    local_files_only: bool = False,
 ) -> Plan:
     """Finds and checks the checkpoint and everything that belongs to it.
 
@@ -98,16 +99,15 @@ def make_plan(
     """
     if quantize not in (None, 4, 8):
         raise ValueError(f"quantize is {quantize!r}: use 4, 8, or None for no quantisation")
-    folder = find_folder(path_or_id, revision)
+    folder = find_folder(path_or_id, revision, local_files_only)
     check_folder(folder)
     weights = find_weights(folder)
     left = dict(options or {})
     fresh_prefix = left.get("pre_seq_len") is not None or (config is not None and config.pre_seq_len is not None)
-    config = ChatGLMConfig.from_pretrained(folder, local_files_only=True) if config is None else copy.deepcopy(config)
+    config = read_config(folder, chatglm_version) if config is None else copy.deepcopy(config)
     for name in [name for name in left if name in config.to_dict()]:
         setattr(config, name, left.pop(name))
-    check_vocabulary_size(folder, config, weights)
-    check_quantization(folder, config, weights)
+    check_fit(folder, config, weights)
     quantization = wanted_quantization(folder, config, quantize)
     adapters = read_adapters(adapter)
     if adapters or not fresh_prefix:
@@ -115,7 +115,9 @@ def make_plan(
     return Plan(folder, weights, config, quantization, adapters, left)
 
 
-def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
+def find_folder(
+    path_or_id: str | os.PathLike[str] | None = None, revision: str | None = None, local_files_only: bool = False
+) -> Path:
     """The folder that `load` reads: the given one, or that of a hub id, after fetching missing files."""
     source = os.fspath(path_or_id or os.environ.get("CHATGLM_MODEL") or demo.DEFAULT)
     path = Path(source).expanduser()
@@ -123,7 +125,7 @@ def find_folder(path_or_id: str | os.PathLike[str] | None = None, revision: str 
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for hub ids, and {source} is a folder: leave it out")
         return path
-    return fetch(source, revision)
+    return fetch(source, revision, local_files_only)
 
 
 def wanted_quantization(folder: Path, config: Any, quantize: int | None) -> ChatGLMQuantizationConfig | None:

@@ -16,14 +16,28 @@ from transformers.utils import logging
 
 from ..checkpoints.files import GET_AGAIN, ModelLoadError
 from ..checkpoints.weight_names import VALUE_HEAD, first_few
+from ..configuration_chatglm import ChatGLMConfig
 from ..quantization import ChatGLMQuantizationConfig
 from ..tokenization_chatglm import ChatGLMTokenizer
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizer:
-    """Reads the tokenizer of a folder. Raises ModelLoadError."""
+def read_config(folder: Path, chatglm_version: int | None = None) -> Any:
+    """Reads the config of a folder.
+
+    Args:
+        chatglm_version: the generation, if the caller knows better than the folder.
+
+    Raises:
+        ValueError: the generation is unknown, or a value is not of its field's type.
+    """
+    given = {} if chatglm_version is None else {"chatglm_version": chatglm_version}
+    return ChatGLMConfig.from_pretrained(folder, local_files_only=True, **given)
+
+
+def read_tokenizer(folder: Path, chatglm_version: int | None = None) -> PreTrainedTokenizer:
+    """Reads the tokenizer of a folder, as one of this generation. Raises ModelLoadError."""
     with _clear_errors(folder, "the tokenizer files"):
-        return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
+        return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True, chatglm_version=chatglm_version)
 
 
 def read_model(

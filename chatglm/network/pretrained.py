@@ -6,20 +6,23 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import zeros_
 
 from .. import quantization
-from ..checkpoints.files import ModelLoadError, refuse_missing
+from ..checkpoints.files import ModelLoadError, find_weights, refuse_missing
 from ..checkpoints.state_dicts import unusual_state_dict
 from ..checkpoints.weight_names import WRAPPERS
 from ..configuration_chatglm import ChatGLMConfig
 from . import compat
+from .fitting import check_fit
 from .prefix_encoder import PrefixEmbedding, PrefixLinear
 from .rotary import RotaryTable
 from .slots import AdapterSlots
@@ -56,13 +59,21 @@ class PartNames:
 _OTHER_SOURCES = ("state_dict", "gguf_file", "variant")
 
 
-def _give_config(folder: Path, kwargs: dict[str, Any]) -> None:
+def _give_config(config_class: Any, folder: Path, kwargs: dict[str, Any]) -> None:
     """Puts the config of a folder into the arguments of `from_pretrained`, with the fields of it that they name."""
     if isinstance(kwargs.get("config"), ChatGLMConfig):
         return
-    config = kwargs["config"] = ChatGLMConfig.from_pretrained(kwargs.get("config") or folder)
+    given = {"chatglm_version": kwargs.pop("chatglm_version")} if "chatglm_version" in kwargs else {}
+    config = kwargs["config"] = config_class.from_pretrained(kwargs.get("config") or folder, **given)
     for name in set(kwargs) & set(config.to_dict()) - {"dtype", "quantization_config"}:
         setattr(config, name, kwargs.pop(name))
+
+
+def _explain(folder: Path, config: Any) -> None:
+    """Raises ModelLoadError if the weights of a folder, which transformers could not load, are broken or do not fit."""
+    weights = find_weights(folder)
+    if isinstance(config, ChatGLMConfig):
+        check_fit(folder, config, weights)
 
 
 def _check_tensors(source: Any, info: Any) -> None:
@@ -114,7 +125,8 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
 
         Raises:
             TypeError: `load_in_8bit` or `load_in_4bit` of transformers 4 is set; the error says what to write.
-            ModelLoadError: tensors of the network are missing; transformers would fill them with random numbers.
+            ModelLoadError: tensors of the network are missing (transformers would fill them with random numbers), or
+                are not those that config.json describes.
         """
         refuse_old_quantisation(kwargs)
         compat.take_old_hub_keywords(kwargs)
@@ -131,17 +143,22 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
         if folder is not None and folder.is_dir() and not any(kwargs.get(name) for name in _OTHER_SOURCES):
             tensors = unusual_state_dict(folder)
         if folder is not None and tensors is not None:
-            _give_config(folder, kwargs)
+            _give_config(cls.config_class or ChatGLMConfig, folder, kwargs)
             path, kwargs["state_dict"] = None, tensors
-        loaded = super().from_pretrained(path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        info = model.__dict__.pop("_base_loading_info", None)  # None for transformers' distributed checkpoints
+        try:
+            loaded = super().from_pretrained(path, *model_args, **kwargs)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            info = model.__dict__.pop("_base_loading_info", None)  # None for transformers' distributed checkpoints
+            if info is not None:
+                _check_tensors(pretrained_model_name_or_path, info)
+        except (ModelLoadError, RuntimeError, ValueError, EOFError, SafetensorError, UnpicklingError):
+            if folder is not None and folder.is_dir():
+                _explain(folder, kwargs.get("config"))
+            raise
         if folder is not None and tensors is not None:
             model.config.name_or_path = os.fspath(pretrained_model_name_or_path or "")
             if model.can_generate() and (folder / "generation_config.json").is_file():
                 model.generation_config = GenerationConfig.from_pretrained(folder)
-        if info is not None:
-            _check_tensors(pretrained_model_name_or_path, info)
         if own_names:  # else `save_pretrained` would put the wrappers' names back
             used = getattr(model, "_weight_conversions", None) or []
             model._weight_conversions = [one for one in used if not isinstance(one, WeightRenaming)]

@@ -16,7 +16,8 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import cached_file, logging
 
-from ..configuration_chatglm import detect_version
+from ..checkpoints import file_names
+from ..checkpoints.generation import settle
 from ..network.compat import NoCodeToSave, take_old_hub_keywords
 from .chat_methods import ChatMethods
 from .texts import clean_text, refuse_unknown
@@ -35,8 +36,6 @@ _LOADING_ARGUMENTS = (
 )  # fmt: skip
 # Fields of the loading machinery, of no use in a saved tokenizer.
 _NOT_SAVED = ("auto_map", "backend", "is_local", "local_files_only", "tokenizer_file", "files_loaded")
-# Fields that only the published tokenizer_config.json of generation 1 has, of those that tell the generation.
-_V1_FIELDS = frozenset(("gmask_token", "num_image_tokens"))
 
 
 class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
@@ -64,8 +63,8 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
     def __new__(cls, vocab_file: str | None = None, *args: Any, **kwargs: Any) -> ChatGLMTokenizer:
         if cls is ChatGLMTokenizer:
             name = os.path.basename(vocab_file or "")
-            version = 1 if name == "ice_text.model" else detect_version(kwargs, Path(vocab_file or "").parent)
-            cls = cls.classes[kwargs.get("chatglm_version") or version]
+            given = 1 if name == "ice_text.model" else kwargs.get("chatglm_version")
+            cls = cls.classes[settle(vocab_file, tokenizer=kwargs, given=given)]
         return super().__new__(cls)
 
     def __init__(self, vocab_file: str, chatglm_version: int, **kwargs: Any) -> None:
@@ -92,7 +91,7 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
         """Loads from a folder, a vocabulary file or a hub id; a folder never touches the network.
 
         Args:
-            chatglm_version: 2 or 3 if the name does not tell (their vocabularies are identical, their prompts are not).
+            chatglm_version: the generation, if the files tell too little or the wrong one: 2 and 3 have one vocabulary.
 
         Raises:
             OSError: the vocabulary file is missing.
@@ -101,16 +100,10 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
         """
         path = os.fspath(pretrained_model_name_or_path)
         take_old_hub_keywords(kwargs)
-        model_config = _read_json(path, "config.json", kwargs)
-        names = {**model_config, **_read_json(path, "tokenizer_config.json", kwargs)}
-        if chatglm_version is not None:
-            names["chatglm_version"] = chatglm_version
-        elif "chatglm_version" not in names and _has_ice_text(path):
-            names["chatglm_version"] = 1
-        elif names.keys() & _V1_FIELDS and (os.path.isfile(path) or _find(path, "tokenizer.model", kwargs)):
-            # Generation 1's tokenizer_config.json is often copied; its vocabulary has another name.
-            names = {name: value for name, value in names.items() if name not in _V1_FIELDS}
-        version = detect_version(names, path)
+        model_config, place = _read_json(path, file_names.CONFIG, kwargs)
+        tokenizer_config, other = _read_json(path, file_names.TOKENIZER_CONFIG, kwargs)
+        place = path if os.path.isfile(path) else place or other or path
+        version = settle(place, model_config, tokenizer_config, chatglm_version)
         target = cls.classes[version] if cls is ChatGLMTokenizer else cls
         constructor = inspect.signature(target.__init__).parameters
         tokens = (name for name in kwargs if name.endswith("_token"))  # transformers takes tokens of any name
@@ -363,25 +356,21 @@ def _is_pair(row: Any, split: bool) -> bool:
     return not split or not isinstance(row[0], str)
 
 
-def _has_ice_text(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, "ice_text.model")) or os.path.basename(path) == "ice_text.model"
-
-
 def _find(path: str, name: str, kwargs: dict[str, Any]) -> str | None:
     """A file of a model folder or hub id, or None."""
     options = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
     return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
 
 
-def _read_json(path: str, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A JSON file of a model folder or hub id; empty if it is missing."""
+def _read_json(path: str, name: str, kwargs: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """A JSON file of a model folder or hub id, and the folder it lies in; empty and None if it is missing."""
     file = _find((os.path.dirname(path) or ".") if os.path.isfile(path) else path, name, kwargs)
     if file is None:
-        return {}
+        return {}, None
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(Path(file).read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: copy it again from the model ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} is not a JSON object: copy it again from the model")
-    return content
+    return content, os.path.dirname(file)

@@ -10,6 +10,12 @@ from ..checkpoints.files import ModelLoadError, Weights
 from ..quantization import settings_of
 
 
+def check_fit(folder: Path, config: Any, weights: Weights) -> None:
+    """Raises ModelLoadError if the weights in a folder are not those that its config.json describes."""
+    check_vocabulary_size(folder, config, weights)
+    check_quantization(folder, config, weights)
+
+
 def check_quantization(folder: Path, config: Any, weights: Weights) -> None:
     """Raises ModelLoadError if the weights are quantised and config.json does not say so, or the other way round."""
     settings, stored = settings_of(config), stored_bits(config, weights)
@@ -42,9 +48,12 @@ def stored_bits(config: Any, weights: Weights) -> int | None:
 
 def check_vocabulary_size(folder: Path, config: Any, weights: Weights) -> None:
     """Raises ModelLoadError if the embeddings have other rows than config.json says."""
+    later = "vocab_size" in config.attribute_map  # generations 2 and 3 have other names for the size and the tensor
     for name, count in weights.counts.items():
         if not name.endswith("word_embeddings.weight") or f"{name}_scale" in weights.names:
             continue
+        if name.endswith("embedding.word_embeddings.weight") != later:
+            return  # the weights of another network: names tell more than sizes
         rows, rest = divmod(count, config.hidden_size)
         if rest == 0 and rows != config.vocab_size:
             width, key = config.hidden_size, config.attribute_map.get("vocab_size", "vocab_size")
