@@ -49,8 +49,13 @@ def check_keywords(function: str, given: Iterable[str], attention: str | None) -
         attention: the model's attention implementation.
     """
     packing = PACKING_KEYWORDS if attention is not None and "flash" in attention else ()
+    refuse_unknown(function, given, *FORWARD_KEYWORDS, *packing)
+
+
+def refuse_unknown(function: str, given: Iterable[str], *known: str) -> None:
+    """Raises TypeError, as Python does, for a keyword of `given` that is not in `known`; transformers ignores those."""
     for name in given:
-        if name not in FORWARD_KEYWORDS and name not in packing:
+        if name not in known:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
@@ -114,10 +119,38 @@ class NoCodeToSave:
 
 
 class ChatGLMGenerationMixin(GenerationMixin):
-    """transformers' `generate`, which takes the KV cache under either name on every release."""
+    """transformers' `generate`, which takes the KV cache under either name on every release.
+
+    The inputs of its steps hold it as `past_key_values`: PEFT's prompt methods look for it, and replace it, under
+    that name whatever the release.
+    """
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         cache = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         if cache is not None:
             kwargs |= named_cache(cache)
         return super().generate(inputs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        model_inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **named_cache(given_cache(past_key_values, cache)),
+            **kwargs,
+        )
+        if CACHE_NAME in model_inputs:
+            model_inputs["past_key_values"] = model_inputs.pop(CACHE_NAME)
+        return model_inputs
