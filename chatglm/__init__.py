@@ -21,6 +21,8 @@ __all__ = [
     "ChatGLM3ForConditionalGeneration",
     "ChatGLM3ForSequenceClassification",
     "ChatGLMConfig",
+    "ChatGLMForConditionalGeneration",
+    "ChatGLMForSequenceClassification",
     "ChatGLMQuantizationConfig",
     "ChatGLMTokenizer",
     "ChatStep",
@@ -42,7 +44,11 @@ if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
     from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLMConfig
     from .conversation import ChatFormat
     from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
-    from .generations import register_generation
+    from .generations import (
+        ChatGLMForConditionalGeneration,
+        ChatGLMForSequenceClassification,
+        register_generation,
+    )
     from .loading import load
     from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
     from .quantization import ChatGLMQuantizationConfig
