@@ -375,3 +375,17 @@ def test_keywords_of_transformers_4(version: int, tmp_path: Path) -> None:
             with pytest.raises(TypeError, match=rf"^{name} .*ChatGLMQuantizationConfig\(bits={bits}\)"):
                 auto.from_pretrained(folder, device_map="auto", **{name: True})
     assert AutoTokenizer.from_pretrained(folder, **old | {"use_auth_token": "x"}).chatglm_version == version
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_keywords_that_are_gone_say_what_to_write(version: int, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model", version)
+    for name, today in (("use_flash_attention_2", "attn_implementation="), ("torchscript", "return_dict=False")):
+        AutoModel.from_pretrained(folder, **{name: False})  # asks for nothing
+        with pytest.raises(TypeError, match=f"'{name}': it is gone from transformers 5, write {today}"):
+            AutoModel.from_pretrained(folder, **{name: True})
+    with pytest.raises(TypeError, match="HF_ENDPOINT"):
+        AutoTokenizer.from_pretrained(folder, mirror="tuna")
+    tokenizer = AutoTokenizer.from_pretrained(folder, mirror=None)
+    with pytest.raises(TypeError, match=r'write padding="max_length"'):
+        tokenizer("你好", pad_to_max_length=True)

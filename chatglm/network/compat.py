@@ -52,11 +52,24 @@ def check_keywords(function: str, given: Iterable[str], attention: str | None) -
     refuse_unknown(function, given, *FORWARD_KEYWORDS, *packing)
 
 
+#: Keywords of transformers 4 that are gone, and what to write today.
+TODAY = {
+    "use_flash_attention_2": 'attn_implementation="flash_attention_2"',
+    "torchscript": "return_dict=False",
+    "pad_to_max_length": 'padding="max_length"',
+    "mirror": "the address of the mirror into the environment variable HF_ENDPOINT",
+}
+
+
 def refuse_unknown(function: str, given: Iterable[str], *known: str) -> None:
-    """Raises TypeError, as Python does, for a keyword of `given` that is not in `known`; transformers ignores those."""
+    """Raises TypeError, as Python does, for a keyword of `given` that is not in `known`; transformers ignores those.
+
+    The message says what to write for a keyword of transformers 4.
+    """
     for name in given:
         if name not in known:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+            today = f": it is gone from transformers 5, write {TODAY[name]}" if name in TODAY else ""
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{today}")
 
 
 def given_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
@@ -102,6 +115,10 @@ def take_old_hub_keywords(kwargs: dict[str, Any]) -> None:
     token = kwargs.pop("use_auth_token", None)
     if token is not None:
         kwargs.setdefault("token", token)
+    for name in TODAY:
+        if name in kwargs and not kwargs[name]:
+            del kwargs[name]  # asks for nothing
+    refuse_unknown("from_pretrained", TODAY.keys() & kwargs.keys())
 
 
 class NoCodeToSave:

@@ -42,6 +42,10 @@ class OldNames(_Base):
         """`extra_special_tokens` under its name of transformers 4."""
         return list(self.extra_special_tokens)
 
+    @additional_special_tokens.setter
+    def additional_special_tokens(self, tokens: Sequence[Any]) -> None:
+        self.add_special_tokens({"extra_special_tokens": list(tokens)})
+
     @property
     def additional_special_tokens_ids(self) -> list[int]:
         """The ids of `additional_special_tokens`."""
