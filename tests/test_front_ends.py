@@ -220,6 +220,66 @@ def test_llama_factory_saves_a_head_under_two_names(tmp_path: Path) -> None:
     assert torch.equal(again.transformer.output_layer.weight, model.lm_head.weight)
 
 
+# ---- ChatGLM-Tuning and other scripts of 2023 for LoRA on ChatGLM-6B -------------------------------------------------
+
+
+class CastOutputToFloat(torch.nn.Sequential):
+    """What the scripts put in place of the head."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden).to(torch.float32)
+
+
+def test_chatglm_tuning(tmp_path: Path) -> None:
+    """Flags that the scripts set, a head that casts, masks and positions made by their collator, the loss."""
+    path = original(tmp_path, 1)
+    model = AutoModel.from_pretrained(path, load_in_8bit=False, trust_remote_code=True, device_map="auto")
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    enable_checkpointing(model, {"use_reentrant": True})
+    model.enable_input_require_grads()
+    model.is_parallelizable = model.model_parallel = True
+    model.lm_head = CastOutputToFloat(model.lm_head)
+    model.config.use_cache = False
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=False, r=2, lora_alpha=4, lora_dropout=0.1)
+    tuned = peft.get_peft_model(model, lora).train()
+
+    rows = []
+    for question, answer in (("你好", "Hello!"), ("Who are you?", "ChatGLM")):
+        prompt = tokenizer.encode(question, max_length=20, truncation=True)
+        target = tokenizer.encode(answer, max_length=20, truncation=True, add_special_tokens=False)
+        rows.append((len(prompt), prompt + target + [tokenizer.eos_token_id]))
+    width = max(len(ids) for _, ids in rows)
+    batch: dict[str, list[torch.Tensor]] = {"input_ids": [], "labels": [], "attention_mask": [], "position_ids": []}
+    for length, ids in rows:
+        context, mark = ids.index(tokenizer.bos_token_id), ids.index(tokenizer.sp_tokenizer[tokenizer.gmask_token])
+        mask = torch.ones(1, width, width).tril()
+        mask[..., :context] = 1
+        first = torch.arange(width)
+        first[context:] = mark
+        second = torch.cat((torch.zeros(context, dtype=torch.long), torch.arange(width - context) + 1))
+        padding = width - len(ids)
+        batch["input_ids"].append(torch.tensor(ids + [tokenizer.eos_token_id] * padding))
+        batch["labels"].append(torch.tensor([-100] * (length - 1) + ids[length - 1 :] + [-100] * padding))
+        batch["attention_mask"].append(mask < 0.5)
+        batch["position_ids"].append(torch.stack((first, second)))
+    inputs = {name: torch.stack(parts) for name, parts in batch.items()}
+    output = tuned(**inputs)
+    assert output.logits.dtype == torch.float32
+    output.loss.backward()
+    assert all(one.grad is not None for one in tuned.parameters() if one.requires_grad)
+    own = tuned.eval()(input_ids=inputs["input_ids"][:1], labels=inputs["labels"][:1])  # masks and positions of ours
+    theirs = tuned(**{name: rows[:1] for name, rows in inputs.items()})
+    torch.testing.assert_close(own.loss, theirs.loss)
+    # save_tunable_parameters: names with `.default.`, which our loader takes.
+    trained_ones = {name: value.detach() for name, value in tuned.named_parameters() if value.requires_grad}
+    (tmp_path / "lora").mkdir()
+    torch.save(trained_ones, tmp_path / "lora" / "adapter_model.bin")
+    tuned.peft_config["default"].save_pretrained(tmp_path / "lora")
+    loaded, _ = chatglm.load(path, adapter=tmp_path / "lora")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(inputs["input_ids"][:1]).logits.float(), own.logits.float())
+
+
 # ---- chatglm.cpp's converter -----------------------------------------------------------------------------------------
 
 BLOCK_1 = [
@@ -432,6 +492,41 @@ def test_composite_demo(tools: Any, prefix: bool, tmp_path: Path) -> None:
         stop = answers[-1].removeprefix(last.text) if last.finish_reason == "stop" else ""
         assert answers[-1].strip() == (last.text + stop).strip()
         history.append({"role": "assistant", "content": answers[-1]})
+
+
+def test_finetune_demo(tmp_path: Path) -> None:
+    """finetune_hf.py with LoRA, rows that it builds message by message, and inference_hf.py with what it saved."""
+    path = original(tmp_path, 3)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, empty_init=False, use_cache=False)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, lora_dropout=0.1)
+    tuned = peft.get_peft_model(model, lora)
+    ids, learned = [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")], [False, False]
+    for message in ({"role": "user", "content": "你好"}, {"role": "assistant", "content": "Hello!"}):
+        new = tokenizer.build_single_message(message["role"], "", message["content"])
+        ids += new
+        learned += [message["role"] == "assistant"] * len(new)
+    ids.append(tokenizer.eos_token_id)
+    learned = [False, *learned]
+    labels = [token if loss else -100 for token, loss in zip(ids, learned, strict=True)]
+    batch = DataCollatorForSeq2Seq(tokenizer, padding="longest", return_tensors="pt")(
+        [{"input_ids": ids, "labels": labels}, {"input_ids": ids[:-3], "labels": labels[:-3]}]
+    )
+    tuned.train()(**batch).loss.backward()
+    with torch.no_grad():
+        for one in tuned.parameters():
+            if one.requires_grad:
+                one.normal_(std=0.2)
+    tuned.save_pretrained(tmp_path / "output", save_embedding_layers=False)
+
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(
+        tmp_path / "output", trust_remote_code=True, device_map="auto"
+    )
+    base = loaded.peft_config["default"].base_model_name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=True)
+    answer, _ = loaded.chat(tokenizer, "你好", do_sample=False, max_new_tokens=8)
+    ours, _ = chatglm.load(path, adapter=tmp_path / "output")
+    assert answer == ours.chat(tokenizer, "你好", do_sample=False, max_new_tokens=8)[0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -1,4 +1,4 @@
-"""PEFT's own prompt methods on every generation: prefix tuning, prompt tuning, and P-tuning (v1) with both encoders."""
+"""PEFT's own methods on every generation: prefix tuning, prompt tuning, P-tuning (v1) with both encoders, IA3."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from chatglm.checkpoints.adapters import read_adapter
+from chatglm.checkpoints.files import ModelLoadError
 from chatglm.network import compat
 from deviations import DEVIATIONS
 from tiny_networks import BOS, GMASK, assert_same, every_model, prompt, text, tiny_model
@@ -204,6 +206,39 @@ def test_half_precision(version: int, kind: str, dtype: torch.dtype) -> None:
     loss.backward()
     assert torch.isfinite(loss)
     assert model.generate(input_ids=ids[:, :9], max_new_tokens=2, do_sample=False, pad_token_id=0).shape[1] > 9
+
+
+@every_model
+def test_ia3(version: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["query_key_value", "dense_4h_to_h"],
+        feedforward_modules=["dense_4h_to_h"],
+    )
+    model, ids = peft.get_peft_model(tiny_model(version), config), text(version, 9, 5)
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    trained = [one for one in model.parameters() if one.requires_grad]
+    assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in trained)
+    with torch.no_grad():
+        for one in trained:
+            one.normal_(1, 0.3)
+        model.eval().save_pretrained(tmp_path, save_embedding_layers=False)
+        loaded = peft.PeftModel.from_pretrained(tiny_model(version), str(tmp_path))
+        assert_same(logits(loaded, ids), logits(model, ids))
+        assert (logits(loaded, ids) - tiny_model(version)(ids).logits).abs().max() > 1e-2
+        start = torch.tensor([prompt(version, 9)])
+        spoken = loaded.generate(input_ids=start, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert spoken.tolist() == recomputed(loaded, start, 5).tolist()
+
+
+@every_model
+@pytest.mark.parametrize("kind", ["prefix", "prompt", "mlp"])
+def test_our_loader_names_the_way_to_load_them(version: int, kind: str, tmp_path: Path) -> None:
+    wrapped(version, kind).save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=r"peft\.PeftModel\.from_pretrained\(model, "):
+        read_adapter(tmp_path)
 
 
 # ---- without PEFT: what these calls rest on --------------------------------------------------------------------------
