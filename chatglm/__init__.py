@@ -24,6 +24,8 @@ __all__ = [
     "ChatGLM4ForConditionalGeneration",
     "ChatGLM4Tokenizer",
     "ChatGLMConfig",
+    "ChatGLMForConditionalGeneration",
+    "ChatGLMForSequenceClassification",
     "ChatGLMQuantizationConfig",
     "ChatGLMTokenizer",
     "ChatStep",
@@ -46,7 +48,11 @@ if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
     from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLM4Config, ChatGLMConfig
     from .conversation import ChatFormat
     from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
-    from .generations import register_generation
+    from .generations import (
+        ChatGLMForConditionalGeneration,
+        ChatGLMForSequenceClassification,
+        register_generation,
+    )
     from .loading import load
     from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
     from .modelscope import register as _register_with_modelscope

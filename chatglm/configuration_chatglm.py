@@ -81,9 +81,11 @@ _OWN_AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoMod
 
 
 def _public_name(architecture: str) -> str:
-    """The name of one of our classes in the originals: `ChatGLMForConditionalGeneration` for the language models."""
-    name = re.sub(r"^ChatGLM\d+", "ChatGLM", architecture)
-    return name.replace("ForCausalLM", "ForConditionalGeneration")
+    """The name of one of our classes in the published files, which vLLM, SGLang, llama.cpp and ms-swift know."""
+    kind = re.fullmatch(r"ChatGLM\d+(\w+)", architecture)
+    if kind is None:
+        return architecture
+    return f"ChatGLM{kind[1]}" if kind[1] == "ForSequenceClassification" else "ChatGLMModel"
 
 
 class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
@@ -92,6 +94,7 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
     model_type = "chatglm"
     keys_to_ignore_at_inference = list(CACHE_NAMES)
     tokenizer_class: ClassVar[str] = "ChatGLMTokenizer"  # AutoTokenizer's choice for a folder without its own
+    sep_token_id: ClassVar[int | None] = None  # every config of transformers 4 has it; converters write it out
 
     chatglm_version: int | None = None
     use_cache: bool = True
@@ -135,12 +138,16 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
         return values
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What a saved config.json holds: with the architecture under the name that other engines know, and the name
-        of the published model that this one comes from, by which llama.cpp's converter tells the generations apart."""
+        """What a saved config.json holds: with the architecture under the name that other engines know, the dtype also
+        under its name of transformers 4, and the name of the published model that this one comes from, by which
+        llama.cpp's converter tells the generations apart."""
         values = super().to_diff_dict()
+        values.pop("num_key_value_heads", None)  # follows from multi_query_group_num
         name = values.pop("published_name", None)
         if name:
             values["_name_or_path"] = name
+        if values.get("dtype"):
+            values["torch_dtype"] = values["dtype"]
         if values.get("architectures"):
             values["architectures"] = [_public_name(name) for name in values["architectures"]]
         return values
@@ -290,6 +297,12 @@ class ChatGLM2Config(ChatGLMConfig):
             self.chatglm_version = 2
         if not issubclass(CONFIGS.get(self.chatglm_version, ChatGLMConfig), ChatGLM2Config):
             raise ValueError(f"this config is for generations from 2 on, not {self.chatglm_version!r}")
+        heads = kwargs.pop("num_key_value_heads", None)
+        if heads not in (None, self.num_key_value_heads):
+            raise ValueError(
+                f"num_key_value_heads is {self.num_key_value_heads}, not {heads!r}: it follows from "
+                "multi_query_attention and multi_query_group_num, so set those"
+            )
         super().__post_init__(**kwargs)
         if self.is_base_model is None:
             self.is_base_model = _names_a_base_model({"_name_or_path": self.published_name}, None)
@@ -302,6 +315,16 @@ class ChatGLM2Config(ChatGLMConfig):
     @property
     def num_key_value_heads(self) -> int:
         return self.multi_query_group_num if self.multi_query_attention else self.num_attention_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Also with `num_key_value_heads`: PEFT's prefix tuning finds the width of keys and values by it."""
+        return super().to_dict() | {"num_key_value_heads": self.num_key_value_heads}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> ChatGLMConfig:
+        if "multi_query_group_num" in config_dict:  # what `to_dict` adds, perhaps with a changed number of groups
+            config_dict = {name: value for name, value in config_dict.items() if name != "num_key_value_heads"}
+        return super().from_dict(config_dict, **kwargs)
 
 
 class ChatGLM3Config(ChatGLM2Config):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -65,8 +68,10 @@ def register_generation(
     # In the originals, AutoModel also gives the class with chat().
     for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
         auto.register(config, model, exist_ok=True)
+    ChatGLMForConditionalGeneration.register(model)
     if classifier is not None:
         AutoModelForSequenceClassification.register(config, classifier, exist_ok=True)
+        ChatGLMForSequenceClassification.register(classifier)
 
 
 def unregister_generation(generation: int) -> None:
@@ -74,6 +79,27 @@ def unregister_generation(generation: int) -> None:
     unregister_chat_format(generation)
     for registry in (CONFIGS, CHAT_MODELS, ChatGLMTokenizer.classes, VOCABULARIES):
         registry.pop(generation, None)
+
+
+class ChatGLMForConditionalGeneration(ABC):  # noqa: B024 (an ABC for its virtual subclasses)
+    """The originals' name for the chat models: makes or loads the model of the right generation.
+
+    `isinstance(model, ChatGLMForConditionalGeneration)` holds for the chat models of every generation.
+    """
+
+    from_pretrained = AutoModel.from_pretrained
+
+    def __new__(cls, config: ChatGLMConfig, **kwargs: Any) -> Any:
+        return CHAT_MODELS[config.chatglm_version or 0](config, **kwargs)
+
+
+class ChatGLMForSequenceClassification(ABC):  # noqa: B024
+    """The originals' name for the classifiers of generations 2 and 3, like `ChatGLMForConditionalGeneration`."""
+
+    from_pretrained = AutoModelForSequenceClassification.from_pretrained
+
+    def __new__(cls, config: ChatGLMConfig, **kwargs: Any) -> Any:
+        return AutoModelForSequenceClassification.from_config(config, **kwargs)
 
 
 let_transformers_read_them()

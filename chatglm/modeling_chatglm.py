@@ -26,6 +26,7 @@ from .adapters.model_methods import AdapterMethods
 from .configuration_chatglm import ChatGLM1Config
 from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
 from .network import compat, glm
+from .network.attribute_names import FromConfig
 from .network.backbone import Backbone
 from .network.pretrained import ChatGLMPreTrainedModel, PartNames
 from .network.rotary import RotaryTable
@@ -193,7 +194,7 @@ def block_layout(config: ChatGLM1Config) -> BlockLayout:
     )
 
 
-class ChatGLM1PreTrainedModel(AdapterMethods, ChatGLMPreTrainedModel):
+class ChatGLM1PreTrainedModel(AdapterMethods, glm.GLMMethods, ChatGLMPreTrainedModel):
     config: ChatGLM1Config
     config_class = ChatGLM1Config
     part_names = PartNames(
@@ -212,6 +213,8 @@ class ChatGLM1PreTrainedModel(AdapterMethods, ChatGLMPreTrainedModel):
 class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
     """Token ids to hidden states."""
 
+    inner_hidden_size = FromConfig()
+
     def __init__(self, config: ChatGLM1Config) -> None:
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -229,33 +232,11 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
     def prefix_embedding_size(self) -> int:
         return self.config.hidden_size
 
-    @property
-    def position_encoding_2d(self) -> bool:
-        return self.config.position_encoding_2d
-
     def get_input_embeddings(self) -> nn.Module:
         return self.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.word_embeddings = value
-
-    def get_position_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Positions of whole sequences, from their start.
-
-        Row 0 counts the context and stays at the place of `[gMASK]` (else `[MASK]`) from `<sop>` on; row 1 is 0 in the
-        context and counts 1, 2, ... from `<sop>` on. Left padding in `attention_mask` is not counted.
-
-        Args:
-            input_ids: (batch, tokens)
-            attention_mask: (batch, tokens), 0 for padding; None counts every token.
-
-        Returns:
-            (batch, 2, tokens), or (batch, tokens) with `position_encoding_2d=False`.
-
-        Raises:
-            ValueError: a row has no `<sop>`, or neither `[gMASK]` nor `[MASK]`.
-        """
-        return glm.position_ids(input_ids, attention_mask, self.config)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -267,38 +248,39 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        positions_behind_cache: torch.Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """
         Args:
-            input_ids: (batch, tokens), or give `inputs_embeds` (batch, tokens, hidden) with a 4-D mask and positions.
+            input_ids: (batch, tokens), or give `inputs_embeds` (batch, tokens, hidden), in which the embeddings of
+                `[gMASK]` and `<sop>` are recognised.
             attention_mask: (batch, past + tokens), 0 for padding; or (batch, 1, tokens, keys), boolean with True =
                 hidden as the original tokenizer makes it, or additive. Without one, the mask follows from `<sop>`.
-            position_ids: (batch, 2, tokens), see `get_position_ids`; computed from `input_ids` if there is no past.
+            position_ids: (batch, 2, tokens), see `get_position_ids`; by default computed from `input_ids`, which then
+                are whole texts. What a cache holds before them (the vectors of PEFT's prefix tuning) counts as context.
+            positions_behind_cache: the same, but the place in the context counts from the end of the cache, and
+                embeddings in front of the tokens are not counted yet. `generate` gives positions in this form.
             past_key_values: any transformers `Cache`; the trained prefix is never in it.
             cache: transformers' name for `past_key_values` since 5.24.
 
         Raises:
             TypeError: a keyword is unknown (see `compat.FORWARD_KEYWORDS`).
-            ValueError: `[gMASK]` or `<sop>` is missing and the mask or the positions have to be computed from it, or
-                `position_ids` are missing and the cache is not empty.
+            ValueError: `[gMASK]` or `<sop>` is missing and the mask or the positions have to be computed from it.
         """
         past_key_values = self.cache_to_fill(past_key_values, cache, use_cache)
         inputs_embeds, attention_mask = self.embed(
             self.word_embeddings, input_ids, inputs_embeds, attention_mask, kwargs
         )
-        if input_ids is not None:
-            input_ids = input_ids.to(inputs_embeds.device)
+        if input_ids is None:
+            input_ids = glm.marks_in(inputs_embeds, self.word_embeddings, self.config)
+        input_ids = input_ids.to(inputs_embeds.device)
         if position_ids is None:
-            if input_ids is None or (past_key_values is not None and past_key_values.get_seq_length() != 0):
-                raise ValueError(
-                    "Give position_ids with inputs_embeds or past_key_values: model.transformer.get_position_ids(ids) "
-                    "of the whole sequence, cut to the new tokens. generate() and chat() do it by themselves."
-                )
-            padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
-            position_ids = self.get_position_ids(input_ids, padding)
-        mask = glm.additive_mask(input_ids, attention_mask, past_key_values, inputs_embeds, self.config)
+            position_ids = glm.positions_of_call(
+                input_ids, attention_mask, positions_behind_cache, past_key_values, self.config
+            )
+        mask = glm.additive_mask(input_ids, attention_mask, past_key_values, inputs_embeds, position_ids, self.config)
         prefix, mask = self.prefix_for(inputs_embeds, mask)
 
         kinds = position_ids.unbind(1) if position_ids.dim() == 3 else (position_ids,)

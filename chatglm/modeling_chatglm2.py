@@ -25,6 +25,7 @@ from .adapters.model_methods import AdapterMethods
 from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config, ChatGLM4Config
 from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
 from .network import compat
+from .network.attribute_names import DecoderAttributes, FromConfig
 from .network.backbone import Backbone
 from .network.heads import CausalLMHead, ClassifierHead
 from .network.layers import Embedding, RMSNorm, apply_rotary, eager_attention, make_norm
@@ -212,7 +213,7 @@ class Encoder(nn.Module):
         self.final_layernorm = make_norm(config) if config.post_layer_norm else nn.Identity()
 
 
-class ChatGLM2PreTrainedModel(AdapterMethods, ChatGLMPreTrainedModel):
+class ChatGLM2PreTrainedModel(AdapterMethods, DecoderAttributes, ChatGLMPreTrainedModel):
     other_names = {r"^(?:transformer\.)?lm_head\.": "transformer.output_layer."}  # as in transformers' own models
     config: ChatGLM2Config
     config_class = ChatGLM2Config
@@ -230,6 +231,8 @@ class ChatGLM2PreTrainedModel(AdapterMethods, ChatGLMPreTrainedModel):
 
 class ChatGLM2Model(ChatGLM2PreTrainedModel, Backbone):
     """Token ids to hidden states. Holds the output layer too, as the published checkpoints do."""
+
+    multi_query_group_num, kv_channels, seq_length = FromConfig(), FromConfig(), FromConfig()
 
     def __init__(self, config: ChatGLM2Config) -> None:
         super().__init__(config)

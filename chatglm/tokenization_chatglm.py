@@ -94,11 +94,13 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
     def _convert_token_to_id(self, token: str) -> int:
         return self._token_to_id.get(token, self.num_image_tokens + self.sp_model.unk_id())
 
+    def preprocess_text(self, inputs: str) -> str:
+        """The text with `remove_space` and `do_lower_case` applied."""
+        text = " ".join(inputs.split()) if self.remove_space else inputs
+        return text.lower() if self.do_lower_case else text
+
     def _preprocess(self, text: str, linebreak: bool = True, whitespaces: bool = True) -> str:
-        if self.remove_space:
-            text = " ".join(text.split())
-        if self.do_lower_case:
-            text = text.lower()
+        text = self.preprocess_text(text)
         if linebreak:
             text = text.replace("\n", "<n>")
         if whitespaces:

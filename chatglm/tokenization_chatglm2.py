@@ -43,6 +43,7 @@ class ChatGLM2Tokenizer(StartTokenTokenizer):
     """
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
+    name = "GLMTokenizer"  # as in the originals
     #: Generation -> its control tokens beyond the common ones. If it has any, decoding shows all control tokens.
     own_tokens: ClassVar[Mapping[int, Sequence[str]]] = {2: (), 3: _ROLES}
 

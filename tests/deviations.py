@@ -28,7 +28,21 @@ DEVIATIONS: dict[str, str] = {
     ),
     "caches_are_no_tuples": (
         "past_key_values of the originals is a tuple of (key, value) per layer, each (tokens, batch, heads, width); "
-        "ours is a Cache of transformers, whose layers[i].keys and .values are (batch, heads, tokens, width)"
+        "ours is a Cache of transformers, whose layers[i].keys and .values are (batch, heads, tokens, width); "
+        "cache.reorder_cache(beams) does what model._reorder_cache did"
+    ),
+    "blocks_are_their_weights": (
+        "transformer.layers (v2/v3: transformer.encoder.layers), the four matrices and the norms of a block have the "
+        "originals' names; what only computes has not: no rotary_emb, core_attention, activation_func, add_bias or "
+        "projection_size, and no numbers that the config has (encoder.num_layers, num_attention_heads_per_partition). "
+        "layer_id (v2/v3: layer_number - 1) is attention.layer_idx, _get_layer(i) is layers[i], dropout is "
+        "prefix_encoder.dropout; another attention goes in by attn_implementation. A block takes and returns hidden "
+        "states (batch, tokens, width) alone, as hooks see"
+    ),
+    "peft_prompts_are_context": (
+        "v1: what PEFT's prefix tuning, prompt tuning and P-tuning put in front of a text takes places 0, 1, 2, ... of "
+        "the context, in training and in generate() alike; the original cannot run them (its masks have four "
+        "dimensions). Its own P-tuning v2 prefix takes no places, in both"
     ),
     "hidden_states_end_after_the_final_norm": (
         "v2/v3: the original's last hidden state is the one before final_layernorm; every model of transformers "

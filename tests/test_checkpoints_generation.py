@@ -336,8 +336,8 @@ def test_a_class_is_a_statement_too(tmp_path: Path, said: list[str]) -> None:
     [
         ("THUDM/chatglm2-6b", 2), ("ChatGLM3", 3), ("chatglm-3", 3), ("chatglm_2_lora", 2), ("chatglm26b", 2),
         ("ChatGLM-v2", 2), ("chatglm-6b-int4", 1), ("ChatGLM_6B", 1), ("visualglm-6b", 1), ("codegeex2-6b", 2),
-        ("chatglm-2bit", None), ("chatglm-20b", None), ("chatglm", None), ("codegeex4-all-9b", 4), ("glm-4-9b", 4), ("glm4", 4),
-        ("chatglm-4bit", None), ("glm-4v-9b", None), ("LongWriter-glm4-9b", 4),
+        ("chatglm-2bit", None), ("chatglm-20b", None), ("chatglm", None), ("codegeex4-all-9b", 4), ("glm-4-9b", 4),
+        ("glm4", 4), ("chatglm-4bit", None), ("glm-4v-9b", None), ("LongWriter-glm4-9b", 4),
         ("chatglm32", None), ("my-model", None),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""config.json as other programs write it."""
+"""config.json as other programs write and read it, and the names that configs have besides their fields."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModel
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig
 
 from chatglm import ChatGLMConfig, load
+from chatglm.loading import model_class
 from tiny_folders import make_folder
+from tiny_networks import tiny_config
 
 VERSIONS = (1, 2, 3)
 
@@ -64,3 +67,69 @@ def test_a_string_that_is_no_value(name: str, text: str, tmp_path: Path) -> None
     for call in (AutoConfig.from_pretrained, load):
         with pytest.raises(ValueError, match=f"{name} in config.json is the text '{text}': write a"):
             call(folder)
+
+
+#: What engines read from the config.json of a ChatGLM2 or ChatGLM3, and take another value for if it is missing: vLLM,
+#: SGLang, llama.cpp's converter, OpenVINO's exporter (optimum).
+ENGINES = """
+    num_layers padded_vocab_size hidden_size ffn_hidden_size kv_channels num_attention_heads seq_length hidden_dropout
+    attention_dropout layernorm_epsilon rmsnorm apply_residual_connection_post_layernorm post_layer_norm add_bias_linear
+    add_qkv_bias multi_query_attention multi_query_group_num apply_query_key_layer_scaling attention_softmax_in_fp32
+    fp32_residual_connection bias_dropout_fusion quantization_bit pre_seq_len prefix_projection rope_ratio
+    tie_word_embeddings eos_token_id pad_token_id model_type
+    """
+
+
+def saved(model: Any, folder: Path) -> dict[str, Any]:
+    model.save_pretrained(folder)
+    values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return values
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_names_that_other_programs_know(version: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    name = {1: "THUDM/chatglm-6b", 2: "THUDM/chatglm2-6b", 3: "THUDM/chatglm3-6b"}[version]
+    config = tiny_config(version, _name_or_path=name)
+    values = saved(model_class(config)(config).to(dtype), tmp_path)
+    assert values["architectures"] == ["ChatGLMModel"]  # as in the published files of all generations
+    assert values["_name_or_path"] == name and "auto_map" not in values
+    assert values["torch_dtype"] == values["dtype"] == str(dtype).removeprefix("torch.")
+    if version > 1:
+        assert {key: values[key] for key in ENGINES.split()} == {key: getattr(config, key) for key in ENGINES.split()}
+    again = AutoModel.from_pretrained(tmp_path)
+    assert (again.dtype, again.config.dtype) == (dtype, dtype)
+    assert saved(again, tmp_path / "twice") == values
+    assert PreTrainedConfig.from_dict(values).dtype == dtype
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_classifier_keeps_its_name(version: int, tmp_path: Path) -> None:
+    classifier = AutoModelForSequenceClassification.from_config(tiny_config(version, num_labels=3))
+    assert saved(classifier, tmp_path)["architectures"] == ["ChatGLMForSequenceClassification"]
+    assert type(AutoModelForSequenceClassification.from_pretrained(tmp_path)) is type(classifier)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_number_of_key_value_heads(version: int, tmp_path: Path) -> None:
+    """PEFT reads it in `to_dict()`; it is no field of its own."""
+    config = tiny_config(version)
+    values = config.to_dict()
+    assert values["num_key_value_heads"] == config.num_key_value_heads == 2
+    assert type(config)(**values).to_dict() == values
+    assert ChatGLMConfig.from_dict(values | {"multi_query_group_num": 1}).num_key_value_heads == 1
+    assert tiny_config(version, multi_query_attention=False).to_dict()["num_key_value_heads"] == 4
+    with pytest.raises(ValueError, match="num_key_value_heads is 2, not 3"):
+        type(config)(**values | {"num_key_value_heads": 3})
+    config.save_pretrained(tmp_path)
+    assert "num_key_value_heads" not in (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert ChatGLMConfig.from_pretrained(tmp_path).num_key_value_heads == 2
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_the_separator_that_no_model_has(version: int, tmp_path: Path) -> None:
+    config = tiny_config(version)
+    assert config.sep_token_id is None and "sep_token_id" not in config.to_dict()
+    config.sep_token_id = 5  # a checkpoint may name one
+    config.save_pretrained(tmp_path)
+    assert ChatGLMConfig.from_pretrained(tmp_path).sep_token_id == 5

@@ -226,7 +226,7 @@ def test_saved_and_loaded(name: str, folders: Any, tmp_path: Path) -> None:
     assert "auto_map" not in json.dumps(saved)
     assert saved["chatglm_version"] == VERSION[name]
     assert saved["model_type"] == "chatglm"
-    assert saved["architectures"] == ["ChatGLMForConditionalGeneration"]
+    assert saved["architectures"] == ["ChatGLMModel"]
     published = json.loads((SHARED / "checkpoints" / name / "config.json").read_text(encoding="utf-8"))
     assert saved.get("_name_or_path") == published.get("_name_or_path")
     assert not list((tmp_path / "saved").glob("*.py"))
@@ -374,3 +374,17 @@ def test_keywords_of_transformers_4(version: int, tmp_path: Path) -> None:
             with pytest.raises(TypeError, match=rf"^{name} .*ChatGLMQuantizationConfig\(bits={bits}\)"):
                 auto.from_pretrained(folder, device_map="auto", **{name: True})
     assert AutoTokenizer.from_pretrained(folder, **old | {"use_auth_token": "x"}).chatglm_version == version
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_keywords_that_are_gone_say_what_to_write(version: int, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model", version)
+    for name, today in (("use_flash_attention_2", "attn_implementation="), ("torchscript", "return_dict=False")):
+        AutoModel.from_pretrained(folder, **{name: False})  # asks for nothing
+        with pytest.raises(TypeError, match=f"'{name}': it is gone from transformers 5, write {today}"):
+            AutoModel.from_pretrained(folder, **{name: True})
+    with pytest.raises(TypeError, match="HF_ENDPOINT"):
+        AutoTokenizer.from_pretrained(folder, mirror="tuna")
+    tokenizer = AutoTokenizer.from_pretrained(folder, mirror=None)
+    with pytest.raises(TypeError, match=r'write padding="max_length"'):
+        tokenizer("你好", pad_to_max_length=True)

@@ -210,3 +210,12 @@ def test_classes_registered_for_saving(any_folder: Path, with_auto_class: bool, 
     assert not list(tmp_path.glob("*.py")) and "auto_map" not in (tmp_path / "config.json").read_text()
     again, _ = load(tmp_path)
     assert again.config.chatglm_version == model.config.chatglm_version
+
+
+def test_another_format_of_weights_is_not_promised(any_folder: Path, tmp_path: Path, caplog: Any) -> None:
+    model, _ = load(any_folder)
+    model.save_pretrained(tmp_path, safe_serialization=True)
+    assert not caplog.records
+    model.save_pretrained(tmp_path, safe_serialization=False)
+    assert "torch.save(model.state_dict()" in caplog.records[-1].getMessage()
+    assert (tmp_path / "model.safetensors").is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -84,19 +83,3 @@ def test_a_loss_over_a_batch_of_accumulated_steps(version: int) -> None:
     mean = model(ids, labels=ids).loss
     count = ids.shape[1] - 1
     assert_same(model(ids, labels=ids, num_items_in_batch=torch.tensor(2 * count)).loss, mean / 2)
-
-
-@every_model
-def test_attributes_of_the_originals(version: int) -> None:
-    model = copy.deepcopy(tiny_model(version))
-    assert model.max_sequence_length == model.config.max_position_embeddings == model.transformer.max_sequence_length
-    assert model.quantized is False
-    assert (model.transformer.num_layers, model.transformer.hidden_size) == (
-        model.config.num_hidden_layers, model.config.hidden_size,
-    )  # fmt: skip
-    model.quantize(8)
-    assert model.quantized is True
-    if version == 1:
-        assert model.position_encoding_2d is model.transformer.position_encoding_2d is True
-    else:
-        assert not hasattr(model, "position_encoding_2d")

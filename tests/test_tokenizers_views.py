@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -110,3 +111,18 @@ def test_the_last_line_of_the_original_build_chat_input(version: int) -> None:
     ids = expected["input_ids"][0].tolist()[2:]
     again = ours.batch_encode_plus([ids], return_tensors="pt", is_split_into_words=True)
     assert {name: rows.tolist() for name, rows in again.items()} == {k: rows.tolist() for k, rows in expected.items()}
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_special_tokens_under_their_names_of_transformers_4(version: int) -> None:
+    ours = copy.deepcopy(tiny(version))
+    before, size = ours.additional_special_tokens, len(ours)
+    assert before == list(ours.extra_special_tokens) and "[gMASK]" in before
+    assert ours.additional_special_tokens_ids == [ours.convert_tokens_to_ids(token) for token in before]
+    added = ours.add_special_tokens({"additional_special_tokens": ["<x>"]}, replace_additional_special_tokens=False)
+    assert added == 1 and ours.additional_special_tokens == [*before, "<x>"] and len(ours) == size + 1
+    assert ours.additional_special_tokens_ids[-1] == ours.convert_tokens_to_ids("<x>") >= size
+    ours.additional_special_tokens = ["<x>", "<y>"]
+    assert ours.additional_special_tokens == ["<x>", "<y>"] and len(ours) == size + 2
+    with pytest.raises(TypeError, match="replace_all"):
+        ours.add_special_tokens({"additional_special_tokens": ["<x>"]}, replace_all=True)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,9 +81,7 @@ def test_generate_equals_recomputation(version: int, mode: str) -> None:
                 found.append(recomputed(model, ids, NEW_TOKENS))
                 continue
             torch.manual_seed(7)
-            found.append(
-                model.generate(ids, max_new_tokens=NEW_TOKENS, use_cache=use_cache, **UNENDING, **MODES[mode])
-            )
+            found.append(model.generate(ids, max_new_tokens=NEW_TOKENS, use_cache=use_cache, **UNENDING, **MODES[mode]))
         assert found[0].tolist() == found[1].tolist()
         assert found[0].shape[1] == ids.shape[1] + NEW_TOKENS
         if mode == "greedy":
@@ -122,6 +121,37 @@ def test_the_cache_is_taken_and_filled_under_both_names(version: int, name: str)
         step = model(input_ids=ids[:, half:], position_ids=model.positions_from(ids, half), **{name: cache})
         torch.testing.assert_close(step.logits[:, -1], whole)
         assert step[compat.CACHE_NAME] is cache
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_ordinary_use_says_nothing(version: int, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """No warning, no line of a log: what a library deprecates today is gone tomorrow. (Warnings are errors here.)"""
+    model, tokenizer = pair(version)
+    inputs = tokenizer(["hello"], return_tensors="pt")
+    batch = tokenizer(["hello", "你好，世界"], padding=True, return_tensors="pt")
+    chat = [{"role": "user", "content": "hello"}]
+    actions: dict[str, Callable[[], Any]] = {
+        "load": lambda: chatglm.load(FOLDERS[version]),
+        "AutoModel": lambda: AutoModel.from_pretrained(FOLDERS[version], dtype=torch.float32),
+        "chat": lambda: model.chat(tokenizer, "hello", [], max_new_tokens=4),
+        "stream_chat": lambda: list(model.stream_chat(tokenizer, "hello", [], max_new_tokens=4)),
+        "stream_generate": lambda: list(model.stream_generate(**inputs, max_new_tokens=4)),
+        "forward": lambda: model(**inputs),
+        "loss": lambda: model(**batch, labels=batch["input_ids"]).loss.backward(),
+        "generate": lambda: model.generate(**inputs, max_new_tokens=4),
+        "generate for a batch": lambda: model.generate(**batch, max_new_tokens=4, do_sample=True, top_p=0.9),
+        "apply_chat_template": lambda: tokenizer.apply_chat_template(chat, add_generation_prompt=True),
+        "decode": lambda: tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True),
+        "save": lambda: (model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)),
+        "load again": lambda: chatglm.load(tmp_path),
+    }
+    said = {}
+    for name, action in actions.items():
+        caplog.clear()
+        action()
+        said[name] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    model.zero_grad()
+    assert not any(said.values()), said
 
 
 @pytest.mark.parametrize("version", VERSIONS)

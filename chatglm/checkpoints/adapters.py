@@ -110,7 +110,10 @@ def _read_lora(path: Path) -> Lora:
     config = read_json(path / LORA_CONFIG)
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise ModelLoadError(f"{path} is a PEFT adapter of type {kind!r}: give a LoRA adapter or a P-tuning prefix")
+        raise ModelLoadError(
+            f"{path} is a PEFT adapter of type {kind!r}, and adapters here are LoRA or P-tuning prefixes: use PEFT "
+            f"itself (peft.PeftModel.from_pretrained(model, {str(path)!r}), then generate)"
+        )
     for key in ("modules_to_save", "trainable_token_indices"):
         if config.get(key):
             raise ModelLoadError(

@@ -93,10 +93,10 @@ def export_gguf(
         types = {name: _type(tensors, name, config, kind or default) for name in plan}
         for name, new in plan.items():
             shape = _shape(tensors[name], name, config)
-            stored = np.dtype({"F32": np.float32, "F16": np.float16}.get(types[name].name, np.uint8))
-            if stored == np.uint8:
+            numbers = np.dtype({"F32": np.float32, "F16": np.float16}.get(types[name].name, np.uint8))
+            if numbers == np.uint8:
                 shape = gguf.quant_shape_to_byte_shape(shape, types[name])
-            writer.add_tensor_info(new, shape, stored, math.prod(shape) * stored.itemsize, raw_dtype=types[name])
+            writer.add_tensor_info(new, shape, numbers, math.prod(shape) * numbers.itemsize, raw_dtype=types[name])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

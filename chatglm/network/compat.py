@@ -49,9 +49,27 @@ def check_keywords(function: str, given: Iterable[str], attention: str | None) -
         attention: the model's attention implementation.
     """
     packing = PACKING_KEYWORDS if attention is not None and "flash" in attention else ()
+    refuse_unknown(function, given, *FORWARD_KEYWORDS, *packing)
+
+
+#: Keywords of transformers 4 that are gone, and what to write today.
+TODAY = {
+    "use_flash_attention_2": 'attn_implementation="flash_attention_2"',
+    "torchscript": "return_dict=False",
+    "pad_to_max_length": 'padding="max_length"',
+    "mirror": "the address of the mirror into the environment variable HF_ENDPOINT",
+}
+
+
+def refuse_unknown(function: str, given: Iterable[str], *known: str) -> None:
+    """Raises TypeError, as Python does, for a keyword of `given` that is not in `known`; transformers ignores those.
+
+    The message says what to write for a keyword of transformers 4.
+    """
     for name in given:
-        if name not in FORWARD_KEYWORDS and name not in packing:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+        if name not in known:
+            today = f": it is gone from transformers 5, write {TODAY[name]}" if name in TODAY else ""
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{today}")
 
 
 def given_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
@@ -97,6 +115,10 @@ def take_old_hub_keywords(kwargs: dict[str, Any]) -> None:
     token = kwargs.pop("use_auth_token", None)
     if token is not None:
         kwargs.setdefault("token", token)
+    for name in TODAY:
+        if name in kwargs and not kwargs[name]:
+            del kwargs[name]  # asks for nothing
+    refuse_unknown("from_pretrained", TODAY.keys() & kwargs.keys())
 
 
 class NoCodeToSave:
@@ -114,10 +136,38 @@ class NoCodeToSave:
 
 
 class ChatGLMGenerationMixin(GenerationMixin):
-    """transformers' `generate`, which takes the KV cache under either name on every release."""
+    """transformers' `generate`, which takes the KV cache under either name on every release.
+
+    The inputs of its steps hold it as `past_key_values`: PEFT's prompt methods look for it, and replace it, under
+    that name whatever the release.
+    """
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         cache = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         if cache is not None:
             kwargs |= named_cache(cache)
         return super().generate(inputs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        model_inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **named_cache(given_cache(past_key_values, cache)),
+            **kwargs,
+        )
+        if CACHE_NAME in model_inputs:
+            model_inputs["past_key_values"] = model_inputs.pop(CACHE_NAME)
+        return model_inputs

@@ -6,11 +6,15 @@ earlier tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from ..configuration_chatglm import ChatGLM1Config
 from . import compat
@@ -20,6 +24,64 @@ from .heads import CausalLMHead
 def is_token(input_ids: torch.Tensor, token_id: int | None) -> torch.Tensor:
     """Where a token is: bool, of the shape of `input_ids`; all False without an id."""
     return torch.eq(input_ids, -1 if token_id is None else token_id)
+
+
+def marks_in(inputs_embeds: torch.Tensor, embeddings: nn.Module, config: ChatGLM1Config) -> torch.Tensor:
+    """The ids of `[MASK]`, `[gMASK]` and `<sop>` where `inputs_embeds` hold their embeddings, and -2 elsewhere.
+
+    That is all that masks and positions depend on, so soft prompts need no ids beside their embeddings.
+
+    Args:
+        inputs_embeds: (batch, tokens, hidden)
+        embeddings: the module that made them.
+
+    Returns:
+        (batch, tokens)
+    """
+    ids = torch.full(inputs_embeds.shape[:2], -2, device=inputs_embeds.device)
+    for token_id in (config.mask_token_id, config.gmask_token_id, config.bos_token_id):
+        if token_id is not None:
+            with torch.no_grad():
+                row = embeddings(ids.new_tensor([token_id])).to(inputs_embeds)
+                ids = ids.masked_fill((inputs_embeds == row).all(-1), token_id)
+    return ids
+
+
+def starts_here(input_ids: torch.Tensor, config: ChatGLM1Config, positions: torch.Tensor | None = None) -> bool:
+    """Whether every row holds a text from its start, though a cache may come before it (with what PEFT's prefix tuning
+    puts there): `[gMASK]` or `[MASK]` and, after it, `<sop>`, and its first token is no token of an answer.
+
+    Args:
+        positions: the position ids of the tokens, if they are known.
+    """
+    if positions is not None and positions.dim() == 3 and bool((positions[:, 1, 0] > 0).any()):
+        return False
+    marks = is_token(input_ids, config.gmask_token_id) | is_token(input_ids, config.mask_token_id)
+    is_sop = is_token(input_ids, config.bos_token_id)
+    in_order = marks.int().argmax(-1) < is_sop.int().argmax(-1)
+    return bool((marks.any(-1) & is_sop.any(-1) & in_order).all())
+
+
+def moved(positions: torch.Tensor, places: int | torch.Tensor) -> torch.Tensor:
+    """Positions (batch, 2, tokens) or (batch, tokens), `places` further in the context; the answer counts as before."""
+    if positions.dim() == 2:
+        return positions + places
+    return torch.stack((positions[:, 0] + places, positions[:, 1]), dim=1)
+
+
+def behind_cache(positions: torch.Tensor, past: int | torch.Tensor, tokens: int) -> torch.Tensor:
+    """The positions of `tokens` tokens behind `past` cached ones.
+
+    Args:
+        positions: see `ChatGLM1Model.forward`; of fewer tokens if others were put in front of them.
+    """
+    front = tokens - positions.shape[-1]
+    if front:
+        places = torch.arange(front, device=positions.device).expand(*positions.shape[:-1], front)
+        if positions.dim() == 3:
+            places = places * places.new_tensor([[1], [0]])
+        positions = torch.cat((places, moved(positions, front)), dim=-1)
+    return moved(positions, past)
 
 
 def context_lengths(input_ids: torch.Tensor, config: ChatGLM1Config) -> torch.Tensor:
@@ -37,40 +99,76 @@ def context_lengths(input_ids: torch.Tensor, config: ChatGLM1Config) -> torch.Te
     return is_sop.int().argmax(-1, keepdim=True)
 
 
-def position_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, config: ChatGLM1Config) -> torch.Tensor:
-    """See `ChatGLM1Model.get_position_ids`."""
-    sop = context_lengths(input_ids, config)
+def mask_places(input_ids: torch.Tensor, config: ChatGLM1Config) -> torch.Tensor:
+    """(batch, 1): the index of the first `[gMASK]`, else of the first `[MASK]`.
+
+    Raises:
+        ValueError: a row has neither (checked outside of compiled graphs).
+    """
     is_gmask = is_token(input_ids, config.gmask_token_id)
     is_mask = is_token(input_ids, config.mask_token_id)
-    has_gmask = is_gmask.any(-1, keepdim=True)
     if not torch.compiler.is_compiling() and not bool((is_gmask | is_mask).any(-1).all()):
         raise ValueError(
             f"input_ids hold a row without [gMASK] (id {config.gmask_token_id}) or [MASK]: a prompt of "
             "ChatGLM-6B ends with [gMASK] <sop>. tokenizer(text) adds both."
         )
-    mask_place = torch.where(has_gmask, is_gmask.int().argmax(-1, keepdim=True), is_mask.int().argmax(-1, True))
+    return torch.where(
+        is_gmask.any(-1, keepdim=True), is_gmask.int().argmax(-1, keepdim=True), is_mask.int().argmax(-1, keepdim=True)
+    )
+
+
+def position_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, config: ChatGLM1Config) -> torch.Tensor:
+    """See `GLMMethods.get_position_ids`."""
+    sop, mask_place = context_lengths(input_ids, config), mask_places(input_ids, config)
     index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    if attention_mask is not None:
-        padding = attention_mask.to(input_ids.device).int().argmax(-1, keepdim=True)
-        index, mask_place, sop = (index - padding).clamp(min=0), mask_place - padding, sop - padding
     answer = index >= sop
+    if attention_mask is not None:
+        real = attention_mask.to(input_ids.device).bool()
+        # Padding may also be behind the embeddings that PEFT's prompt tuning puts in front of a padded row.
+        index = torch.where(real, real.cumsum(-1) - 1, (index - real.int().argmax(-1, keepdim=True)).clamp(min=0))
+        mask_place, sop = index.gather(1, mask_place), index.gather(1, sop)
     if not config.position_encoding_2d:
+        has_gmask = is_token(input_ids, config.gmask_token_id).any(-1, keepdim=True)
         return torch.where(answer & ~has_gmask, mask_place, index)
     context_part = torch.where(answer, mask_place, index)
-    return torch.stack((context_part, (index - sop + 1).clamp(min=0)), dim=1)
+    return torch.stack((context_part, torch.where(answer, index - sop + 1, 0)), dim=1)
+
+
+def positions_of_call(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    positions_behind_cache: torch.Tensor | None,
+    cache: Cache | None,
+    config: ChatGLM1Config,
+) -> torch.Tensor:
+    """The position ids of a call that was given none; the arguments are those of `ChatGLM1Model.forward`."""
+    tokens = input_ids.shape[1]
+    past = cache.get_seq_length() if cache is not None else 0
+    if positions_behind_cache is not None:
+        return behind_cache(positions_behind_cache, past, tokens)
+    if past != 0 and not starts_here(input_ids, config):
+        raise ValueError(
+            "Give position_ids with past_key_values: model.transformer.get_position_ids(ids) of the whole sequence, "
+            "cut to the new tokens. generate() and chat() do it by themselves."
+        )
+    padding = attention_mask[:, -tokens:] if attention_mask is not None and attention_mask.dim() == 2 else None
+    return moved(position_ids(input_ids, padding, config), past)
 
 
 def additive_mask(
-    input_ids: torch.Tensor | None,
+    input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     past_key_values: Cache | None,
     inputs_embeds: torch.Tensor,
+    positions: torch.Tensor,
     config: ChatGLM1Config,
 ) -> torch.Tensor | None:
     """The mask to add to the scores, (batch, 1, tokens, keys); None if every new token sees everything.
 
     Args:
+        input_ids: the tokens, or those of `marks_in`.
         attention_mask: as `ChatGLM1Model.forward` takes it.
+        positions: the position ids of the tokens.
 
     Raises:
         ValueError: `<sop>` is missing and the mask has to be computed from it, or a 4-D mask is of integers.
@@ -96,13 +194,10 @@ def additive_mask(
     queries = torch.arange(tokens, device=device).unsqueeze(-1) + past
     columns = torch.arange(keys, device=device)
     visible = (columns <= queries).unsqueeze(0)  # (batch, tokens, keys)
-    if tokens > 1 and (isinstance(past, torch.Tensor) or past == 0):
-        if input_ids is None:
-            raise ValueError("With inputs_embeds, give a 4-D attention_mask: ChatGLM-6B finds <sop> in input_ids.")
-        if not isinstance(past, torch.Tensor) or torch.compiler.is_compiling() or int(past) == 0:
-            # In both directions inside the context, and only for tokens that belong to it.
-            lengths = context_lengths(input_ids, config).unsqueeze(-1)
-            visible = visible | ((queries < lengths) & (columns < lengths))
+    if tokens > 1 and (torch.compiler.is_compiling() or int(past) == 0 or starts_here(input_ids, config, positions)):
+        # In both directions inside the context, and only for tokens that belong to it.
+        lengths = context_lengths(input_ids, config).unsqueeze(-1) + past
+        visible = visible | ((queries < lengths) & (columns < lengths))
     if attention_mask is not None:
         real = F.pad(attention_mask.bool(), (0, keys - attention_mask.shape[1]), value=True)
         visible = visible & real.unsqueeze(1)
@@ -110,13 +205,68 @@ def additive_mask(
     return mask.unsqueeze(1)
 
 
-class GLMHead(CausalLMHead):
-    """A language model for `generate` whose positions follow from all token ids, not just from their count."""
+class GLMMethods:
+    """Mixin for all models of generation 1."""
+
+    config: ChatGLM1Config
 
     @property
     def position_encoding_2d(self) -> bool:
         """Whether positions have two parts, the place in the context and in the answer."""
         return bool(self.config.position_encoding_2d)
+
+    def get_position_ids(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+        use_gmasks: Sequence[bool] | None = None,
+        *,
+        mask_positions: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Positions of whole sequences, from their start.
+
+        Row 0 counts the context and stays at the place of `[gMASK]` (else `[MASK]`) from `<sop>` on; row 1 is 0 in the
+        context and counts 1, 2, ... from `<sop>` on. Left padding in `attention_mask` is not counted.
+
+        Args:
+            input_ids: (batch, tokens)
+            attention_mask: (batch, tokens), 0 for padding; None counts every token.
+            mask_positions, use_gmasks: the place of `[gMASK]` (else `[MASK]`) in each row, and which of them it is. The
+                originals' callers give both, the places as the second argument. They follow from `input_ids`.
+
+        Returns:
+            (batch, 2, tokens), or (batch, tokens) with `position_encoding_2d=False`.
+
+        Raises:
+            ValueError: a row has no `<sop>`, or neither `[gMASK]` nor `[MASK]`, or it is not at its `mask_positions`.
+        """
+        if attention_mask is not None and torch.as_tensor(attention_mask).dim() == 1:
+            mask_positions, attention_mask = attention_mask, None  # type: ignore[assignment]
+        if mask_positions is not None:
+            places = mask_places(input_ids, self.config)[:, 0].tolist()
+            if places != torch.as_tensor(mask_positions).tolist():
+                raise ValueError(f"mask_positions must be the places of [gMASK] or [MASK] in input_ids, {places}")
+        return position_ids(input_ids, attention_mask, self.config).to(device=device)
+
+    def get_masks(self, input_ids: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
+        """What the tokens do not see, (batch, 1, tokens, tokens), bool: True = hidden. `forward` takes such a mask, but
+        makes its own as well.
+
+        Args:
+            input_ids: (batch, tokens)
+        """
+        index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        context = (index < context_lengths(input_ids, self.config)).unsqueeze(1)
+        return (~(context | (index <= index.unsqueeze(-1)))).unsqueeze(1).to(device=device)
+
+
+class GLMGenerationMixin(compat.ChatGLMGenerationMixin):
+    """`generate` for a model whose positions follow from all token ids, not just from their count."""
+
+    config: Any
+    transformer: Any
+    get_input_embeddings: Any
 
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' `generate`; also takes the 4-D mask and 2-D positions that the tokenizer makes for a batch."""
@@ -125,7 +275,7 @@ class GLMHead(CausalLMHead):
             kwargs["attention_mask"] = (~mask[:, 0, -1].bool()).long()  # the last token sees all but the padding
         if positions is not None:
             # Renamed, because transformers would take the second axis for the batch.
-            kwargs["prompt_position_ids"] = kwargs.pop("position_ids")
+            kwargs["positions_behind_cache"] = kwargs.pop("position_ids")
         return super().generate(inputs, **kwargs)
 
     def create_masks_for_generate(self, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -140,21 +290,30 @@ class GLMHead(CausalLMHead):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
-        position_ids: torch.Tensor | None = None,
-        prompt_position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
+        position_ids: torch.Tensor | None = None,
+        positions_behind_cache: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The new tokens with their positions, which follow from all `input_ids` (`position_ids` is not used)."""
+        """The new tokens with their positions, which follow from the whole sequence (`position_ids` is not used).
+
+        Args:
+            positions_behind_cache: of the prompt.
+        """
         past_key_values = compat.given_cache(past_key_values, cache)
-        if prompt_position_ids is None:
-            positions = self.transformer.get_position_ids(input_ids, attention_mask)
+        sequence = input_ids
+        alone = attention_mask is None or attention_mask.shape[1] != input_ids.shape[1]
+        if inputs_embeds is not None and alone:  # the prompt; input_ids then are the answer alone
+            marks = marks_in(inputs_embeds, self.get_input_embeddings(), self.config)
+            sequence = torch.cat((marks.to(input_ids.device), input_ids), dim=-1)
+        if positions_behind_cache is None:
+            positions = self.transformer.get_position_ids(sequence, attention_mask)
         else:
-            new = input_ids.shape[1] - prompt_position_ids.shape[-1]
+            new = sequence.shape[1] - positions_behind_cache.shape[-1]
             steps = torch.arange(1, new + 1, device=input_ids.device)
-            last = prompt_position_ids[..., -1:].expand(*prompt_position_ids.shape[:-1], new)
+            last = positions_behind_cache[..., -1:].expand(*positions_behind_cache.shape[:-1], new)
             moves = torch.ones_like(last) if last.dim() == 2 else torch.tensor([[0], [1]], device=input_ids.device)
-            positions = torch.cat((prompt_position_ids, last + moves * steps), dim=-1)
+            positions = torch.cat((positions_behind_cache, last + moves * steps), dim=-1)
         if attention_mask is not None and isinstance(past_key_values, Cache) and past_key_values.is_compileable:
             # One shape for every step, so that a compiled step is compiled once; unused slots lie in the future.
             room = past_key_values.layers[0].max_cache_len - attention_mask.shape[1]
@@ -165,11 +324,41 @@ class GLMHead(CausalLMHead):
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
-            **compat.named_cache(past_key_values),
+            past_key_values=past_key_values,
             **kwargs,
         )
         new_inputs = (
             model_inputs["input_ids"] if model_inputs["input_ids"] is not None else model_inputs["inputs_embeds"]
         )
-        model_inputs["position_ids"] = positions[..., -new_inputs.shape[1] :].to(new_inputs.device)
+        # Not as position_ids, which PEFT's prompt methods drop, or move in the answer too.
+        count = new_inputs.shape[1]
+        positions = moved(positions[..., -count:], count - sequence.shape[1])
+        model_inputs["positions_behind_cache"] = positions.to(new_inputs.device)
         return model_inputs
+
+
+class GLMHead(GLMGenerationMixin, CausalLMHead):
+    """The language model of generation 1."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        positions_behind_cache: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As `CausalLMHead.forward`; `generate` gives `positions_behind_cache` (see the network's `forward`)."""
+        return self.logits_and_loss(
+            labels, logits_to_keep, kwargs, input_ids=input_ids, attention_mask=attention_mask,
+            position_ids=position_ids, positions_behind_cache=positions_behind_cache,
+            past_key_values=compat.given_cache(past_key_values, cache), inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+        )  # fmt: skip

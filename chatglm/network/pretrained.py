@@ -15,6 +15,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import zeros_
+from transformers.utils import logging
 
 from .. import quantization
 from ..checkpoints.files import ModelLoadError, find_weights, refuse_missing
@@ -26,6 +27,8 @@ from .fitting import check_fit
 from .prefix_encoder import PrefixEmbedding, PrefixLinear
 from .rotary import RotaryTable
 from .slots import AdapterSlots
+
+logger = logging.get_logger(__name__)
 
 
 def refuse_old_quantisation(kwargs: dict[str, Any]) -> None:
@@ -168,6 +171,16 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
         if model.config.pre_seq_len is not None:
             model.adapter_slots.freeze_base()  # loading creates new parameters, which are trainable again
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, which writes model.safetensors; `safe_serialization=False` of transformers 4 is answered
+        with a warning that says how to write the other format."""
+        if kwargs.pop("safe_serialization", None) is False:
+            logger.warning(
+                "safe_serialization=False is gone from transformers 5, which writes model.safetensors: for a "
+                "pytorch_model.bin as well, torch.save(model.state_dict(), 'pytorch_model.bin')"
+            )
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @staticmethod
     def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:

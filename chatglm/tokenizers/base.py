@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import sentencepiece
-from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers import PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import cached_file, logging
 
 from ..checkpoints import file_names
 from ..checkpoints.generation import settle
-from ..network.compat import NoCodeToSave, take_old_hub_keywords
+from ..network.compat import NoCodeToSave, refuse_unknown, take_old_hub_keywords
 from .chat_methods import ChatMethods
-from .texts import clean_text, refuse_unknown
+from .old_names import OldNames
+from .texts import clean_text
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +39,7 @@ _LOADING_ARGUMENTS = (
 _NOT_SAVED = ("auto_map", "backend", "is_local", "local_files_only", "tokenizer_file", "files_loaded")
 
 
-class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
+class ChatGLMTokenizer(NoCodeToSave, ChatMethods, OldNames, PreTrainedTokenizer):
     """The tokenizer of any ChatGLM: `ChatGLMTokenizer.from_pretrained` returns the class of the right generation.
 
     Text is plain text: what a user types never becomes a control token, unless the call (or the constructor) says
@@ -214,20 +215,6 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
         """The ids of plain text, and nothing else: no control tokens, no special tokens around it."""
         raise NotImplementedError
 
-    def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **kwargs: Any) -> BatchEncoding:
-        """`tokenizer(batch, ...)` under its name of transformers 4, which ChatGLM3's code uses.
-
-        Args:
-            batch_text_or_text_pairs: texts, lists of ids, or pairs of either whose second item may be None.
-        """
-        split = kwargs.get("is_split_into_words", False)
-        rows = [row if _is_pair(row, split) else (row, None) for row in batch_text_or_text_pairs]
-        return self([first for first, _ in rows], [second for _, second in rows], **kwargs)
-
-    def encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
-        """`tokenizer(text, text_pair, ...)` under its name of transformers 4."""
-        return self(text, text_pair, **kwargs)
-
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
     ) -> list[str]:
@@ -349,11 +336,6 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, PreTrainedTokenizer):
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def _is_pair(row: Any, split: bool) -> bool:
-    """Whether a row of a batch is a pair; with `split`, a row of words is one text."""
-    if isinstance(row, str) or len(row) != 2 or isinstance(row[0], int):
-        return False
-    return not split or not isinstance(row[0], str)
 
 
 def _find(path: str, name: str, kwargs: dict[str, Any]) -> str | None:

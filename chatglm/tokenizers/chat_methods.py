@@ -10,7 +10,8 @@ from transformers import BatchEncoding
 from transformers.utils import get_json_schema
 
 from ..conversation.formats import ChatFormat, chat_format
-from .texts import clean_text, refuse_unknown
+from ..network.compat import refuse_unknown
+from .texts import clean_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizer as _Base
