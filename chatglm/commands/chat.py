@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import stat
 import sys
@@ -43,7 +44,8 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     parser.add_argument("--no-history", action="store_true", help="keep no file of the lines that are typed")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of the messages")
     args = parser.parse_args(arguments)
-    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # Terminal.answer refuses what is no text
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # Terminal.answer refuses what is no text
     try:
         tools = read_tools(args.tools) if args.tools else None
         model, tokenizer = load_from_arguments(args)

@@ -49,6 +49,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "api": {"zh": " HTTP 接口", "en": "the HTTP API"},
     "format": {"zh": " response_format ", "en": "response_format"},
     "lora": {"zh": " LoRA ", "en": "LoRA"},
+    "tune": {"zh": "微调", "en": "fine-tuning"},
     "web": {"zh": "网页", "en": "the web page"},
     # ---- this machine
     "import": {"zh": "import chatglm", "en": "import chatglm"},
