@@ -146,17 +146,21 @@ class Environment:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         print(f"+ chatglm {' '.join(words)} --port {port}", flush=True)
-        process = subprocess.Popen([self.command, *words, "--port", str(port)], cwd=self.work, env=self.variables)
+        log = self.work / "server.log"
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                [self.command, *words, "--port", str(port)], cwd=self.work, env=self.variables, stderr=file
+            )
         url = f"http://127.0.0.1:{port}"
         try:
             while not _healthy(f"{url}/health"):
                 if process.poll() is not None:
-                    raise Failed(f"the server ended with {process.returncode}")
+                    raise Failed(f"the server ended with {process.returncode}:\n{log.read_text(encoding='utf-8')}")
                 time.sleep(0.1)
             yield url
             process.send_signal(signal.SIGTERM)
             if process.wait(30) != 0:
-                raise Failed(f"after SIGTERM the server ended with {process.returncode}")
+                raise Failed(f"the server ended badly at SIGTERM:\n{log.read_text(encoding='utf-8')}")
         finally:
             process.kill()
             process.wait()
