@@ -4,61 +4,23 @@ Importing this package registers the family with transformers: from then on `Aut
 `AutoTokenizer` load the original folders and hub ids with the code here, with or without `trust_remote_code`.
 """
 
-import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from .program import is_own_program, leave_at_ctrl_c
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ChatFormat",
-    "ChatGLM1Config",
-    "ChatGLM1ForConditionalGeneration",
-    "ChatGLM1Tokenizer",
-    "ChatGLM2Config",
-    "ChatGLM2ForConditionalGeneration",
-    "ChatGLM2ForSequenceClassification",
-    "ChatGLM2Tokenizer",
-    "ChatGLM3Config",
-    "ChatGLM3ForConditionalGeneration",
-    "ChatGLM3ForSequenceClassification",
-    "ChatGLM4Config",
-    "ChatGLM4ForConditionalGeneration",
-    "ChatGLM4Tokenizer",
-    "ChatGLMConfig",
-    "ChatGLMForConditionalGeneration",
-    "ChatGLMForSequenceClassification",
-    "ChatGLMQuantizationConfig",
-    "ChatGLMTokenizer",
-    "ChatStep",
-    "InvalidScoreLogitsProcessor",
-    "NonFiniteLogitsError",
-    "load",
-    "register_generation",
-]
+if TYPE_CHECKING or not is_own_program():
+    from .public import *  # noqa: F403
+    from .public import __all__ as __all__
+else:
+    # `cli_demo.py --help` waits for no torch, and the doctor has to start where torch cannot be imported.
+    leave_at_ctrl_c()
 
-# While Python looks for `-m chatglm.doctor`, sys.argv[0] is "-m". The doctor must start even where these imports fail:
-# it makes them later.
-if sys.argv[:1] != ["-m"] or "chatglm.doctor" not in sys.orig_argv:
-    from .chat import (
-        ChatGLM1ForConditionalGeneration,
-        ChatGLM2ForConditionalGeneration,
-        ChatGLM3ForConditionalGeneration,
-        ChatGLM4ForConditionalGeneration,
-        ChatStep,
-    )
-    from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLM4Config, ChatGLMConfig
-    from .conversation import ChatFormat
-    from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
-    from .generations import (
-        ChatGLMForConditionalGeneration,
-        ChatGLMForSequenceClassification,
-        register_generation,
-    )
-    from .loading import load
-    from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
-    from .modelscope import register as _register_with_modelscope
-    from .quantization import ChatGLMQuantizationConfig
-    from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
-    from .tokenization_chatglm2 import ChatGLM2Tokenizer
-    from .tokenization_chatglm4 import ChatGLM4Tokenizer
-
-    _register_with_modelscope()
+    def __getattr__(name: str) -> Any:
+        is_module = not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None
+        if is_module or (name.startswith("_") and name != "__all__"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(".public", __name__), name)

@@ -11,34 +11,43 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from .checkpoints.adapters import read_adapter
-from .exports.folders import export_chatglm, export_glm
-from .exports.gguf_file import TYPES, export_gguf
+from .exports import GGUF_TYPES
+from .front.arguments import LibraryError, importing_libraries
 from .front.messages import TERMINAL
 from .language import choose_language
-from .loading.export import export
-from .loading.plan import find_folder
+from .program import complain, put, run, start
 
 __all__ = ["export", "main"]
 
 FORMATS = ("merged", "glm", "gguf", "chatglm")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def export(base: str | os.PathLike[str], adapter: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """`chatglm.loading.export.export`: writes the checkpoint and returns its folder."""
+    from . import load as _  # noqa: F401  # registers the generations
+    from .loading.export import export
+
+    return export(base, adapter, out)
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m chatglm.export") -> int:
     """Returns the exit status: 0, or 1 if something failed. Wrong arguments raise SystemExit(2)."""
+    return run(lambda: _main(arguments, prog))
+
+
+def _main(arguments: list[str] | None, prog: str) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m chatglm.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="SOURCE", help="folder or hub id of the model")
     parser.add_argument("adapter_or_out", metavar="[ADAPTER] OUT", nargs="+", help="new folder, with gguf a file")
     parser.add_argument("--to", choices=FORMATS, default="merged", help="default: %(default)s")
     parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter (or, with merged, P-tuning prefix) to merge")
-    parser.add_argument("--type", choices=TYPES, help="with gguf: of the matrices; default: as in SOURCE")
+    parser.add_argument("--type", choices=GGUF_TYPES, help="with gguf: of the matrices; default: as in SOURCE")
     args = parser.parse_args(arguments)
     *between, out = args.adapter_or_out
     if len(between) > 1 or (between and args.adapter):
@@ -50,16 +59,26 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--type is for --to gguf")
     if args.to == "chatglm" and adapter is not None:
         parser.error("--to chatglm takes no adapter")
+    language = choose_language()
     try:
-        print(_export(args.source, Path(out).expanduser(), args.to, adapter, args.type))
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        print(TERMINAL["error"][choose_language()].format(reason=error), file=sys.stderr)
+        with importing_libraries(language):
+            from . import load as _  # noqa: F401
+        put(str(_export(args.source, Path(out).expanduser(), args.to, adapter, args.type)))
+    except (OSError, ValueError, RuntimeError, ImportError, LibraryError) as error:
+        complain(TERMINAL["error"][language].format(reason=error))
         return 1
     return 0
 
 
 def _export(source: str, out: Path, to: str, adapter: str | None, kind: str | None) -> Path:
     """Writes `out` and returns it."""
+    from safetensors import SafetensorError
+
+    from .checkpoints.adapters import read_adapter
+    from .exports.folders import export_chatglm, export_glm
+    from .exports.gguf_file import export_gguf
+    from .loading.plan import find_folder
+
     if to == "merged":
         return export(source, str(adapter), out)
     if out.exists():
@@ -85,4 +104,4 @@ def _show(name: str, number: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

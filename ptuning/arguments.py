@@ -175,8 +175,8 @@ class _Parser(HfArgumentParser):  # type: ignore[misc, unused-ignore]
         raise ArgumentsError(message)
 
 
-def parse(argv: list[str]) -> Arguments:
-    """Parses and checks a command line, or the one *.json, *.yaml or *.yml file that it names.
+def parse(argv: list[str], prog: str = "main.py") -> Arguments:
+    """Parses and checks a command line, or the one *.json, *.yaml or *.yml file that it names. `prog`: for --help.
 
     Raises ArgumentsError: one line that says what to do.
     """
@@ -185,7 +185,7 @@ def parse(argv: list[str]) -> Arguments:
     notes: list[str] = []
     parser = _Parser(
         (ModelArguments, DataTrainingArguments, TrainingArguments),
-        prog="main.py", allow_abbrev=False, description="P-tuning v2, LoRA and full tuning of ChatGLM models.",
+        prog=prog, allow_abbrev=False, description="P-tuning v2, LoRA and full tuning of ChatGLM models.",
     )  # fmt: skip
     try:
         model, data, training, rest = parser.parse_args_into_dataclasses(

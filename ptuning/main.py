@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from ptuning.trainer import Tuner  # imported only when needed, so that wrong arguments are reported at once
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "main.py") -> int:
     """Trains, evaluates and predicts. Returns the exit status: 2 for wrong arguments, 1 for later failures."""
     try:
-        return run(parse(sys.argv[1:] if argv is None else argv))
+        return run(parse(sys.argv[1:] if argv is None else argv, prog))
     except (RuntimeError, OSError, ValueError, ImportError, MemoryError) as error:
         if first_to_fail():
             message = explain(error)
@@ -203,7 +203,9 @@ def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | No
         keep_metrics(trainer, "train", found)
         trainer.save_state()
     if folder.is_dir():
-        words = ["python", os.path.relpath(ROOT / "cli_demo.py"), "--model"]
+        program = ROOT / "cli_demo.py"
+        words = ["python", os.path.relpath(program)] if program.is_file() else ["chatglm", "chat"]  # a wheel
+        words.append("--model")
         if trainer.method == "full":
             words.append(str(folder))
         else:

@@ -12,14 +12,14 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
-import web_demo  # noqa: E402
+from chatglm.commands import web  # noqa: E402
 from ptuning.arguments import ArgumentsError, page_arguments  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serves until interrupted; returns the exit status."""
     try:
-        return web_demo.main(page_arguments(sys.argv[1:] if argv is None else argv))
+        return web.main(page_arguments(sys.argv[1:] if argv is None else argv))
     except ArgumentsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import cli_demo
+from chatglm.commands import chat
 from chatglm.conversation import chat_format
 
 
@@ -74,5 +74,5 @@ def load_fake(version: int) -> tuple[Any, Any]:
 
 if __name__ == "__main__":
     chosen = int(sys.argv.pop(1))
-    cli_demo.load_from_arguments = lambda args: load_fake(chosen)
-    sys.exit(cli_demo.main())
+    chat.load_from_arguments = lambda args: load_fake(chosen)
+    sys.exit(chat.main())

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import web_demo
+from chatglm.commands import web
 from chatglm.conversation import chat_format
+from chatglm.serving import chat_engine
 
 ANSWERS = {
     "formula": "The root is $\\sqrt{2}$ and\n$$\\frac{a_1}{b^2} = c$$\nas \\(x*y*z\\) shows.",
@@ -92,6 +93,6 @@ class FakeEngine:
 if __name__ == "__main__":
     model = SimpleNamespace(name_or_path="/nowhere", adapter_names=["law", "poems"])
     fakes = model, SimpleNamespace(chat_format=chat_format(int(sys.argv.pop(1))))
-    web_demo.load_from_arguments = lambda args: fakes
-    web_demo.ChatEngine = FakeEngine  # type: ignore[assignment,misc]
-    sys.exit(web_demo.main())
+    web.load_from_arguments = lambda args: fakes
+    chat_engine.ChatEngine = FakeEngine  # type: ignore[assignment,misc]
+    sys.exit(web.main())

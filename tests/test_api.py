@@ -786,7 +786,7 @@ def test_a_model_that_is_not_there_ends_the_program(tmp_path: Path) -> None:
 
 def test_a_name_for_two_things_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--adapter", "a=/x", "--name", "a"], ["--adapter", "a=/x", "--adapter", "a=/y"]):
-        assert api.main(arguments) == 1
+        assert api.main(["--port", "0", *arguments]) == 1
         assert "called 'a'" in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-import cli_demo
+from chatglm.commands import chat
 from chatglm.front.messages import TERMINAL
 from chatglm.language import choose_language
 from fake_model import load_fake
@@ -28,22 +28,22 @@ Run = Callable[..., SimpleNamespace]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "CHATGLM"))}
 ENVIRONMENT |= {
     "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "TERM": "dumb", "LANG": "en_US.UTF-8", "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_OFFLINE": "1", "CHATGLM_HISTORY": "",
 }  # fmt: skip
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
-    """cli_demo.main with a fake model, its standard streams being pipes: run(version, *arguments, text=input)."""
+    """The program with a fake model, its standard streams being pipes: run(version, *arguments, text=input)."""
 
     def call(version: int, *arguments: str, text: str | bytes = "") -> SimpleNamespace:
         data = text.encode() if isinstance(text, str) else text
         streams = [io.TextIOWrapper(io.BytesIO(content), encoding="utf-8") for content in (data, b"", b"")]
-        monkeypatch.setattr(cli_demo, "load_from_arguments", lambda args: load_fake(version))
+        monkeypatch.setattr(chat, "load_from_arguments", lambda args: load_fake(version))
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             monkeypatch.setattr(sys, name, stream)
         try:
-            status = cli_demo.main(["--lang", "en", *arguments])
+            status = chat.main(["--lang", "en", *arguments])
         except SystemExit as end:  # argparse
             status = end.code
         for stream in streams[1:]:
@@ -113,8 +113,47 @@ def test_what_only_looks_like_a_command(run: Run, text: str) -> None:
 
 
 def test_one_shot(run: Run) -> None:
-    done = run(3, "-p", "你好", "--no-stream", text="not read")
+    done = run(3, "-p", "你好", "--no-stream")
     assert (done.stdout, done.stderr, done.returncode) == ("0[user] 你好\n", "", 0)
+
+
+@pytest.mark.parametrize("document", ["line\n\n  more\n", "\r\n\nline\n\n  more", "line\n\n  more"])
+def test_a_document_goes_behind_the_question(run: Run, document: str) -> None:
+    done = run(3, "-p", "summarise", text=document)
+    assert (done.stdout, done.stderr, done.returncode) == ("0[user] summarise\n\nline\n\n  more\n", "", 0)
+
+
+def test_a_document_of_blanks_is_none(run: Run) -> None:
+    assert run(3, "-p", "summarise", text=" \n\n").stdout == "0[user] summarise\n"
+
+
+def test_a_document_that_is_no_text_is_not_sent(run: Run) -> None:
+    done = run(1, "-p", "summarise", text=b"b\xffd")
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert "not utf-8 text" in done.stderr
+
+
+def test_a_pipe_that_stays_open_is_no_mystery() -> None:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, FAKE, "1", "-p", "one"],
+        stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT, encoding="utf-8",
+    )  # fmt: skip
+    assert process.stderr
+    assert "reading standard input" in process.stderr.readline()
+    assert process.communicate("two\n", timeout=60) == ("0[user] one\n\ntwo\n", "")
+
+
+def test_a_document_from_a_pipe_a_file_or_nowhere(tmp_path: Path) -> None:
+    assert run_process("1", "-p", "one", text="two\n", program=FAKE).stdout == "0[user] one\n\ntwo\n"
+    (tmp_path / "document").write_text("three\n")
+    for path, answer in ((tmp_path / "document", "0[user] one\n\nthree\n"), (os.devnull, "0[user] one\n")):
+        with open(path) as file:
+            done = subprocess.run(
+                [sys.executable, FAKE, "1", "-p", "one"], stdin=file, capture_output=True, timeout=120, env=ENVIRONMENT,
+                encoding="utf-8",
+            )  # fmt: skip
+        assert (done.stdout, done.stderr, done.returncode) == (answer, "", 0)
 
 
 def test_one_shot_takes_a_command_word_as_text(run: Run) -> None:
@@ -322,7 +361,10 @@ def test_tools_that_are_none(run: Run, content: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there, Ctrl-C cannot be sent to another process")
 def test_ctrl_c_ends_a_program_that_nobody_watches() -> None:
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, FAKE, "1", "-p", "forever"], stdout=pipe, stderr=pipe, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        [sys.executable, FAKE, "1", "-p", "forever"],
+        stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=ENVIRONMENT,
+    )  # fmt: skip
     assert process.stdout and process.stderr
     assert process.stdout.read(8) == b"0 1 2 3 "
     process.send_signal(signal.SIGINT)
@@ -372,14 +414,19 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- a terminal
 
 
+def spawn(program: str, *arguments: str, **environment: str) -> Any:
+    """A program on a new terminal."""
+    pexpect = pytest.importorskip("pexpect", reason="needs a pseudo-terminal")
+    return pexpect.spawn(
+        sys.executable, [program, *arguments], env=ENVIRONMENT | environment, encoding="utf-8", timeout=60,
+        dimensions=(50, 200),
+    )  # fmt: skip
+
+
 @pytest.fixture
 def terminal(request: pytest.FixtureRequest) -> Iterator[Any]:
     """cli_demo.py on a terminal of its own; `params`: (program, arguments)."""
-    pexpect = pytest.importorskip("pexpect", reason="needs a pseudo-terminal")
-    program, *arguments = getattr(request, "param", (FAKE, "1"))
-    child = pexpect.spawn(
-        sys.executable, [program, *arguments], env=ENVIRONMENT, encoding="utf-8", timeout=60, dimensions=(50, 200)
-    )
+    child = spawn(*getattr(request, "param", (FAKE, "1")))
     yield child
     if child.isalive():
         child.kill(signal.SIGKILL)
@@ -455,6 +502,64 @@ def test_line_editing_and_history(terminal: Any) -> None:
     terminal.expect_exact("one")
     terminal.sendline("!")
     terminal.expect_exact("1[user] one!")
+
+
+def test_what_was_typed_is_there_in_the_next_run(tmp_path: Path) -> None:
+    pytest.importorskip("readline", reason="there is no line editing on this system")
+    variables = {"XDG_STATE_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)}
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "CHATGLM_HISTORY"} | variables
+    pexpect = pytest.importorskip("pexpect", reason="needs a pseudo-terminal")
+
+    def chat_of(*arguments: str) -> Any:
+        child = pexpect.spawn(
+            sys.executable, [FAKE, "1", *arguments], env=environment, encoding="utf-8", timeout=60,
+            dimensions=(50, 200),
+        )  # fmt: skip
+        child.expect_exact("You: ")
+        return child
+
+    first, second = chat_of(), chat_of()  # two at once: neither overwrites what the other keeps
+    for child, line in ((first, "one 一"), (second, "two")):
+        child.sendline(line)
+        child.expect_exact(f"0[user] {line}")
+        child.expect_exact("You: ")
+    first.kill(signal.SIGKILL)  # nothing waits for the end
+    second.sendline("/quit")
+    for child in (first, second):
+        child.expect(pexpect.EOF)
+        child.close()
+    path = tmp_path / "state" / "chatglm" / "history"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert path.read_text(encoding="utf-8").splitlines() == ["one 一", "two", "/quit"]
+    third = chat_of("--no-history")
+    third.send("\x10")
+    third.sendline("three")
+    third.expect_exact("0[user] three")
+    third.sendline("/quit")
+    third.expect(pexpect.EOF)
+    third.close()
+    assert "three" not in path.read_text(encoding="utf-8")
+    fourth = chat_of()
+    fourth.send("\x10\x10\x10")  # Ctrl-P: the lines before
+    fourth.expect_exact("one 一")
+    fourth.sendline("!")
+    fourth.expect_exact("0[user] one 一!")
+    fourth.sendline("/quit")
+    fourth.expect(pexpect.EOF)
+    fourth.close()
+
+
+def test_a_history_that_cannot_be_kept_is_no_obstacle(tmp_path: Path) -> None:
+    pytest.importorskip("readline", reason="there is no line editing on this system")
+    child = spawn(FAKE, "1", CHATGLM_HISTORY=str(tmp_path))  # a folder
+    child.expect_exact("(input history is not kept: ")
+    child.expect_exact("You: ")
+    child.sendline("one")
+    child.expect_exact("0[user] one")
+    child.sendline("/quit")
+    child.expect_exact("Bye!")
+    child.close()
 
 
 @pytest.mark.parametrize("terminal", [(FAKE, "3", "--lang", "zh")], indirect=True)

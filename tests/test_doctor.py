@@ -21,6 +21,7 @@ import transformers
 from packaging.requirements import Requirement
 from safetensors.torch import save_file
 
+import chatglm
 from chatglm import kernels
 from chatglm.chat import CHAT_MODELS
 from chatglm.doctor import __main__ as command
@@ -41,8 +42,8 @@ Doctor = Callable[..., SimpleNamespace]
 def run_process(*given: str, program: Sequence[str] = ("-m", "chatglm.doctor"), **environment: str) -> Any:
     """The finished process, as people start it."""
     return subprocess.run(
-        [sys.executable, *program, *given], capture_output=True, timeout=300, env=ENVIRONMENT | environment,
-        encoding="utf-8", cwd=ROOT,
+        [sys.executable, *program, *given], stdin=subprocess.DEVNULL, capture_output=True, timeout=300,
+        env=ENVIRONMENT | environment, encoding="utf-8", cwd=ROOT,
     )  # fmt: skip
 
 
@@ -551,7 +552,7 @@ def test_ranges_that_are_not_known(doctor: Doctor, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """load(extras, *arguments): what a front door says on standard error when it loads a model, which it does not."""
-    monkeypatch.setattr(arguments, "load", lambda *args, **kwargs: (None, None))
+    monkeypatch.setattr(chatglm, "load", lambda *args, **kwargs: (None, None))
 
     def call(extras: tuple[str, ...], *given: str, **more: str) -> str:
         parser = arguments.argparse.ArgumentParser()

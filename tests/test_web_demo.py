@@ -606,6 +606,6 @@ def test_a_user_without_a_password_is_one_clear_line(capsys: pytest.CaptureFixtu
 
 
 def test_a_wrong_address_or_model_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert web_demo.main(["--model", "/nowhere/at/all", "--lang", "en"]) == 1
+    assert web_demo.main(["--port", "0", "--model", "/nowhere/at/all", "--lang", "en"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("Error: ") and "/nowhere/at/all" in captured.err and "Traceback" not in captured.err

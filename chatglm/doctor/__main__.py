@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import platform
 import sys
 import traceback
@@ -19,6 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..language import LANGUAGES, choose_language
+from ..program import put, run, start
 from .findings import Finding, one_line
 from .messages import say
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .versions import Library
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"  # in a clone
+INSTALL = f"pip install {'-r requirements.txt' if REQUIREMENTS.is_file() else 'chatglm-rebuilt'}"
 
 
 class Report:
@@ -39,7 +40,7 @@ class Report:
 
     def line(self, text: str) -> None:
         if not self.as_json:
-            print(text, flush=True)
+            put(text)
 
     def part(self, name: str, *looks: Callable[[], Iterable[Finding]], **values: object) -> None:
         """Reports a heading and what each look finds. An exception in a look is a finding, too."""
@@ -52,7 +53,7 @@ class Report:
             except Exception as error:
                 if self.verbose:
                     traceback.print_exc()
-                cure = "pip install -r requirements.txt" if isinstance(error, ModuleNotFoundError) else None
+                cure = INSTALL if isinstance(error, ModuleNotFoundError) else None
                 self.add(name, Finding(name, "wrong", one_line(error), cure))
 
     def add(self, part: str, finding: Finding) -> None:
@@ -73,19 +74,21 @@ class Report:
         if self.as_json:
             self.content |= {"healthy": not self.wrong, "wrong": self.wrong, "seconds": round(seconds, 2)}
             plain = not (sys.stdout.encoding or "").lower().startswith("utf")
-            print(json.dumps(self.content, ensure_ascii=plain, indent=2))
+            put(json.dumps(self.content, ensure_ascii=plain, indent=2))
         else:
             if self.wrong and REQUIREMENTS.is_file():
-                print(say("all_versions", self.language, path=REQUIREMENTS.name))
-            print(say("sick" if self.wrong else "healthy", self.language, count=self.wrong, seconds=seconds))
+                put(say("all_versions", self.language, path=REQUIREMENTS.name))
+            put(say("sick" if self.wrong else "healthy", self.language, count=self.wrong, seconds=seconds))
         return 1 if self.wrong else 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m chatglm.doctor") -> int:
     """Returns 0 if all is right, 1 if something is wrong, 130 after Ctrl-C; SystemExit(2) for wrong arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chatglm.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return run(lambda: _main(arguments, prog))
+
+
+def _main(arguments: list[str] | None, prog: str) -> int:
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", nargs="?", help="a checkpoint, prefix or LoRA; or a hub id")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     parser.add_argument("--no-checks", action="store_true", help="skip the self-checks")
@@ -93,15 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="show tracebacks and library messages on stderr")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of the report")
     args = parser.parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an old console must not crash us
-    try:
-        return _report(args)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of the report is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the interpreter complains at exit
-        return 1
+    return _report(args)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -160,4 +155,4 @@ def _examine(args: argparse.Namespace, language: str, report: Report) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from time import perf_counter
 
+from ..program import importing
 from .findings import Finding, cure_for, one_line
 from .messages import DOCTOR, say
 from .versions import DISTRIBUTION, Library, installed
@@ -32,13 +33,12 @@ def versions(language: str, libraries: list[Library]) -> Iterator[Finding]:
 
 
 def import_package(language: str, libraries: list[Library], verbose: bool = False) -> Finding:
-    """Imports what `import chatglm` imports; `chatglm/__init__.py` says why that has not happened yet."""
+    """Imports what `import chatglm` imports; `chatglm/program.py` says why that has not happened yet."""
     start = perf_counter()
     text, status, cure = say("import", language), "ok", None
     try:
-        package = importlib.import_module(__package__.partition(".")[0])
-        if not hasattr(package, "load"):
-            importlib.reload(package)
+        with importing():
+            importlib.import_module("..public", __package__)
     except Exception as error:
         if verbose:
             traceback.print_exc()

@@ -51,6 +51,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "format": {"zh": " response_format ", "en": "response_format"},
     "lora": {"zh": " LoRA ", "en": "LoRA"},
     "modelscope": {"zh": " ModelScope ", "en": "ModelScope"},
+    "tune": {"zh": "微调", "en": "fine-tuning"},
     "web": {"zh": "网页", "en": "the web page"},
     # ---- this machine
     "import": {"zh": "import chatglm", "en": "import chatglm"},

@@ -24,8 +24,6 @@ from .glm_network import ROPE_BASE, join_heads, refuse_unfit
 from .source import LoraDeltas, Tensors, renamer
 
 NEEDS_GGUF = "GGUF files need the gguf package: pip install gguf"
-#: What `--type` may be: how matrices are stored. Vectors are always float32.
-TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 _OUTER = {
     "transformer.embedding.word_embeddings": "token_embd",
@@ -54,7 +52,7 @@ def export_gguf(
     A folder with INT4 or INT8 weights keeps their values exactly (Q4_0, Q8_0).
 
     Args:
-        kind: one of TYPES for the matrices; by default that of the folder's files.
+        kind: one of GGUF_TYPES for the matrices; by default that of the folder's files.
         adapter: a LoRA adapter to merge.
 
     Raises:

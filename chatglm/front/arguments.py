@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizer
-
-from ..checkpoints.adapters import NAME, default_name
-from ..doctor.versions import newer_than_tested
 from ..language import choose_language
-from ..loading import load
+from ..program import complain, importing
 from .messages import TERMINAL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizer
+
+CLONE = Path(__file__).resolve().parents[2]  # where there is one: installed from a wheel, the folder of all packages
+
+
+class LibraryError(ImportError):
+    """What a program needs is not installed or cannot be imported; the message is one line."""
 
 
 def _positive_int(text: str) -> int:
@@ -103,15 +111,20 @@ def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
 
 
 def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
-    """Loads model and tokenizer by the arguments of `add_model_arguments`; raises what `chatglm.load` raises.
+    """Loads model and tokenizer by the arguments of `add_model_arguments`.
 
-    Prints one line on standard error if libraries are newer than the tested versions.
+    Prints one line on standard error if libraries are newer than the tested versions. Raises LibraryError, and what
+    `chatglm.load` raises.
     """
-    newer = newer_than_tested(*args.extras, *(["lora"] if args.adapter else []))
+    language = getattr(args, "lang", None) or choose_language()
+    with importing_libraries(language):
+        from .. import load
+        from ..doctor.versions import newer_than_tested
+
+        newer = newer_than_tested(*args.extras, *(["lora"] if args.adapter else []))
     if newer:
-        language = getattr(args, "lang", None) or choose_language()
         names = ", ".join(f"{one.name} {one.found} ({one.tested})" for one in newer)
-        print(TERMINAL["newer"][language].format(names=names), file=sys.stderr, flush=True)
+        complain(TERMINAL["newer"][language].format(names=names))
     return load(
         args.model,
         args.device,
@@ -124,6 +137,68 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
     )
 
 
+@contextlib.contextmanager
+def importing_libraries(language: str) -> Iterator[None]:
+    """Turns what the imports within raise into a LibraryError that points to the doctor; Ctrl-C ends the process."""
+    try:
+        with importing():
+            yield
+    except Exception as error:  # a library that is missing, broken, or that does not go with another one
+        name = (getattr(error, "name", None) or "chatglm").partition(".")[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise LibraryError(TERMINAL["broken"][language].format(name=name, reason=reason)) from error
+
+
+def require(extra: str, language: str, requirements: str = "requirements.txt") -> None:
+    """Checks that the libraries of an extra of pyproject.toml are installed; imports none of them.
+
+    Args:
+        requirements: the file that has them, in a clone.
+
+    Raises:
+        LibraryError: it names those that are missing, and the command that installs them.
+    """
+    with importing_libraries(language):
+        from ..doctor.versions import DISTRIBUTION, libraries
+
+        missing = [one.name for one in libraries() if one.extra == extra and one.found is None]
+    if missing:
+        in_clone = (CLONE / requirements).is_file()
+        command = f"pip install -r {requirements}" if in_clone else f'pip install "{DISTRIBUTION}[{extra}]"'
+        raise LibraryError(TERMINAL["missing"][language].format(names=", ".join(missing), command=command))
+
+
+def port_number(text: str) -> int:
+    """The type of --port. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a number from 0 to 65535")
+    return int(text)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises ValueError if no server can listen there, which is good to know before a model is loaded."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that no name server can be asked for
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"--host {host}: there is no such address ({reason})") from error
+    failures = []
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                if os.name == "posix":  # elsewhere it means something else
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+        except OSError as error:
+            failures.append(error)
+    taken = [error for error in failures if error.errno == errno.EADDRINUSE]
+    if taken or len(failures) == len(found):
+        reason = (taken or failures)[0].strerror
+        raise ValueError(f"--host {host} --port {port}: the server cannot listen there ({reason})")
+
+
 def adapter_names(args: argparse.Namespace) -> list[str]:
     """The names of the adapters that `load_from_arguments` will load. Raises ValueError for a name given twice."""
     return list(_adapters(args.adapter or []) or {})
@@ -131,6 +206,10 @@ def adapter_names(args: argparse.Namespace) -> list[str]:
 
 def _adapters(given: Sequence[str]) -> dict[str, str] | None:
     """Maps names to paths. The name is given before the path, or else that of the folder."""
+    if not given:
+        return None
+    from ..checkpoints.adapters import NAME, default_name  # imports torch
+
     paths: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
@@ -139,7 +218,7 @@ def _adapters(given: Sequence[str]) -> dict[str, str] | None:
         if name in paths:
             raise ValueError(f"two adapters are called {name!r} ({paths[name]} and {path}): use --adapter NAME={path}")
         paths[name] = path
-    return paths or None
+    return paths
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,12 +8,12 @@ TERMINAL: dict[str, dict[str, str]] = {
         "zh": (
             "注意：这只是随软件附带的微型演示模型（约 {millions} 百万参数），不是 ChatGLM-6B。\n"
             "它只会简单的寒暄、算术、换算和翻译。\n"
-            "要使用真正的模型：python cli_demo.py --model 模型文件夹（或设置环境变量 CHATGLM_MODEL）"
+            "要使用真正的模型：{command} --model 模型文件夹（或设置环境变量 CHATGLM_MODEL）"
         ),
         "en": (
             "Note: this is only the tiny demo model that comes with the software ({millions} million parameters), not\n"
             "ChatGLM-6B. It can do small talk, sums, unit conversions and simple translations, no more.\n"
-            "For a real model: python cli_demo.py --model FOLDER (or set the environment variable CHATGLM_MODEL)"
+            "For a real model: {command} --model FOLDER (or set the environment variable CHATGLM_MODEL)"
         ),
     },
     "welcome": {
@@ -67,6 +67,19 @@ Ctrl-C              stop the answer""",
         "en": "the input is not {encoding} text and was not sent",
     },
     "tool": {"zh": "[调用工具] {name} {parameters}", "en": "[tool call] {name} {parameters}"},
+    "reading": {
+        "zh": "（正在从标准输入读取，到其结束为止；没有文档时请加 < /dev/null）",
+        "en": "(reading standard input to its end; add < /dev/null if there is no document)",
+    },
+    "no_history": {
+        "zh": "（输入历史不会保存：{reason}）",
+        "en": "(input history is not kept: {reason})",
+    },
+    "broken": {
+        "zh": "无法导入 {name}（{reason}）；python -m chatglm.doctor 会指出原因和解决办法",
+        "en": "cannot import {name} ({reason}); python -m chatglm.doctor says why, and what to do",
+    },
+    "missing": {"zh": "未安装 {names}：{command}", "en": "{names} is not installed: {command}"},
     "interrupt": {"zh": "（/quit 或 Ctrl-D 退出）", "en": "(/quit or Ctrl-D exits)"},
     "speed": {
         "zh": "[{tokens} 个词元，{rate:.1f} 词元/秒{note}]",

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from ..program import complain, put
 from .arguments import SETTINGS, parse_setting
+from .input_history import InputHistory
 from .messages import TERMINAL
 from .session import Session
 
@@ -27,6 +29,7 @@ class Terminal:
         self.settings, self.language = dict(settings), language
         self.stream = True
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self.input_history: InputHistory | None = None
         self.failed = False
         self.retries = 0
 
@@ -35,7 +38,7 @@ class Terminal:
 
     def say(self, key: str, **values: Any) -> None:
         """Prints a message of the program: to stderr if the output is not a terminal, so that it gets only answers."""
-        print(self.text(key, **values), file=sys.stdout if self.interactive else sys.stderr, flush=True)
+        (put if self.interactive else complain)(self.text(key, **values))
 
     def fail(self, reason: object) -> None:
         self.failed = True
@@ -43,10 +46,21 @@ class Terminal:
 
     def read_line(self, prompt: str) -> str:
         """Reads one line, without its line break. Raises EOFError at the end of the input."""
-        line = input(self.text(prompt)) if self.interactive else sys.stdin.readline()
-        if not line and not self.interactive:
+        if self.interactive:
+            line = input(self.text(prompt))
+            self.keep_line()
+        elif not (line := sys.stdin.readline()):
             raise EOFError
         return line.rstrip("\r\n")
+
+    def keep_line(self) -> None:
+        """Adds the line that was typed to the file of them."""
+        try:
+            if self.input_history:
+                self.input_history.keep()
+        except OSError as error:
+            self.input_history = None
+            self.say("no_history", reason=error)
 
     def read_block(self, first_line: str) -> str:
         """Reads the lines between triple quotes."""
@@ -67,7 +81,7 @@ class Terminal:
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
-                print()
+                put("")
                 self.say("interrupt")
 
     def take(self, line: str) -> bool:
@@ -93,35 +107,35 @@ class Terminal:
         return True
 
     def answer(self, question: str, role: str, seed_shift: int = 0) -> bool:
-        """Prints the answer as it grows and keeps the turn. Returns False if there is no answer.
+        """Prints the answer as it grows and keeps the turn. Returns False if there is no answer. Raises OutputError.
 
         In a terminal, Ctrl-C ends the answer early and keeps the text so far; elsewhere it ends the program as usual.
         """
-        if re.search("[\ud800-\udfff]", question):  # bytes that were not text, see cli_demo.py
+        if re.search("[\ud800-\udfff]", question):  # bytes that were not text, see commands/chat.py
             self.fail(self.text("not_text", encoding=sys.stdin.encoding))
             return False
         settings, cancel = dict(self.settings), threading.Event()
         if "seed" in settings:
             settings["seed"] += seed_shift
         if self.interactive:
-            print(self.text("assistant"), end="", flush=True)
+            put(self.text("assistant"), end="")
         try:
             with interrupt_sets(cancel) if self.interactive else contextlib.nullcontext():
                 for step in self.model.stream_steps(
                     self.tokenizer, question, self.session.history, role=role, cancel=cancel, **settings
                 ):
                     if self.stream:
-                        print(step.delta, end="", flush=True)
+                        put(step.delta, end="")
         except KeyboardInterrupt:
-            print(flush=True)
+            put("")
             if not self.interactive:
                 raise
             return False
         except (ValueError, ArithmeticError, RuntimeError) as error:  # a long prompt, NaN, a GPU out of memory
-            print(flush=True)
+            put("")
             self.fail(error)
             return False
-        print("" if self.stream else step.text, flush=True)
+        put("" if self.stream else step.text)
         self.session.history = step.history
         if isinstance(step.response, dict):  # a tool call; one that cannot be parsed has its raw text as content
             given = step.response.get("parameters") or step.response.get("content")

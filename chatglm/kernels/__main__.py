@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable
 
 import torch
 
+from ..program import run, start
 from . import PRECISIONS, KernelUnavailable, backend_for, cpu, dense_linear, linear, load_backend
 from .cpu import probes
 from .errors import KernelWarning
@@ -178,8 +178,13 @@ def measure(device: torch.device) -> None:
         print(f"  speed        {name:13s} {got / 1e9:8.1f} GB/s, {got / limit:4.0%} of memory")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m chatglm.kernels", description=(__doc__ or "").split("\n")[0])
+def main(arguments: list[str] | None = None, prog: str = "python -m chatglm.kernels") -> int:
+    """Returns the exit status: 1 if a kernel is wrong or something failed, 130 after Ctrl-C."""
+    return run(lambda: _main(arguments, prog))
+
+
+def _main(arguments: list[str] | None, prog: str) -> int:
+    parser = argparse.ArgumentParser(prog, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--no-speed", action="store_true", help="skip measuring speed (it takes about 2 GB of memory)")
     args = parser.parse_args(arguments)
     right = True
@@ -196,4 +201,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -1,0 +1,105 @@
+"""What the programs check before they load a model: libraries, ports and addresses."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from chatglm.front import arguments
+from chatglm.front.arguments import LibraryError, check_address, importing_libraries, port_number, require
+from test_program import finished
+
+
+@pytest.mark.parametrize("text", ["70000", "-1", "65536", "http", "", "8000.0", "٣", "²"])
+def test_what_is_no_port(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="from 0 to 65535"):
+        port_number(text)
+
+
+def test_ports() -> None:
+    assert [port_number(text) for text in ("0", "8000", "65535")] == [0, 8000, 65535]
+
+
+@pytest.mark.parametrize("words", [["api.py"], ["web_demo.py"]], ids=" ".join)
+def test_a_wrong_port_is_one_line(words: list[str]) -> None:
+    status, out, err = finished([*words, "--port", "70000"])
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == f"{words[0]}: error: argument --port: '70000' is no port: a number from 0 to 65535"
+
+
+@pytest.mark.parametrize("words", [["api.py"], ["web_demo.py"], ["-m", "chatglm", "serve"]], ids=" ".join)
+def test_an_address_that_does_not_exist_is_one_line(words: list[str]) -> None:
+    status, out, err = finished([*words, "--host", "nosuch.invalid", "--port", "0"])
+    assert (status, out) == (1, "")
+    assert "--host nosuch.invalid: there is no such address" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_addresses() -> None:
+    check_address("127.0.0.1", 0)
+    check_address("localhost", 0)
+    for host in ("", "." * 70, "a" * 300, "192.0.2.1"):  # 192.0.2.0/24 is for documentation: no machine has it
+        if host:
+            with pytest.raises(ValueError, match="--host"):
+                check_address(host, 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"--port {port}: the server cannot listen there .*in use"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("extra", "file", "name"),
+    [("api", "requirements.txt", "uvicorn"), ("web", "requirements.txt", "gradio"),
+     ("tune", "ptuning/requirements.txt", "rouge-chinese")],
+)  # fmt: skip
+def test_a_library_that_is_missing_is_named_with_the_command(
+    extra: str, file: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    require(extra, "en", file)
+    really = metadata.version
+
+    def version(wanted: str) -> str:
+        if wanted == name:
+            raise metadata.PackageNotFoundError(wanted)
+        return really(wanted)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(LibraryError) as caught:
+        require(extra, "en", file)
+    assert str(caught.value) == f"{name} is not installed: pip install -r {file}"
+    monkeypatch.setattr(arguments, "CLONE", tmp_path)  # installed from a wheel
+    with pytest.raises(LibraryError) as caught:
+        require(extra, "zh", file)
+    assert str(caught.value) == f'未安装 {name}：pip install "chatglm-rebuilt[{extra}]"'
+
+
+def test_whatever_an_import_raises_points_to_the_doctor() -> None:
+    for error in (ImportError("two\nlines"), OSError("libcudart.so.12: cannot open"), AttributeError("x")):
+        with pytest.raises(LibraryError, match=r"python -m chatglm\.doctor") as caught, importing_libraries("en"):
+            raise error
+        assert "\n" not in str(caught.value)
+    with pytest.raises(LibraryError, match="cannot import transformers"), importing_libraries("en"):
+        raise ImportError("broken", name="transformers.models")
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+@pytest.mark.parametrize(
+    "words",
+    [["cli_demo.py", "-p", "hello"], ["web_demo.py", "--port", "0"], ["api.py", "--port", "0"],
+     ["-m", "chatglm", "tune"], ["-m", "chatglm.export", "a", "b", "c"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_library_that_cannot_be_imported_is_one_line(words: list[str], library: str, tmp_path: Path) -> None:
+    if library == "transformers":
+        (tmp_path / "torch.py").write_text("import transformers")  # it takes seconds, and is not the point
+    (tmp_path / f"{library}.py").write_text(f"raise ImportError('lib.so: no such file', name='{library}')")
+    status, out, err = finished(words, tmp_path)
+    assert (status, out) == (1, "")
+    assert f"cannot import {library} (ImportError: lib.so: no such file); python -m chatglm.doctor" in err
+    assert len(err.splitlines()) == 1
