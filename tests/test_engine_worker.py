@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatglm.chat import ids_to_text
-from chatglm.engine import Engine, EngineStoppedError, QueueFullError, Stream
+from chatglm.engine import CLIENT, Engine, EngineStoppedError, QueueFullError, Stream
 from chatglm.generation import GenerationOptions, generate_text
 from scripted import SECONDS, Hold
 from tiny_chat import pair
@@ -188,3 +188,67 @@ def test_closing_at_once_ends_what_runs() -> None:
     with pytest.raises(EngineStoppedError, match="shutting down"):
         list(running)
     engine.close()
+
+
+def start_as(client: str, engine: Engine, question: str, **settings: Any) -> Stream:
+    token = CLIENT.set(client)
+    try:
+        return start(engine, question, **settings)
+    finally:
+        CLIENT.reset(token)
+
+
+def test_a_client_gets_its_share_of_the_places_although_another_filled_the_queue() -> None:
+    hold = Hold()
+    with engine_of(*pair(3), max_batch=2, max_queue=6) as engine:
+        streams = [start_as("greedy", engine, "x", logits_processor=[hold], max_new_tokens=1)]
+        assert hold.begun.wait(SECONDS)
+        streams += [start_as("greedy", engine, "x", max_new_tokens=1) for _ in range(7)]
+        with pytest.raises(QueueFullError):
+            start_as("greedy", engine, "x")
+        streams += [start_as("modest", engine, "x", max_new_tokens=1) for _ in range(4)]
+        with pytest.raises(QueueFullError):
+            start_as("modest", engine, "x")
+        hold.go_on.set()
+        for stream in streams:
+            assert list(stream)[-1].finish_reason
+        # Nothing is left over: one client alone may fill the queue again.
+        while engine._held:
+            pass  # the engine hands over the last token before it gives up the place
+        assert len([start_as("modest", engine, "x", max_new_tokens=1) for _ in range(8)]) == 8
+
+
+def test_the_rows_go_to_the_clients_in_turn() -> None:
+    order: list[str] = []
+    hold = Hold()
+
+    def note(name: str) -> Any:
+        def processor(input_ids: Any, scores: Any) -> Any:
+            order.append(name)
+            return scores
+
+        return processor
+
+    with engine_of(*pair(3), max_batch=1, max_queue=20) as engine:
+        streams = [start_as("greedy", engine, "x", logits_processor=[hold], max_new_tokens=1)]
+        assert hold.begun.wait(SECONDS)
+        for name, count in (("greedy", 6), ("modest", 2), ("third", 1)):
+            for _ in range(count):
+                streams.append(start_as(name, engine, "x", logits_processor=[note(name)], max_new_tokens=1))
+        hold.go_on.set()
+        for stream in streams:
+            assert list(stream)[-1].finish_reason
+    assert order == ["modest", "third", "greedy", "modest", *["greedy"] * 5]
+
+
+def test_a_client_with_all_rows_gives_some_back_and_its_answers_are_the_same() -> None:
+    settings: dict[str, Any] = {"do_sample": False, "min_new_tokens": 60, "max_new_tokens": 60}
+    with engine_of(*pair(3), max_batch=4) as engine:
+        wanted = list(start_as("greedy", engine, "x", **settings))[-1].text
+        long = [start_as("greedy", engine, "x", **settings) for _ in range(4)]
+        for stream in long:
+            next(stream)
+        assert list(start_as("modest", engine, "y", max_new_tokens=1, do_sample=False))[-1].finish_reason
+        assert engine.statistics.finished.get("length", 0) <= 2  # the long answers go on
+        assert [list(stream)[-1].text for stream in long] == [wanted] * 4
+    assert engine.statistics.preempted >= 1

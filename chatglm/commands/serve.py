@@ -42,7 +42,8 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     group.add_argument("--port", type=port_number, default=8000, help="0 takes a free one (default: %(default)s)")
-    group.add_argument("--api-key", metavar="KEY", help="key that clients must send (default: $CHATGLM_API_KEY)")
+    group.add_argument("--api-key", metavar="KEY", help="key that all clients send (default: $CHATGLM_API_KEY)")
+    group.add_argument("--api-key-file", metavar="FILE", type=Path, help="a client's name and key on each line")
     group.add_argument("--name", action="append", metavar="NAME", help="the model's name for clients; may be repeated")
     group.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
     group.add_argument("--max-queue", type=int, default=64, metavar="N", help="requests waiting (default: %(default)s)")
@@ -61,10 +62,14 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
             from ..loading import find_folder
             from ..serving.app import Server, create_app
             from ..serving.chat_engine import ChatEngine
+            from ..serving.clients import read_keys
+            from ..serving.logs import PrintableFormatter
     except (ValueError, LibraryError) as error:
         complain(str(error))
         return 1
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     failures: list[BaseException] = []
 
     def load() -> ChatEngine:
@@ -83,17 +88,19 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
 
     source = args.model or os.environ.get("CHATGLM_MODEL") or str(find_folder())
     try:
+        key = args.api_key if args.api_key is not None else os.environ.get("CHATGLM_API_KEY")
         app = create_app(
             load,
             args.name or [Path(source).name],
-            api_key=args.api_key or os.environ.get("CHATGLM_API_KEY") or None,
+            api_key=key,
+            api_keys=read_keys(args.api_key_file) if args.api_key_file else None,
             cors_origins=args.cors_origin,
             timeout=args.timeout,
             log_text=args.log_text,
             adapters=adapter_names(args),
             on_failure=fail,
         )
-    except ValueError as error:  # one name for two things
+    except (OSError, ValueError) as error:  # one name for two things, no key where one is named
         print(error, file=sys.stderr)
         return 1
     server = Server(app, args.host, args.port, args.grace)

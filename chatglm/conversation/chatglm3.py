@@ -63,7 +63,7 @@ class ChatGLM3Format(RoleFormat):
         return tool_calls.tool_call_message(name, parameters)
 
     def call_start(self, tokenizer: ChatTokenizer, name: str) -> list[int]:
-        return tokenizer.encode_text(f"{name}\n") + tokenizer.encode_text("```python\ntool_call(")
+        return tokenizer.encode_text(f"{name}\n")
 
     def call_openings(self, name: str) -> tuple[str, ...]:
         return "```", "tool_call(", f"{name}(", "{"

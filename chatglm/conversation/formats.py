@@ -296,7 +296,10 @@ class ChatFormat(ABC):
         return {"role": "assistant", "metadata": name, "content": arguments}
 
     def call_start(self, tokenizer: ChatTokenizer, name: str) -> list[int]:
-        """Returns the ids that begin a call of this tool. Raises ValueError if the model does not call tools."""
+        """Returns the ids that begin a call of this tool; its arguments may follow as a JSON object.
+
+        Raises ValueError if the model does not call tools.
+        """
         raise ValueError(f"{self.model_name} was not trained to call tools")
 
     def split_message(self, part: str, whole: bool) -> tuple[str, str] | None:

@@ -5,13 +5,14 @@ the next token of every request. Each request has a `Stream` of steps.
 """
 
 from .errors import EngineStoppedError, PromptTooLongError, QueueFullError
-from .request import AS_LOADED, AdapterName, Request
+from .request import AS_LOADED, CLIENT, AdapterName, Request
 from .scheduler import Scheduler, Statistics
 from .stream import EngineStep, Stream, TokenLogprob
 from .worker import Engine
 
 __all__ = [
     "AS_LOADED",
+    "CLIENT",
     "AdapterName",
     "Engine",
     "EngineStep",

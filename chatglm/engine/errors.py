@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 
 class QueueFullError(RuntimeError):
     """The queue is full; `retry_after` is an estimate in seconds."""
 
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} requests are already waiting: try again in {retry_after} s")
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(f"{waiting} requests are already waiting: try again in {max(1, math.ceil(retry_after))} s")
         self.retry_after = retry_after
 
 

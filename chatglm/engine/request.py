@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from enum import Enum
 
 import torch
@@ -26,9 +27,12 @@ class AsLoaded(Enum):
 AdapterName = str | None | AsLoaded
 AS_LOADED = AsLoaded.AS_LOADED
 
+#: On whose behalf the current thread or task submits requests: clients share the engine fairly.
+CLIENT: ContextVar[str] = ContextVar("CLIENT", default="")
+
 
 class Request:
-    """One request while it waits and runs.
+    """One request while it waits and runs. It belongs to the current `CLIENT`.
 
     Args:
         ids: of the prompt.
@@ -52,6 +56,7 @@ class Request:
         self.adapter = adapter
         self.options, self.limit, self.top_logprobs = options, limit, top_logprobs
         self.number = 0  # the order of arrival
+        self.client = CLIENT.get()
         self.prompt_tokens = len(ids)
         self.cached_tokens = 0
         self.stream = Stream()
@@ -69,6 +74,11 @@ class Request:
         self.sequence = torch.tensor([self.ids + self.ids[-1:] * (self.limit - len(self.ids))], device=model.device)
         #: (1, limit) or (1, 2, limit), also for future tokens.
         self.positions = model.positions_from(self.sequence, 0)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Number of tokens of the answer so far."""
+        return len(self.ids) - self.prompt_tokens
 
     @property
     def is_cancelled(self) -> bool:

@@ -4,6 +4,9 @@ Requests join and leave between two steps. A step reads the prompts of those tha
 computes one token of every row together. All generations are treated the same: positions come from the model's
 `positions_from`, and a mask hides the unused end of a row.
 
+Requests belong to clients. The client with the fewest running answers starts its next request first, and one that has
+more than others gives rows back to them: its newest request returns to the queue.
+
 A request may use one of the model's adapters. A model uses one adapter at a time, so a step runs the rows of each
 adapter together, one adapter after the other: no request waits for another adapter's answers to end, and a step takes
 one forward per adapter among the running answers.
@@ -17,7 +20,7 @@ at 218 tokens/s here, and at 53 (first run) and 82 (second run) there; see `benc
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -88,6 +91,7 @@ class Scheduler:
         self._arrived: deque[Request] = deque()  # added by any thread, not yet seen by a step
         self._waiting: deque[Request] = deque()
         self._numbers = itertools.count(1)
+        self._turns: dict[str, int] = {}  # client -> when one of its requests last started
         self._faults = 0
 
     # ------------------------------------------------------------------------------------------- for any thread
@@ -215,16 +219,20 @@ class Scheduler:
             self._on_end(request)
 
     def _admit(self) -> bool:
-        """Gives the request that has waited longest a row after the answering ones, if there is room."""
+        """Gives the request whose turn it is a row after the answering ones, if there is room."""
         self._receive()
-        if not self._waiting or self._batch.busy == self._max_batch:
+        if not self._waiting:
             return False
-        request = self._waiting[0]
-        # Room for a few tokens each, or the next step would have to preempt a request again.
-        spare = min(ROW_STEP // 2, request.limit - len(request.ids)) if self._batch.busy else 1
-        if not self._batch.make_room(self._batch.busy + 1, max(len(request.ids), self._batch.longest()) + spare):
-            return False
-        self._waiting.popleft()
+        running = self._running()
+        # Of a client's own requests, the one that has waited longest.
+        request = min(self._waiting, key=lambda one: (running[one.client], self._turns.get(one.client, 0)))
+        while not self._has_room(request):
+            if not self._take_back_for(request.client):
+                return False
+        self._waiting.remove(request)
+        waiting = {one.client for one in self._waiting} | running.keys() | {request.client}
+        self._turns = {client: turn for client, turn in self._turns.items() if client in waiting}
+        self._turns[request.client] = next(self._numbers)
         try:
             request.start(self._model)
         except Exception as error:  # a processor that cannot be built, or out of memory: only this request ends
@@ -233,6 +241,24 @@ class Scheduler:
         request.cached_tokens = min(self._batch.place(request), request.prompt_tokens)
         self.statistics.prompt_tokens += request.prompt_tokens
         self.statistics.cached_tokens += request.cached_tokens
+        return True
+
+    def _running(self) -> Counter[str]:
+        return Counter(self._batch.request(index).client for index in range(self._batch.busy))
+
+    def _has_room(self, request: Request) -> bool:
+        if self._batch.busy == self._max_batch:
+            return False
+        # Room for a few tokens each, or the next step would have to preempt a request again.
+        spare = min(ROW_STEP // 2, request.limit - len(request.ids)) if self._batch.busy else 1
+        return self._batch.make_room(self._batch.busy + 1, max(len(request.ids), self._batch.longest()) + spare)
+
+    def _take_back_for(self, client: str) -> bool:
+        """Sends the newest request of the client with the most running answers back to the queue, if that is fair."""
+        ((richest, most),) = self._running().most_common(1) or [("", 0)]
+        if most <= self._running()[client] + 1:
+            return False
+        self._preempt(richest)
         return True
 
     # ---- prompts and tokens
@@ -334,9 +360,9 @@ class Scheduler:
             if reason is not None:
                 self._ended(self._batch.release(index), reason)
 
-    def _preempt(self) -> None:
-        """Sends the newest request back to the queue; its tokens are read again when there is room."""
-        index = max(range(self._batch.busy), key=lambda i: self._batch.request(i).number)
-        request = self._batch.release(index)
+    def _preempt(self, client: str | None = None) -> None:
+        """Sends the newest request (of this client) back to the queue; its tokens are read again when there is room."""
+        indices = [index for index in range(self._batch.busy) if client in (None, self._batch.request(index).client)]
+        request = self._batch.release(max(indices, key=lambda index: self._batch.request(index).number))
         self.statistics.preempted += 1
         self._waiting.appendleft(request)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -15,7 +14,8 @@ from transformers import PreTrainedModel
 
 from ..generation import GenerationOptions
 from .errors import EngineStoppedError, QueueFullError
-from .request import AS_LOADED, AdapterName, Request
+from .pace import Pace
+from .request import AS_LOADED, CLIENT, AdapterName, Request
 from .scheduler import Scheduler, Statistics
 from .stream import Stream
 
@@ -24,6 +24,9 @@ Result = TypeVar("Result")
 
 class Engine:
     """Runs requests together on `model`, which belongs to this engine until `close`.
+
+    Clients (see `CLIENT`) share it: one that has less than its fair share of the places gets them even if others have
+    filled the queue, and the answers of the client with the fewest running ones start first.
 
     Args:
         decode_ids: ids of an answer -> text, see `AnswerText`.
@@ -52,8 +55,8 @@ class Engine:
         )
         self._jobs: deque[tuple[Callable[[], Any], str | None, Future[Any]]] = deque()
         self._changed = threading.Condition()
-        self._unfinished = 0
-        self._seconds_per_request = 1.0
+        self._held: Counter[str] = Counter()  # client -> its answers that run or wait
+        self._pace = Pace()
         self._closing_at: float | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="chatglm-engine", daemon=True)
@@ -117,21 +120,33 @@ class Engine:
             QueueFullError: the queue is full.
             EngineStoppedError: the engine was closed, or failed.
         """
+        self.check_places(len(requests))
         made = [self._scheduler.make_request(ids, options, top_logprobs, adapter) for ids, options in requests]
-        places = self.max_batch + self.max_queue
-        if len(made) > places:
-            raise ValueError(f"{len(made)} answers at once are more than this server takes at most ({places})")
         with self._changed:
             self._check_open()
-            if self._unfinished + len(made) > places:
-                self.statistics.refused += len(made)
-                waves = self._unfinished / self.max_batch
-                raise QueueFullError(self.waiting, max(1, math.ceil(self._seconds_per_request * waves)))
-            self._unfinished += len(made)
+            self._take_places(made)
             for request in made:
                 self._scheduler.add(request)
             self._changed.notify_all()
         return [request.stream for request in made]
+
+    def check_places(self, answers: int) -> None:
+        """Raises ValueError if this many answers are more than the engine ever takes at once."""
+        if answers > self._places:
+            raise ValueError(f"{answers} answers at once are more than this server takes at most ({self._places})")
+
+    @property
+    def _places(self) -> int:
+        return self.max_batch + self.max_queue
+
+    def _take_places(self, made: Sequence[Request]) -> None:
+        client, count = CLIENT.get(), len(made)
+        held, clients = self._held[client], len(self._held.keys() | {client})
+        if sum(self._held.values()) + count > self._places and held + count > self._places // clients:
+            self.statistics.refused += count
+            room = sum(request.limit - request.prompt_tokens for request in made) / count
+            raise QueueFullError(self.waiting, self._pace.retry_after(client, count, room, held, clients))
+        self._held[client] += count
 
     def call(self, function: Callable[[], Result], adapter: AdapterName = AS_LOADED) -> Future[Result]:
         """Runs a function that needs the model, with this adapter in use, between two steps.
@@ -181,8 +196,12 @@ class Engine:
         try:
             with torch.no_grad():
                 while self._wait_for_work():
-                    self._do_jobs()
+                    began, tokens = time.perf_counter(), self.statistics.completion_tokens
+                    answering = self._scheduler.has_work
+                    self._do_job()
                     self._scheduler.step()
+                    if answering:
+                        self._pace.worked(time.perf_counter() - began, self.statistics.completion_tokens - tokens)
         except BaseException as error:  # whatever it is, no reader may be left waiting
             self._failure = error
         finally:
@@ -200,8 +219,9 @@ class Engine:
         self._fail_jobs(error)
         return self.running > 0 and time.monotonic() < self._closing_at
 
-    def _do_jobs(self) -> None:
-        while self._jobs:
+    def _do_job(self) -> None:
+        """Runs one of the functions that wait: running answers continue before the next."""
+        if self._jobs:
             function, adapter, future = self._jobs.popleft()
             if future.set_running_or_notify_cancel():
                 try:
@@ -228,7 +248,9 @@ class Engine:
             self._scheduler.restore_adapter()
 
     def _request_ended(self, request: Request) -> None:
-        spent = time.perf_counter() - request.began
-        self._seconds_per_request += 0.1 * (spent - self._seconds_per_request)
+        if request.answer_tokens:
+            self._pace.ended(request.answer_tokens)
         with self._changed:
-            self._unfinished -= 1
+            self._held[request.client] -= 1
+            if not self._held[request.client]:
+                del self._held[request.client]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -18,13 +20,20 @@ from starlette.responses import PlainTextResponse, Response
 
 from . import legacy, openai
 from .chat_engine import ChatEngine
-from .errors import ApiError, validation_message
+from .clients import Clients
+from .connections import BACKLOG, HEADER_SECONDS, Connection, Limits, affordable_connections
+from .errors import ApiError, bad_request, validation_message
 from .gate import Gate
 from .grammar import Grammars
+from .logs import LineLimit
 from .service import Json, Service
 
 #: Maximum size of a request in bytes. A context of 32k tokens in Chinese is about 200 kB.
 MAX_BODY = 4 * 2**20
+#: The field of the text that is too long, where it is not `messages`.
+TEXT_FIELDS = {"/": "prompt", "/stream": "prompt", "/v1/completions": "prompt", "/v1/responses": "input"}
+#: What a client can make us log: requests, connections that fail, HTTP that is none.
+LOGGERS = ("chatglm.serving", "asyncio", "uvicorn.error")
 
 
 def create_app(
@@ -32,6 +41,7 @@ def create_app(
     names: Sequence[str],
     *,
     api_key: str | None = None,
+    api_keys: Mapping[str, str] | None = None,
     cors_origins: Sequence[str] = (),
     timeout: float = 600.0,
     max_body: int = MAX_BODY,
@@ -45,6 +55,7 @@ def create_app(
         load: makes the engine; called in a thread when the server starts, while /health says 503.
         names: the model's names for clients.
         api_key: required as a bearer token on every route but /health.
+        api_keys: the same for named clients, name -> key; each name has a fair share of the queue.
         cors_origins: web pages of these origins may use the API.
         timeout: seconds that an answer may take.
         log_text: also log the text of requests.
@@ -52,8 +63,10 @@ def create_app(
         on_failure: called with the error when `load` fails.
 
     Raises:
-        ValueError: the model and an adapter have the same name.
+        ValueError: the model and an adapter have the same name, or an API key is empty.
     """
+    keys = {**(api_keys or {}), **({} if api_key is None else {"": api_key})}
+    Clients(keys)  # for its errors
     service, grammars = Service(names, timeout, adapters), Grammars()
 
     def start() -> None:
@@ -74,7 +87,7 @@ def create_app(
         if service.loaded is not None:
             await asyncio.to_thread(service.loaded.close)
 
-    app = FastAPI(title="ChatGLM", lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="ChatGLM", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     app.state.service, app.state.grammars = service, grammars
     app.include_router(openai.router)
     app.include_router(legacy.router)
@@ -95,23 +108,27 @@ def create_app(
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
+        fields = error.body["error"]
+        if fields["code"] == "context_length_exceeded":
+            fields["param"] = TEXT_FIELDS.get(request.scope["path"], fields["param"])
         return error.response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         message, param = validation_message(list(error.errors()))
-        return ApiError(400 if request.url.path.startswith("/v1") else 422, message, param=param).response()
+        return bad_request(request.scope["path"], message, param).response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        known = {404: f"there is no {request.url.path} here", 405: f"{request.url.path} takes no {request.method}"}
+        path = request.scope["path"]
+        known = {404: f"there is no {path} here", 405: f"{path} takes no {request.method}"}
         message = known.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
 
     paths = frozenset(app.openapi()["paths"])
     app.add_middleware(
         Gate,
-        api_key=api_key,
+        keys=keys or None,
         max_body=max_body,
         timeout=timeout,
         metrics=service.metrics,
@@ -126,13 +143,32 @@ def create_app(
 class Server(uvicorn.Server):
     """A uvicorn server that ends its answers when it stops: running ones have `grace` seconds to finish."""
 
-    def __init__(self, app: FastAPI, host: str, port: int, grace: float = 6.0) -> None:
+    def __init__(
+        self, app: FastAPI, host: str, port: int, grace: float = 6.0, header_seconds: float = HEADER_SECONDS
+    ) -> None:
+        limits = Limits(affordable_connections(), header_seconds)
+        protocol: Any = partial(Connection, limits)
         super().__init__(
             uvicorn.Config(
-                app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=int(grace) + 3
+                app,
+                host=host,
+                port=port,
+                http=protocol,
+                ws="none",
+                backlog=BACKLOG,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=int(grace) + 3,
             )
         )
         self._app, self._grace = app, grace
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        for name in LOGGERS:
+            logger = logging.getLogger(name)
+            if not any(isinstance(one, LineLimit) for one in logger.filters):
+                logger.addFilter(LineLimit())
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         engine: Any = self._app.state.service.loaded

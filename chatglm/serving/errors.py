@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -38,7 +39,11 @@ class ApiError(Exception):
         if isinstance(error, ApiError):
             return error
         if isinstance(error, QueueFullError):
-            headers = {"Retry-After": str(error.retry_after)}
+            # The `openai` package reads the first; all others the second, in whole seconds.
+            headers = {
+                "Retry-After-Ms": str(max(100, round(1000 * error.retry_after))),
+                "Retry-After": str(max(1, math.ceil(error.retry_after))),
+            }
             return cls(429, str(error), code="queue_full", headers=headers)
         if isinstance(error, EngineStoppedError):
             return cls(503, str(error), code="unavailable", headers={"Retry-After": "10"})
@@ -58,6 +63,11 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body, self.status, self.headers)
+
+
+def bad_request(path: str, message: str, param: str | None = None) -> ApiError:
+    """What is wrong with a body: 400 for OpenAI's routes, 422 for the originals', whose clients know that."""
+    return ApiError(400 if path.startswith("/v1") else 422, message, param=param)
 
 
 def validation_message(errors: list[Any]) -> tuple[str, str | None]:

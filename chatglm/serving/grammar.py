@@ -1,4 +1,4 @@
-"""`response_format`: restricts the choice of tokens so that answers are JSON, or JSON of a schema.
+"""`response_format` and tools: restricts the choice of tokens so that answers and arguments are JSON of a schema.
 
 The library llguidance compiles a schema into a grammar over bytes; this module gives it the bytes of every token and
 keeps the state of each answer. A grammar is compiled once for a request; each of its choices has a copy.
@@ -40,17 +40,13 @@ class Vocabulary:
     """The tokens in the form that the library expects.
 
     Raises:
-        ApiError: (400) the library is not installed, or too old.
+        ImportError: the library is not installed, or too old.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        try:
-            self.library: Any = importlib.import_module("llguidance")
-            if tuple(map(int, metadata.version("llguidance").split(".")[:2])) < OLDEST:
-                raise ImportError("too old")
-        except ImportError as error:
-            reason = 'response_format needs llguidance, which this server lacks: pip install "llguidance>=1.9"'
-            raise ApiError(400, reason, param="response_format", code="unsupported_parameter") from error
+        self.library: Any = importlib.import_module("llguidance")
+        if tuple(map(int, metadata.version("llguidance").split(".")[:2])) < OLDEST:
+            raise ImportError("too old")
         self.pieces: list[bytes] = tokenizer.token_pieces()
         # The attributes that the library reads. In the table, ids of text replace those of equal single bytes.
         stops = tokenizer.chat_format.stop_token_ids(tokenizer)
@@ -89,7 +85,7 @@ class Grammars:
 
     def prepare(self, tokenizer: Any) -> None:
         """Builds the vocabulary while the server starts, because it takes 0.2 s and holds the GIL."""
-        with contextlib.suppress(ApiError):  # no library: a request that needs it gets the error
+        with contextlib.suppress(ImportError):  # no library: a request that needs it gets the error
             self._prepared(tokenizer)
 
     def _prepared(self, tokenizer: Any) -> Vocabulary:
@@ -98,17 +94,31 @@ class Grammars:
                 self._vocabulary = Vocabulary(tokenizer)
             return self._vocabulary
 
-    def compile(self, tokenizer: Any, schema: dict[str, Any]) -> Grammar:
-        """Compiles the grammar of JSON that follows `schema`. Raises ApiError (400) for schemas it cannot handle."""
-        vocabulary = self._prepared(tokenizer)
+    def compile(self, tokenizer: Any, schema: dict[str, Any], param: str = "response_format") -> Grammar:
+        """Compiles the grammar of JSON that follows `schema`.
+
+        Args:
+            param: the field of the request that asks for it, for errors.
+
+        Raises:
+            ApiError: (400) the library is missing, or it cannot handle the schema.
+        """
         try:
-            text = json.dumps(schema, allow_nan=False)
+            vocabulary = self._prepared(tokenizer)
+        except ImportError as error:
+            reason = f'{param} needs llguidance, which this server lacks: pip install "llguidance>=1.9"'
+            raise ApiError(400, reason, param=param, code="unsupported_parameter") from error
+        try:
+            return Grammar(vocabulary, self._matcher(vocabulary, schema))
         except ValueError as error:
-            raise refusal(str(error)) from error
+            raise refusal(str(error), param) from error
+
+    def _matcher(self, vocabulary: Vocabulary, schema: dict[str, Any]) -> Any:
+        """Raises ValueError with the reason if the library cannot handle the schema."""
+        text = json.dumps(schema, allow_nan=False)
         references = text.count('"$ref"') + text.count('"$dynamicRef"')
         if len(text) > MOST_CHARACTERS or references > MOST_REFERENCES:
-            most = f"{MOST_CHARACTERS} characters and {MOST_REFERENCES} references"
-            raise refusal(f"the schema is larger than {most}")
+            raise ValueError(f"the schema is larger than {MOST_CHARACTERS} characters and {MOST_REFERENCES} references")
         schema = schema | {"x-guidance": {"whitespace_pattern": BLANKS, "lenient": False}}
         parts = [{"name": "answer", "lark_grammar": START}, {"name": "schema", "json_schema": schema}]
         library, limits = vocabulary.library, vocabulary.library.LLParserLimits(verbose_errors=False, **LIMITS)
@@ -125,8 +135,8 @@ class Grammars:
         self._run(work)
         reasons = [one.get_error() for one in made if one.is_error()]
         if reasons or len(made) < 2:
-            raise refusal(reasons[0] if reasons else "the library could not read the schema")
-        return Grammar(vocabulary, made[0])
+            raise ValueError(reasons[0] if reasons else "the library could not read the schema")
+        return made[0]
 
     def _run(self, work: Callable[[], None]) -> None:
         """Runs `work` in a thread whose stack is large enough for the schemas that the limits allow."""
@@ -140,11 +150,11 @@ class Grammars:
         thread.join()
 
 
-def refusal(reason: str) -> ApiError:
+def refusal(reason: str, param: str = "response_format") -> ApiError:
     known = {"NoExtensionBias": "nothing follows this schema"}
     reason = reason.replace("<non-verbose/>", "").strip()
-    message = f"response_format: {known.get(reason, reason)[:500]}"
-    return ApiError(400, message, param="response_format", code="invalid_json_schema")
+    message = f"{param}: {known.get(reason, reason)[:500]}"
+    return ApiError(400, message, param=param.partition(".")[0], code="invalid_json_schema")
 
 
 class Grammar:
@@ -152,6 +162,11 @@ class Grammar:
 
     def __init__(self, vocabulary: Vocabulary, matcher: Any) -> None:
         self._vocabulary, self._matcher = vocabulary, matcher
+
+    @property
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token."""
+        return self._vocabulary.pieces
 
     def processor(self, prompt_tokens: int) -> LogitsProcessor:
         """Returns the processor for one answer, which begins after `prompt_tokens` tokens."""

@@ -7,14 +7,14 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, StrictStr, model_validator
+from pydantic import BaseModel, Field, StrictStr
 from starlette.responses import Response
 
 from ..chat import ChatStep, ShownAnswer
 from ..conversation.history import check_items, check_pair, messages_of_pairs, pairs_before
 from ..engine import Stream
 from .chat_engine import ChatEngine
-from .openai.bodies import check_text
+from .openai.bodies import MOST_MESSAGES
 from .service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
 
 router = APIRouter(tags=["original"])
@@ -24,16 +24,11 @@ class Question(BaseModel):
     """Unknown keys are ignored, as in the original."""
 
     prompt: StrictStr
-    history: list[Any] | None = None
+    history: Annotated[list[Any], Field(max_length=MOST_MESSAGES)] | None = None
     max_length: Annotated[int, Field(ge=0, le=2**31)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     model: StrictStr | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, values: Any) -> Any:
-        return check_text(values)
 
 
 #: The original's defaults.

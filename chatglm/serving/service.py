@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from ..conversation import ChatFormat
 from ..engine import EngineStep, Stream
 from .chat_engine import ChatEngine
+from .clients import in_lane
 from .errors import ApiError
 from .metrics import Metrics
 
@@ -122,7 +123,8 @@ def service_of(request: Request) -> Service:
 async def in_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Runs a function that may take a while (encoding long texts) in a thread; its errors become ApiError."""
     try:
-        return await asyncio.to_thread(function, *args, **kwargs)
+        async with in_lane():
+            return await asyncio.to_thread(function, *args, **kwargs)
     except Exception as error:
         raise ApiError.of(error) from error
 

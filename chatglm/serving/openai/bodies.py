@@ -17,9 +17,17 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
-#: Maximum nesting of lists and objects in a request: copying and printing them recurses on Python's stack.
-MOST_NESTED = 100
-TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
+#: Maximum numbers of messages or rounds, of parts of a message, of tools, of prompts: counted before each is checked.
+MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, MOST_PROMPTS = 4096, 1024, 128, 256
+#: One text to continue, or several, as text or as ids of tokens.
+Prompts = (
+    str
+    | TokenIds
+    | Annotated[list[str], Field(max_length=MOST_PROMPTS, fail_fast=True)]
+    | Annotated[list[TokenIds], Field(max_length=MOST_PROMPTS, fail_fast=True)]
+)
+StopText = Annotated[str, Field(max_length=1024)]
 
 
 class Body(BaseModel):
@@ -30,26 +38,8 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _is_text(cls, values: Any) -> Any:
-        return without_neutral(check_text(values), cls.model_fields)
-
-
-def check_text(values: Any) -> Any:
-    """Returns `values`. Raises ValueError for lone surrogates and too deep nesting, which JSON allows and we do not."""
-    pending = [(values, 0)]
-    while pending:
-        value, depth = pending.pop()
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError("a string holds half of a surrogate pair, which is not valid text") from error
-        elif isinstance(value, (dict, list)):
-            if depth == MOST_NESTED:
-                raise ValueError(f"more than {MOST_NESTED} lists and objects inside each other")
-            inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-            pending += [(part, depth + 1) for part in inside]
-    return values
+    def _without_neutral(cls, values: Any) -> Any:
+        return without_neutral(values, cls.model_fields)
 
 
 class StreamOptions(BaseModel):
@@ -75,7 +65,7 @@ class Sampling(Body):
     #: Of prompt and answer together, as in the originals.
     max_length: Count | None = None
     min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     seed: Seed | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None

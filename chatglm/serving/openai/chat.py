@@ -14,11 +14,13 @@ from ...generation import GenerationOptions
 from ..answers import AssistantMessage, Call, Change, StartWith
 from ..chat_engine import ChatEngine
 from ..errors import ApiError
-from ..grammar import Grammar
+from ..grammar import Grammar, Grammars
 from ..service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
+from ..tool_grammar import FollowCalls, compile_arguments
 from .chat_body import ChatBody
 from .logprobs import chat_logprobs, told
 from .streams import Usage, head_of, merged
+from .tool_results import in_call_order
 
 router = APIRouter()
 
@@ -29,11 +31,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     engine = service.engine
     adapter = service.adapter_of(body.model)
     body.check()
-    schema = body.schema_wanted()
-    grammar = None
-    if schema is not None:
-        grammar = await in_thread(request.app.state.grammars.compile, engine.tokenizer, schema)
-    requests = await in_thread(_chat_requests, engine, body, grammar)
+    requests, grammar = await in_thread(_chat_requests, engine, body, request.app.state.grammars)
     streams = submit(engine, requests, adapter, (body.top_logprobs or 0) if body.logprobs else None)
     tools = [function.name for function in body.offered()]
     at_most_one = body.parallel_tool_calls is False or body.functions is not None
@@ -48,10 +46,11 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
 
 
 def _chat_requests(
-    engine: ChatEngine, body: ChatBody, grammar: Grammar | None
-) -> list[tuple[list[int], GenerationOptions]]:
+    engine: ChatEngine, body: ChatBody, grammars: Grammars
+) -> tuple[list[tuple[list[int], GenerationOptions]], Grammar | None]:
+    """Returns the requests, and the grammar of the answers if they have one."""
     tokenizer, chat_format = engine.tokenizer, engine.tokenizer.chat_format
-    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    messages = [message.model_dump(exclude_none=True) for message in in_call_order(body.messages)]
     offered = body.described()
     if offered and not chat_format.knows_tools:
         others = names_of(lambda format: format.knows_tools, "is", "are", short=True)
@@ -60,17 +59,21 @@ def _chat_requests(
     choices = body.choices(lambda **settings: engine.model.turn_options(tokenizer, **settings))
     ids = chat_format.encode_chat(tokenizer, messages, offered)
     before = len(ids)
-    forced = body.forced_names()
+    schema, forced = body.schema_wanted(), body.forced_names()
+    grammar = None if schema is None else grammars.compile(tokenizer, schema)
     if grammar is not None:
         ids = ids + chat_format.answer_start(tokenizer)
     starts = [chat_format.call_start(tokenizer, name) for name in forced or ()]
+    calls = compile_arguments(grammars, tokenizer, body.schemas_of_calls())
+    next_message = tokenizer.get_command(chat_format.answer_token) if calls else 0
     for options in choices:
         options.logits_processor = [
             *body.penalties(before),
             *([StartWith(starts, before)] if forced is not None else []),
+            *([FollowCalls(calls, before, next_message)] if calls else []),
             *([grammar.processor(len(ids))] if grammar is not None else []),
         ]
-    return [(ids, options) for options in choices]
+    return [(ids, options) for options in choices], grammar
 
 
 async def _chat_whole(

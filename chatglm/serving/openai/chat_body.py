@@ -16,7 +16,8 @@ from pydantic import (
 )
 
 from ..errors import ApiError
-from .bodies import Count, Sampling
+from ..tool_grammar import schema_of
+from .bodies import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, Count, Sampling
 from .neutral import without_records
 
 
@@ -51,9 +52,9 @@ class Message(Part):
     """Clients send answers back, so the keys of answers are accepted where they are empty."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function", "observation"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=MOST_PARTS, fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
     function_call: FunctionCall | None = None
     refusal: None = None
@@ -62,7 +63,10 @@ class Message(Part):
 
 
 class Function(BaseModel):
-    """`params` are ChatGLM3's own list of parameters, in place of OpenAI's `parameters`."""
+    """`params` are ChatGLM3's own list of parameters, in place of OpenAI's `parameters`.
+
+    With `strict`, the arguments of every call follow the schema; those of calls that the client forces always do.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")
@@ -82,6 +86,8 @@ def listed_functions(given: Any) -> Any:
     """Returns an object of name -> description, as ChatGLM3's clients send it, as a list; all else as it is."""
     if not isinstance(given, Mapping):
         return given
+    if len(given) > MOST_TOOLS:
+        raise ValueError(f"more than {MOST_TOOLS} functions")
     functions = []
     for name, function in given.items():
         if not isinstance(function, Mapping) or function.get("name", name) != name:
@@ -93,7 +99,7 @@ def listed_functions(given: Any) -> Any:
 def wrapped_tools(given: Any) -> Any:
     """Returns tools in OpenAI's form; ChatGLM3's clients send bare descriptions, as a list or by name."""
     given = listed_functions(given)
-    if not isinstance(given, list):
+    if not isinstance(given, list) or len(given) > MOST_TOOLS:
         return given
     return [
         {"type": tool.get("type", "function"), "function": {key: tool[key] for key in tool if key != "type"}}
@@ -129,15 +135,20 @@ class ResponseFormat(BaseModel):
 
 
 class ChatBody(Sampling):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], BeforeValidator(wrapped_tools)] | None = None
+    tools: (
+        Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True), BeforeValidator(wrapped_tools)] | None
+    ) = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[Function], BeforeValidator(listed_functions)] | None = None
+    functions: (
+        Annotated[list[Function], Field(max_length=MOST_TOOLS, fail_fast=True), BeforeValidator(listed_functions)]
+        | None
+    ) = None
     function_call: Literal["none", "auto"] | Named | None = None
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = None
@@ -210,3 +221,12 @@ class ChatBody(Sampling):
         if isinstance(self.tool_choice, ToolChoice):
             return [self.tool_choice.function.name]
         return [self.function_call.name] if isinstance(self.function_call, Named) else None
+
+    def schemas_of_calls(self) -> dict[str, dict[str, Any]]:
+        """Returns the schemas that arguments must follow: of functions that are forced, else of strict ones."""
+        forced = self.forced_names()
+        return {
+            function.name: schema_of(function.model_dump(exclude_none=True))
+            for function in self.offered()
+            if (function.strict if forced is None else function.name in forced)
+        }

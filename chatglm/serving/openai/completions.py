@@ -14,13 +14,13 @@ from ...generation import GenerationOptions
 from ..chat_engine import ChatEngine
 from ..errors import ApiError
 from ..service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
-from .bodies import Sampling, TokenIds
+from .bodies import Prompts, Sampling
 from .logprobs import completion_logprobs, told
 from .streams import Usage, head_of, merged
 
 
 class CompletionBody(Sampling):
-    prompt: str | TokenIds | list[str] | list[TokenIds]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: int | None = None
@@ -66,6 +66,7 @@ def _completion_requests(
     tokenizer, model = engine.tokenizer, engine.model
     defaults = dict(model.sampling_defaults) | {"eos_token_id": tokenizer.chat_format.stop_token_ids(tokenizer)}
     requests, echoes = [], []
+    engine.check_places(len(body.prompts()) * (body.n or 1))
     for prompt in body.prompts():
         if isinstance(prompt, str):
             ids = list(tokenizer(prompt)["input_ids"])

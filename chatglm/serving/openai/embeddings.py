@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from array import array
+from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from fastapi import APIRouter, Request
 from pydantic import Field
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from ..chat_engine import ChatEngine
+from ..clients import embedding_alone
 from ..errors import ApiError
-from ..service import Json, Service, in_thread, service_of, unless_gone
+from ..service import Service, dumps, in_thread, service_of, unless_gone
 from .bodies import Body, TokenIds
+
+#: In single precision.
+Vector: TypeAlias = "array[float]"
+
+#: Texts in a request, as in OpenAI's API.
+MOST_INPUTS = 2048
+#: Vectors that are written at once: the text of all of them would take hundreds of megabytes.
+WRITTEN_AT_ONCE = 64
 
 
 class EmbeddingsBody(Body):
     model: str | None = None
     input: (
-        str | TokenIds | Annotated[list[str], Field(max_length=256)] | Annotated[list[TokenIds], Field(max_length=256)]
+        str
+        | TokenIds
+        | Annotated[list[str], Field(max_length=MOST_INPUTS, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(max_length=MOST_INPUTS, fail_fast=True)]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
@@ -46,14 +60,28 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
     given = body.input
     inputs: list[Any] = [given] if isinstance(given, str) or not given or isinstance(given[0], int) else list(given)
     prompts = await in_thread(_embedding_ids, engine, inputs)
-    vectors = await unless_gone(request, _embed_all(service, engine, prompts, adapter))
-    data = [
-        {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
-        for index, vector in enumerate(vectors)
-    ]
+    async with embedding_alone():
+        vectors = await unless_gone(request, _embed_all(service, engine, prompts, adapter))
     count = sum(map(len, prompts))
     usage = {"prompt_tokens": count, "total_tokens": count}
-    return Json({"object": "list", "data": data, "model": body.model or service.names[0], "usage": usage})
+    last = {"object": "list", "model": body.model or service.names[0], "usage": usage}
+    return StreamingResponse(_written(vectors, body.encoding_format, last), media_type="application/json")
+
+
+async def _written(vectors: list[Vector], encoding: str, last: dict[str, Any]) -> AsyncGenerator[str, None]:
+    """Yields the JSON of the response in parts, each made in a thread."""
+    yield '{"data": ['
+    for first in range(0, len(vectors), WRITTEN_AT_ONCE):
+        part = await in_thread(_items, vectors[first : first + WRITTEN_AT_ONCE], encoding, first)
+        yield f"{', ' if first else ''}{part}"
+    yield f"], {dumps(last)[1:]}"
+
+
+def _items(vectors: list[Vector], encoding: str, first: int) -> str:
+    return ", ".join(
+        dumps({"object": "embedding", "index": index, "embedding": _encoded(vector, encoding)})
+        for index, vector in enumerate(vectors, first)
+    )
 
 
 def _embedding_ids(engine: ChatEngine, inputs: list[Any]) -> list[list[int]]:
@@ -72,13 +100,13 @@ def _embedding_ids(engine: ChatEngine, inputs: list[Any]) -> list[list[int]]:
 
 async def _embed_all(
     service: Service, engine: ChatEngine, prompts: list[list[int]], adapter: str | None
-) -> list[list[float]]:
+) -> list[Vector]:
     """Embeds one text after the other, so that answers continue in between."""
-    vectors = []
+    vectors, until = [], time.monotonic() + service.timeout
     for ids in prompts:
         try:
             future = engine.call(partial(_embed, engine, ids), adapter)
-            vectors.append(await asyncio.wait_for(asyncio.wrap_future(future), service.timeout))
+            vectors.append(await asyncio.wait_for(asyncio.wrap_future(future), max(0.0, until - time.monotonic())))
         except asyncio.TimeoutError as error:
             raise ApiError(504, f"this took longer than {service.timeout:g} s", code="timeout") from error
         except Exception as error:
@@ -86,14 +114,14 @@ async def _embed_all(
     return vectors
 
 
-def _embed(engine: ChatEngine, ids: list[int]) -> list[float]:
+def _embed(engine: ChatEngine, ids: list[int]) -> Vector:
     inputs = torch.tensor([ids], device=engine.model.device)
     hidden = engine.model.transformer(input_ids=inputs, use_cache=False).last_hidden_state[0].float().mean(0)
     vector = hidden / hidden.norm().clamp(min=1e-12)
     if not bool(torch.isfinite(vector).all()):
         raise ApiError(500, "the model gave NaN or infinite values for this text", code="non_finite_logits")
-    return vector.tolist()
+    return array("f", vector.tolist())
 
 
-def _encoded(vector: list[float], encoding: str) -> list[float] | str:
-    return base64.b64encode(array("f", vector).tobytes()).decode() if encoding == "base64" else vector
+def _encoded(vector: Vector, encoding: str) -> list[float] | str:
+    return base64.b64encode(vector.tobytes()).decode() if encoding == "base64" else vector.tolist()
