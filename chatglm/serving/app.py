@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
-from . import legacy, openai
+from . import legacy, openai, tokens
 from .chat_engine import ChatEngine
 from .errors import ApiError, validation_message
 from .gate import Gate
@@ -78,6 +78,7 @@ def create_app(
     app.state.service, app.state.grammars = service, grammars
     app.include_router(openai.router)
     app.include_router(legacy.router)
+    app.include_router(tokens.router)
 
     @app.get("/health", tags=["server"])
     async def health() -> Response:
