@@ -21,6 +21,7 @@ from .chat_engine import ChatEngine
 from .errors import ApiError, validation_message
 from .gate import Gate
 from .grammar import Grammars
+from .openai.responses_store import ResponseStore
 from .service import Json, Service
 
 #: Maximum size of a request in bytes. A context of 32k tokens in Chinese is about 200 kB.
@@ -76,6 +77,7 @@ def create_app(
 
     app = FastAPI(title="ChatGLM", lifespan=lifespan, redoc_url=None)
     app.state.service, app.state.grammars = service, grammars
+    app.state.responses = ResponseStore()
     app.include_router(openai.router)
     app.include_router(legacy.router)
     app.include_router(tokens.router)
