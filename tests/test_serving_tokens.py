@@ -49,7 +49,7 @@ def test_messages_are_the_prompt_of_a_chat(live: Live) -> None:
         ("detokenize", {}, "tokens"),
         ("detokenize", {"tokens": [10**8]}, "token ids must be from 0"),
         ("detokenize", {"tokens": [-1]}, "tokens"),
-        ("detokenize", {"tokens": [1] * (2**18 + 1)}, "at most 262144 items"),
+        ("detokenize", {"tokens": [1] * (2**16 + 1)}, "at most 65536 items"),
     ],
 )
 def test_what_cannot_be_done_is_said(live: Live, path: str, body: dict[str, Any], reason: str) -> None:

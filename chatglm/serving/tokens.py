@@ -16,7 +16,7 @@ from .openai.chat_body import ChatBody
 from .service import Json, in_thread, service_of
 
 #: Limits of a request: about a second of work.
-MOST_CHARACTERS, MOST_TOKENS = 2**20, 2**18
+MOST_CHARACTERS, MOST_TOKENS = 2**20, 2**16
 
 router = APIRouter(tags=["tokens"])
 
