@@ -58,7 +58,12 @@ class Parrot(ChatEngine):
         return f"wait {len(self.holds) - 1} please", self.holds[-1]
 
     def submit_all(
-        self, requests: Sequence[Any], top_logprobs: int | None = None, adapter: AdapterName = AS_LOADED
+        self,
+        requests: Sequence[Any],
+        top_logprobs: int | None = None,
+        adapter: AdapterName = AS_LOADED,
+        prompt_logprobs: int | None = None,
+        answers: bool = True,
     ) -> list[Stream]:
         for ids, options in requests:
             orders = re.findall(r"(say|wait) ?(\d+) please", self.tokenizer.decode(list(ids)))
@@ -66,7 +71,7 @@ class Parrot(ChatEngine):
                 options.logits_processor.append(Say(self.tokenizer, self.answers[int(orders[-1][1])]))
             elif orders:
                 options.logits_processor.append(self.holds[int(orders[-1][1])])
-        return super().submit_all(requests, top_logprobs, adapter)
+        return super().submit_all(requests, top_logprobs, adapter, prompt_logprobs, answers)
 
 
 class _Server(Server):

@@ -266,7 +266,7 @@ def test_models_without_tools_say_so(servers: dict[int, Live], version: int) -> 
         ({"max_tokens": 1, "max_completion_tokens": 2}, "differ"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"top_logprobs": 2}, "logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream"),
         ({"stop": ""}, "empty"),
@@ -589,10 +589,11 @@ def test_health_and_metrics(live: Live) -> None:
     assert live.http.get("/health").json() == {"status": "ok"}
     text = live.http.get("/metrics").text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(values["chatglm_completion_tokens_total"]) >= 2
-    assert float(values["chatglm_time_to_first_token_seconds_count"]) >= 1
+    label = f'{{model_name="{NAME}"}}'
+    assert float(values[f"vllm:generation_tokens_total{label}"]) >= 2
+    assert float(values[f"vllm:time_to_first_token_seconds_count{label}"]) >= 1
     assert float(values['chatglm_http_responses_total{path="/v1/chat/completions",status="200"}']) >= 1
-    assert "chatglm_cache_bytes" in values and "chatglm_requests_waiting" in values
+    assert f"chatglm_cache_bytes{label}" in values and f"vllm:num_requests_waiting{label}" in values
 
 
 def test_health_while_loading_and_after_a_failure() -> None:
@@ -671,20 +672,26 @@ def test_nothing_a_client_sends_is_a_server_error(live: Live) -> None:
     ]  # fmt: skip
     keys = {
         "/v1/chat/completions": "model messages temperature top_p top_k min_p repetition_penalty stop seed n stream"
-        " tools tool_choice logprobs top_logprobs response_format functions function_call stream_options user store",
-        "/v1/completions": "model prompt temperature top_p stop seed n stream echo logprobs suffix best_of",
+        " tools tool_choice logprobs top_logprobs response_format functions function_call stream_options user store"
+        " continue_final_message add_generation_prompt prompt_logprobs logit_bias",
+        "/v1/completions": "model prompt temperature top_p stop seed n stream echo logprobs suffix best_of logit_bias"
+        " prompt_logprobs max_tokens",
+        "/v1/responses": "model input instructions previous_response_id temperature top_p seed stop stream tools"
+        " tool_choice text reasoning include top_logprobs store metadata logit_bias",
+        "/tokenize": "model prompt messages tools add_special_tokens return_token_strs continue_final_message",
+        "/detokenize": "model tokens",
         "/v1/embeddings": "model input encoding_format dimensions",
         "/": "prompt history max_length top_p temperature",
         "/stream": "prompt history max_length top_p temperature",
     }
     needed = {"messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x"}
-    for number in range(300):
+    for number in range(500):
         path = rng.choice(list(keys))
         names = keys[path].split()
         body = {name: needed[name] for name in names if name in needed and rng.random() < 0.9}
-        short = {"max_tokens": 3} if "completions" in path else {} if "embeddings" in path else {"max_length": 60}
-        body |= short
-        body |= {name: rng.choice(values) for name in rng.sample(names, rng.randrange(4))}
+        short = {"max_tokens": 3} if "completions" in path else {"max_output_tokens": 3} if "responses" in path else {}
+        body |= short if path.startswith("/v1") or "token" in path else {"max_length": 60}
+        body |= {name: rng.choice(values) for name in rng.sample(names, min(rng.randrange(4), len(names)))}
         response = live.http.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
         assert response.status_code < 500, (number, path, body, response.text)
         assert '"server_error"' not in response.text, (number, path, body, response.text)

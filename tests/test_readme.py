@@ -108,7 +108,7 @@ def test_the_clients_of_the_api_run(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     pytest.importorskip("requests")
     monkeypatch.chdir(ROOT)
     found = blocks("docs/http_api.md", "py")
-    assert len(found) == 2
+    assert len(found) == 3
     with serve(ChatEngine(*chatglm.load())) as live:
         address = str(live.http.base_url).rstrip("/")
         for block in found:

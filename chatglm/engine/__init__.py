@@ -5,9 +5,10 @@ the next token of every request. Each request has a `Stream` of steps.
 """
 
 from .errors import EngineStoppedError, PromptTooLongError, QueueFullError
+from .logprobs import TokenLogprob
 from .request import AS_LOADED, CLIENT, AdapterName, Request
 from .scheduler import Scheduler, Statistics
-from .stream import EngineStep, Stream, TokenLogprob
+from .stream import EngineStep, Stream
 from .worker import Engine
 
 __all__ = [

@@ -113,7 +113,7 @@ class Batch:
 
     def place(self, request: Request) -> int:
         """Gives the request a row after the busy ones; returns how many of its tokens the row already holds."""
-        source, common = self._best_prefix(request.ids, request.adapter)
+        source, common = self._best_prefix(request.ids, request.adapter, request.reusable)
         if source >= self.busy and 4 * common >= 3 * len(self.rows[source].ids):
             target = source  # the request continues its conversation
         else:
@@ -126,13 +126,17 @@ class Batch:
         self.busy += 1
         return common
 
-    def _best_prefix(self, ids: list[int], adapter: str | None) -> tuple[int, int]:
-        """Returns the row with the longest common prefix with `ids`, and its length, at most all ids but the last."""
+    def _best_prefix(self, ids: list[int], adapter: str | None, reusable: int) -> tuple[int, int]:
+        """Returns the row with the longest common prefix with `ids`, and its length, at most all ids but the last.
+
+        Args:
+            reusable: the maximum length of the prefix.
+        """
         best, most = -1, 0
         for index, row in enumerate(self.rows):
             if row.adapter != adapter:
                 continue
-            common = min(len(row.ids), len(ids) - 1)
+            common = min(len(row.ids), len(ids) - 1, reusable)
             if row.ids[:common] != ids[:common]:
                 common = next(i for i in range(common) if row.ids[i] != ids[i])
             common = self._model.reusable_prefix(ids, common)

@@ -14,7 +14,8 @@ from ..decoding.choosing import TokenChooser
 from ..decoding.options import GenerationOptions
 from ..decoding.steps import FinishReason
 from ..decoding.text import AnswerText
-from .stream import EngineStep, Stream, TokenLogprob
+from .logprobs import PromptLogprobs, TokenLogprob, token_logprobs
+from .stream import EngineStep, Stream
 
 
 class AsLoaded(Enum):
@@ -41,6 +42,8 @@ class Request:
             probabilities.
         decode_ids: see `AnswerText`.
         adapter: the name of the adapter to use, or None.
+        prompt_logprobs: collects those of the prompt; None reports none.
+        answers: whether an answer is wanted; without one, the request ends when its prompt has been read.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class Request:
         top_logprobs: int | None,
         decode_ids: Callable[[list[int]], str],
         adapter: str | None,
+        prompt_logprobs: PromptLogprobs | None = None,
+        answers: bool = True,
     ) -> None:
         self.ids = list(ids)  # of prompt and answer
         self.adapter = adapter
@@ -60,7 +65,10 @@ class Request:
         self.prompt_tokens = len(ids)
         self.cached_tokens = 0
         self.stream = Stream()
+        self.answers = answers
         self.began = time.perf_counter()
+        self._queue_seconds = 0.0
+        self._prompt_logprobs = prompt_logprobs
         self._chooser: TokenChooser | None = None
         self._answer = AnswerText(options, decode_ids)
         self._shown = ""
@@ -69,6 +77,7 @@ class Request:
         """Makes the tensors on the device, once: a request that starts again continues where it was."""
         if self._chooser is not None:
             return
+        self._queue_seconds = time.perf_counter() - self.began
         self._chooser = TokenChooser(model, self.options, self.prompt_tokens, self.limit, model.device)
         # (1, limit): padded with the last id of the sequence, which does not change any positions.
         self.sequence = torch.tensor([self.ids + self.ids[-1:] * (self.limit - len(self.ids))], device=model.device)
@@ -84,6 +93,20 @@ class Request:
     def is_cancelled(self) -> bool:
         return self.stream.cancelled or (self.options.cancel is not None and self.options.cancel.is_set())
 
+    @property
+    def reusable(self) -> int:
+        """How many tokens of another row's cache the request may reuse."""
+        return len(self.ids) if self._prompt_logprobs is None else self._prompt_logprobs.reusable
+
+    def scores_needed(self, start: int, end: int) -> int:
+        """After how many tokens at the end of this chunk of the prompt the request needs scores: 1 or more."""
+        return 1 if self._prompt_logprobs is None else self._prompt_logprobs.needed(start, end)
+
+    def read(self, scores: torch.Tensor, end: int) -> None:
+        """Takes the scores (tokens, vocabulary) after the last tokens of a chunk. Raises NonFiniteLogitsError."""
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs.read(scores, end)
+
     def advance(self, scores: torch.Tensor) -> FinishReason | None:
         """Chooses the next token from `scores` (1, vocabulary) and streams it; returns why it is the last, or None.
 
@@ -94,10 +117,7 @@ class Request:
         token_id = choice.token_ids[0]
         logprob = None
         if self.top_logprobs is not None:
-            logprobs = scores[0].log_softmax(-1)
-            values, indices = logprobs.topk(self.top_logprobs)
-            top = list(zip(indices.tolist(), values.tolist(), strict=True))
-            logprob = TokenLogprob(token_id, float(logprobs[token_id]), top)
+            logprob = token_logprobs(scores, [token_id], self.top_logprobs)[0]
         self.sequence[0, len(self.ids)] = token_id
         self.ids.append(token_id)
         return self._hand_over(token_id, choice.finish_reason, logprob)
@@ -106,11 +126,18 @@ class Request:
         """Ends the stream with the reason "cancelled"."""
         self._hand_over(None, "cancelled")
 
+    def end_read(self) -> None:
+        """Ends the stream of a request that wants no answer, with the reason "length"."""
+        self._hand_over(None, "length")
+
     def _hand_over(
         self, token_id: int | None, reason: FinishReason | None, logprob: TokenLogprob | None = None
     ) -> FinishReason | None:
         text, reason = self._answer.push(token_id, reason)
         delta, self._shown = text[len(self._shown) :], text
         counts = (self.prompt_tokens, self.cached_tokens, self._answer.tokens)
-        self.stream.put(EngineStep(token_id, "", reason, *counts, time.perf_counter() - self.began, delta, logprob))
+        prompt = self._prompt_logprobs.found if self._prompt_logprobs is not None else None
+        self._prompt_logprobs = None  # handed over once; a preempted request need not find them again
+        seconds = time.perf_counter() - self.began
+        self.stream.put(EngineStep(token_id, "", reason, *counts, seconds, delta, logprob, prompt, self._queue_seconds))
         return reason

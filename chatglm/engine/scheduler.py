@@ -32,6 +32,7 @@ from ..cache.rows import ROW_STEP
 from ..generation import GenerationOptions, piece_end
 from .batch import Batch, affordable_tokens
 from .errors import PromptTooLongError
+from .logprobs import PromptLogprobs
 from .request import AS_LOADED, AdapterName, AsLoaded, Request
 
 #: Maximum number of prompt tokens that a step reads, so that a long prompt does not stall the running answers.
@@ -113,6 +114,11 @@ class Scheduler:
         """Number of tokens that the rows hold, and their size in bytes."""
         return sum(len(row.ids) for row in list(self._batch.rows)), self._batch.cache.size
 
+    @property
+    def used(self) -> float:
+        """The share of `cache_tokens` that running requests hold."""
+        return sum(len(row.ids) for row in list(self._batch.rows) if row.request is not None) / self.cache_tokens
+
     def adapter_named(self, name: AdapterName) -> str | None:
         """Returns the adapter that `name` stands for. Raises ValueError if there is none."""
         if isinstance(name, AsLoaded):
@@ -127,12 +133,15 @@ class Scheduler:
         options: GenerationOptions,
         top_logprobs: int | None = None,
         adapter: AdapterName = AS_LOADED,
+        prompt_logprobs: int | None = None,
+        answers: bool = True,
     ) -> Request:
-        """Makes a request for an answer to the prompt `ids`; pass it to `add`.
+        """Makes a request for an answer to the prompt `ids`; pass it to `add`. The arguments are `submit_all`'s.
 
         Raises:
             PromptTooLongError: the prompt leaves no room for an answer, in the context or the cache.
-            ValueError: `ids` are not a prompt for this model, or there is no such adapter.
+            ValueError: `ids` are not a prompt for this model, no token of the prompt has a probability that was asked
+                for, or there is no such adapter.
         """
         adapter = self.adapter_named(adapter)
         if not ids:
@@ -140,12 +149,17 @@ class Scheduler:
         vocabulary = self._model.config.vocab_size
         if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU, one wrong id would crash the process
             raise ValueError(f"token ids must be from 0 to {vocabulary - 1}")
-        try:
-            limit = options.room_for(len(ids), min(self._context, self.cache_tokens))
-        except ValueError as error:
-            raise PromptTooLongError(str(error)) from error
+        limit, room = len(ids), min(self._context, self.cache_tokens)
+        if answers:
+            try:
+                limit = options.room_for(len(ids), room)
+            except ValueError as error:
+                raise PromptTooLongError(str(error)) from error
+        elif len(ids) > room:
+            raise PromptTooLongError(f"the prompt has {len(ids)} tokens, and the model reads at most {room}")
         self._model.positions_from(torch.tensor([list(ids)]), 0)  # for its errors
-        return Request(ids, options, limit, top_logprobs, self._decode_ids, adapter)
+        told = None if prompt_logprobs is None else PromptLogprobs(self._model, ids, prompt_logprobs)
+        return Request(ids, options, limit, top_logprobs, self._decode_ids, adapter, told, answers)
 
     def add(self, request: Request) -> None:
         """Puts a request at the end of the queue."""
@@ -250,7 +264,7 @@ class Scheduler:
         if self._batch.busy == self._max_batch:
             return False
         # Room for a few tokens each, or the next step would have to preempt a request again.
-        spare = min(ROW_STEP // 2, request.limit - len(request.ids)) if self._batch.busy else 1
+        spare = min(ROW_STEP // 2 if self._batch.busy else 1, request.limit - len(request.ids))
         return self._batch.make_room(self._batch.busy + 1, max(len(request.ids), self._batch.longest()) + spare)
 
     def _take_back_for(self, client: str) -> bool:
@@ -279,15 +293,21 @@ class Scheduler:
         self._batch.cache.select_row(index, start)
         try:
             self.use(request.adapter)
-            scores = self._forward(request.sequence[:, start:end], request.positions[..., start:end])
+            scores = self._forward(
+                request.sequence[:, start:end], request.positions[..., start:end], request.scores_needed(start, end)
+            )
+            request.read(scores[0], end)
         except Exception as error:  # most likely out of memory, because of this request
             self._blame(error)
             self._fail(self._batch.release(index, damaged=True), error)
             return end - start
         row.ids = ids[:end]
-        if end == len(ids):
+        if end == len(ids) and request.answers:
             self._batch.answering += 1
-            self._deliver(scores, index)
+            self._deliver(scores[:, -1], index)
+        elif end == len(ids):
+            request.end_read()
+            self._ended(self._batch.release(index), "length")
         return end - start
 
     def _answer_step(self) -> None:
@@ -317,7 +337,7 @@ class Scheduler:
             self._batch.cache.select_rows(first, lengths, self._model.device)
         try:
             self.use(requests[0].adapter)
-            scores = self._forward(tokens, positions)
+            scores = self._forward(tokens, positions)[:, -1]
         except Exception as error:
             self._blame(error)
             for index in reversed(range(first, end)):
@@ -328,18 +348,18 @@ class Scheduler:
         self.statistics.steps += 1
         self._deliver(scores, first)
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Returns the scores (rows, vocabulary) after the last of `ids` (rows, tokens)."""
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, keep: int = 1) -> torch.Tensor:
+        """Returns the scores (rows, keep, vocabulary) after the last `keep` of `ids` (rows, tokens)."""
         outputs = self._model(
             input_ids=ids,
             position_ids=positions,
             attention_mask=self._batch.cache.mask,
             past_key_values=self._batch.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
         self._faults = 0
-        return outputs.logits[:, -1].float().to(self._model.device)
+        return outputs.logits[:, -keep:].float().to(self._model.device)
 
     def _blame(self, error: Exception) -> None:
         """One failed forward may be the fault of its request; three in a row are not."""

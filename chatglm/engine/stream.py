@@ -7,26 +7,24 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..decoding.steps import GenerationStep
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """Natural logarithms of the model's probabilities before temperature and penalties; `top`: the likeliest tokens."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]]
+from .logprobs import TokenLogprob
 
 
 @dataclass(frozen=True)
 class EngineStep(GenerationStep):
-    """A `GenerationStep` of the engine: `delta` is the new part of `text`, `logprob` is there if requested."""
+    """A `GenerationStep` of the engine: `delta` is the new part of `text`, `logprob` is there if requested.
+
+    The first step has the `prompt_logprobs`, if requested: one entry per token, None where nothing predicts it.
+    `queue_seconds` passed before the engine began to read the prompt. `token_id` is also None if no answer was wanted.
+    """
 
     delta: str
     logprob: TokenLogprob | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    queue_seconds: float = 0.0
 
 
 class Stream:
@@ -68,17 +66,7 @@ class Stream:
             raise item
         self._ended = item.finish_reason is not None
         self._text += item.delta
-        return EngineStep(
-            item.token_id,
-            self._text,
-            item.finish_reason,
-            item.prompt_tokens,
-            item.cached_tokens,
-            item.completion_tokens,
-            item.seconds,
-            item.delta,
-            item.logprob,
-        )
+        return replace(item, text=self._text)
 
     def __iter__(self) -> Iterator[EngineStep]:
         return self

@@ -91,6 +91,11 @@ class Engine:
         """Number of tokens that the rows hold, and their size in bytes."""
         return self._scheduler.cached
 
+    @property
+    def used(self) -> float:
+        """The share of `cache_tokens` that running requests hold."""
+        return self._scheduler.used
+
     def submit(
         self,
         ids: Sequence[int],
@@ -106,6 +111,8 @@ class Engine:
         requests: Sequence[tuple[Sequence[int], GenerationOptions]],
         top_logprobs: int | None = None,
         adapter: AdapterName = AS_LOADED,
+        prompt_logprobs: int | None = None,
+        answers: bool = True,
     ) -> list[Stream]:
         """Starts all of these answers, or none.
 
@@ -113,6 +120,8 @@ class Engine:
             requests: for each, the ids of its prompt and the options of its answer.
             top_logprobs: report the probability of each token and of this many likeliest ones; None reports none.
             adapter: the one that all of them use.
+            prompt_logprobs: the same for the tokens of the prompts.
+            answers: with False, each request ends, with the reason "length", when its prompt has been read.
 
         Raises:
             PromptTooLongError: a prompt leaves no room for an answer, in the context or the cache.
@@ -121,7 +130,10 @@ class Engine:
             EngineStoppedError: the engine was closed, or failed.
         """
         self.check_places(len(requests))
-        made = [self._scheduler.make_request(ids, options, top_logprobs, adapter) for ids, options in requests]
+        made = [
+            self._scheduler.make_request(ids, options, top_logprobs, adapter, prompt_logprobs, answers)
+            for ids, options in requests
+        ]
         with self._changed:
             self._check_open()
             self._take_places(made)

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
-from . import legacy, openai
+from . import legacy, openai, tokens
 from .chat_engine import ChatEngine
 from .clients import Clients
 from .connections import BACKLOG, HEADER_SECONDS, Connection, Limits, affordable_connections
@@ -26,6 +26,7 @@ from .errors import ApiError, bad_request, validation_message
 from .gate import Gate
 from .grammar import Grammars
 from .logs import LineLimit
+from .openai.responses_store import ResponseStore
 from .service import Json, Service
 
 #: Maximum size of a request in bytes. A context of 32k tokens in Chinese is about 200 kB.
@@ -89,8 +90,10 @@ def create_app(
 
     app = FastAPI(title="ChatGLM", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     app.state.service, app.state.grammars = service, grammars
+    app.state.responses = ResponseStore()
     app.include_router(openai.router)
     app.include_router(legacy.router)
+    app.include_router(tokens.router)
 
     @app.get("/health", tags=["server"])
     async def health() -> Response:

@@ -53,7 +53,7 @@ class Service:
             raise ValueError(f"the model and an adapter are both called {both[0]!r}: give one of them another name")
         self.names, self.adapters, self.timeout = [*adapters, *names], list(adapters), timeout
         self.created = int(time.time())
-        self.metrics = Metrics()
+        self.metrics = Metrics(names[0])
         self.loaded: ChatEngine | None = None
         self.failure: BaseException | None = None
 
@@ -85,19 +85,28 @@ class Service:
 
     async def steps(self, stream: Stream) -> AsyncIterator[EngineStep]:
         """Yields the steps of an answer and measures them. Raises ApiError for whatever ends it early."""
+        before: EngineStep | None = None
         try:
             async for step in stream:
-                if step.completion_tokens == 1 and step.token_id is not None:
-                    self.metrics.first_token.add(step.seconds)
+                self._measure(step, before)
+                before = step
                 if step.finish_reason == "cancelled":
                     raise ApiError(504, f"the answer took longer than {self.timeout:g} s", code="timeout")
-                if step.finish_reason is not None:
-                    self.metrics.answer.add(step.seconds)
                 yield step
         except ApiError:
             raise
         except Exception as error:
             raise ApiError.of(error) from error
+
+    def _measure(self, step: EngineStep, before: EngineStep | None) -> None:
+        if before is None and step.finish_reason != "cancelled":
+            self.metrics.queue.add(step.queue_seconds)
+        if step.token_id is not None and before is None:
+            self.metrics.first_token.add(step.seconds)
+        elif step.token_id is not None and before is not None:
+            self.metrics.between_tokens.add(step.seconds - before.seconds)
+        if step.finish_reason in ("stop", "length"):
+            self.metrics.answer.add(step.seconds)
 
     @contextlib.contextmanager
     def limited(self, streams: Sequence[Stream]) -> Iterator[None]:
@@ -130,11 +139,16 @@ async def in_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) 
 
 
 def submit(
-    engine: ChatEngine, requests: Sequence[Any], adapter: str | None, top_logprobs: int | None = None
+    engine: ChatEngine,
+    requests: Sequence[Any],
+    adapter: str | None,
+    top_logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+    answers: bool = True,
 ) -> list[Stream]:
     """`engine.submit_all` with its errors as ApiError."""
     try:
-        return engine.submit_all(requests, top_logprobs, adapter)
+        return engine.submit_all(requests, top_logprobs, adapter, prompt_logprobs, answers)
     except Exception as error:
         raise ApiError.of(error) from error
 
@@ -173,11 +187,11 @@ class Json(JSONResponse):
         return dumps(content).encode()
 
 
-async def _events(items: AsyncGenerator[Any, None], done: str | None) -> AsyncGenerator[str, None]:
+async def _events(items: AsyncGenerator[Any, None], done: str | None, named: bool) -> AsyncGenerator[str, None]:
     async with contextlib.aclosing(items):
         try:
             async for item in items:
-                yield f"data: {dumps(item)}\n\n"
+                yield (f"event: {item['type']}\n" if named else "") + f"data: {dumps(item)}\n\n"
         except ApiError as error:
             yield f"data: {dumps(error.body)}\n\n"
     if done is not None:
@@ -190,10 +204,11 @@ class EventStream(StreamingResponse):
     Args:
         items: closed when the client disconnects.
         done: text of the last event.
+        named: each value has the name of its event under "type".
     """
 
-    def __init__(self, items: AsyncGenerator[Any, None], done: str | None = None) -> None:
-        self._generator = _events(items, done)
+    def __init__(self, items: AsyncGenerator[Any, None], done: str | None = None, named: bool = False) -> None:
+        self._generator = _events(items, done, named)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(self._generator, media_type="text/event-stream", headers=headers)
 

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor
 from ...generation import GenerationOptions
 from ..errors import ApiError
 from .neutral import without_neutral
-from .penalties import AnswerPenalties
+from .penalties import AnswerPenalties, LogitBias
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -27,6 +27,8 @@ Prompts = (
     | Annotated[list[str], Field(max_length=MOST_PROMPTS, fail_fast=True)]
     | Annotated[list[TokenIds], Field(max_length=MOST_PROMPTS, fail_fast=True)]
 )
+#: Token id -> bias.
+Bias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]], Field(max_length=1024)]
 StopText = Annotated[str, Field(max_length=1024)]
 
 
@@ -70,14 +72,12 @@ class Sampling(Body):
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    logit_bias: Bias | None = None
     # Accepted only where it has no effect.
-    logit_bias: dict[str, float] | None = None
     user: str | None = None
 
     def check(self) -> None:
         """Raises ApiError for values that are not supported."""
-        if any((self.logit_bias or {}).values()):
-            raise ApiError(400, "logit_bias is not supported", param="logit_bias", code="unsupported_parameter")
         if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
             raise ApiError(400, "stream_options are for stream = true", param="stream_options")
         if (isinstance(self.stop, str) and not self.stop) or (isinstance(self.stop, list) and "" in self.stop):
@@ -94,10 +94,19 @@ class Sampling(Body):
         }  # fmt: skip
         return {name: value for name, value in values.items() if value is not None}
 
-    def penalties(self, prompt_tokens: int) -> list[LogitsProcessor]:
-        """Returns the processors for an answer after `prompt_tokens` tokens that the penalties ask for."""
+    def penalties(self, prompt_tokens: int, vocabulary: int) -> list[LogitsProcessor]:
+        """Returns the processors that penalties and biases ask for.
+
+        Args:
+            prompt_tokens: number of tokens before the answer.
+            vocabulary: number of tokens of the model.
+
+        Raises:
+            ApiError: (400) a bias is for a token that the model does not have.
+        """
         presence, frequency = self.presence_penalty or 0.0, self.frequency_penalty or 0.0
-        return [AnswerPenalties(presence, frequency, prompt_tokens)] if presence or frequency else []
+        given = [AnswerPenalties(presence, frequency, prompt_tokens)] if presence or frequency else []
+        return [*given, *([LogitBias(self.logit_bias, vocabulary)] if self.logit_bias else [])]
 
     def choices(self, make: Callable[..., GenerationOptions]) -> list[GenerationOptions]:
         """Returns the options of every choice; with a seed, each choice has a different one."""

@@ -18,7 +18,8 @@ from ..grammar import Grammar, Grammars
 from ..service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
 from ..tool_grammar import FollowCalls, compile_arguments
 from .chat_body import ChatBody
-from .logprobs import chat_logprobs, told
+from .logprobs import chat_logprobs, prompt_logprobs, told
+from .prefill import ContinuedMessage, chat_ids, check_prefill
 from .streams import Usage, head_of, merged
 from .tool_results import in_call_order
 
@@ -28,21 +29,51 @@ router = APIRouter()
 @router.post("/chat/completions")
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     service = service_of(request)
-    engine = service.engine
-    adapter = service.adapter_of(body.model)
-    body.check()
-    requests, grammar = await in_thread(_chat_requests, engine, body, request.app.state.grammars)
-    streams = submit(engine, requests, adapter, (body.top_logprobs or 0) if body.logprobs else None)
-    tools = [function.name for function in body.offered()]
-    at_most_one = body.parallel_tool_calls is False or body.functions is not None
-    answers = [
-        grammar.answer(engine.tokenizer, options) if grammar else AssistantMessage(engine.tokenizer, tools, at_most_one)
-        for _, options in requests
-    ]
+    streams, answers = await start_chat(request, body)
     head = head_of("chatcmpl", "chat.completion", service, body)
     if body.stream:
         return EventStream(_chat_chunks(service, body, streams, answers, head), done="[DONE]")
     return await unless_gone(request, _chat_whole(service, body, streams, answers, head))
+
+
+async def start_chat(request: Request, body: ChatBody) -> tuple[list[Stream], list[AssistantMessage]]:
+    """Checks a request and starts its answers: for each choice its stream, and what makes a message of it.
+
+    Raises ApiError.
+    """
+    service = service_of(request)
+    engine = service.engine
+    adapter = service.adapter_of(body.model)
+    body.check()
+    check_prefill(body)
+    requests, grammar = await in_thread(_chat_requests, engine, body, request.app.state.grammars)
+    top = (body.top_logprobs or 0) if body.logprobs else None
+    streams = submit(engine, requests, adapter, top, body.prompt_logprobs)
+    return streams, [_answer(engine, body, options, grammar) for _, options in requests]
+
+
+def _answer(
+    engine: ChatEngine, body: ChatBody, options: GenerationOptions, grammar: Grammar | None
+) -> AssistantMessage:
+    if grammar is not None:
+        return grammar.answer(engine.tokenizer, options)
+    tools = [function.name for function in body.offered()]
+    at_most_one = body.parallel_tool_calls is False or body.functions is not None
+    if body.continue_final_message:
+        return ContinuedMessage(engine.tokenizer, options, body.messages[-1], tools, at_most_one)
+    return AssistantMessage(engine.tokenizer, tools, at_most_one)
+
+
+def prompt_ids(engine: ChatEngine, body: ChatBody) -> list[int]:
+    """Returns the ids of the prompt. Raises ApiError (400), TypeError or ValueError for what the model cannot read."""
+    chat_format = engine.tokenizer.chat_format
+    messages = [message.model_dump(exclude_none=True) for message in in_call_order(body.messages)]
+    offered = body.described()
+    if offered and not chat_format.knows_tools:
+        others = names_of(lambda format: format.knows_tools, "is", "are", short=True)
+        reason = f"this model was not trained to call tools, {others}: describe them in the prompt"
+        raise ApiError(400, reason, param="tools")
+    return chat_ids(engine.tokenizer, body, messages, offered)
 
 
 def _chat_requests(
@@ -50,14 +81,8 @@ def _chat_requests(
 ) -> tuple[list[tuple[list[int], GenerationOptions]], Grammar | None]:
     """Returns the requests, and the grammar of the answers if they have one."""
     tokenizer, chat_format = engine.tokenizer, engine.tokenizer.chat_format
-    messages = [message.model_dump(exclude_none=True) for message in in_call_order(body.messages)]
-    offered = body.described()
-    if offered and not chat_format.knows_tools:
-        others = names_of(lambda format: format.knows_tools, "is", "are", short=True)
-        reason = f"this model was not trained to call tools, {others}: describe them in the prompt"
-        raise ApiError(400, reason, param="tools")
     choices = body.choices(lambda **settings: engine.model.turn_options(tokenizer, **settings))
-    ids = chat_format.encode_chat(tokenizer, messages, offered)
+    ids = prompt_ids(engine, body)
     before = len(ids)
     schema, forced = body.schema_wanted(), body.forced_names()
     grammar = None if schema is None else grammars.compile(tokenizer, schema)
@@ -68,7 +93,7 @@ def _chat_requests(
     next_message = tokenizer.get_command(chat_format.answer_token) if calls else 0
     for options in choices:
         options.logits_processor = [
-            *body.penalties(before),
+            *body.penalties(before, engine.model.config.vocab_size),
             *([StartWith(starts, before)] if forced is not None else []),
             *([FollowCalls(calls, before, next_message)] if calls else []),
             *([grammar.processor(len(ids))] if grammar is not None else []),
@@ -79,7 +104,7 @@ def _chat_requests(
 async def _chat_whole(
     service: Service, body: ChatBody, streams: list[Stream], answers: list[AssistantMessage], head: dict[str, Any]
 ) -> Response:
-    usage, choices = Usage(), []
+    usage, choices, read = Usage(), [], None
     with service.limited(streams):
         for index, (stream, answer) in enumerate(zip(streams, answers, strict=True)):
             tokens: list[TokenLogprob] = []
@@ -89,6 +114,7 @@ async def _chat_whole(
                 tokens += told(service.engine, step)
                 reason = step.finish_reason or reason
                 usage.see(index, step)
+                read = step.prompt_logprobs or read
             message: dict[str, Any] = {"role": "assistant", "content": answer.content}
             if answer.calls:
                 message["content"] = answer.content or None
@@ -101,7 +127,10 @@ async def _chat_whole(
                     "finish_reason": _finish_reason(body, answer, reason),
                 }
             )
-    return Json(head | {"choices": choices, "usage": usage.body()})
+    body_of_prompt = {}
+    if body.prompt_logprobs is not None:
+        body_of_prompt["prompt_logprobs"] = prompt_logprobs(service.engine, read, body.prompt_logprobs)
+    return Json(head | {"choices": choices, "usage": usage.body()} | body_of_prompt)
 
 
 def _whole_calls(body: ChatBody, calls: list[Call]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pydantic import (
 from ..errors import ApiError
 from ..tool_grammar import schema_of
 from .bodies import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, Count, Sampling
+from .logprobs import MOST_LOGPROBS
 from .neutral import without_records
 
 
@@ -139,6 +140,11 @@ class ChatBody(Sampling):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    #: vLLM's: the log probabilities of the prompt's tokens, by id.
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    #: vLLM's: continue the last message, which is the assistant's.
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     response_format: ResponseFormat | None = None
     tools: (
         Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True), BeforeValidator(wrapped_tools)] | None
@@ -176,8 +182,9 @@ class ChatBody(Sampling):
             raise ApiError(400, "top_logprobs need logprobs = true", param="top_logprobs")
         if self.functions and self.tools:
             raise ApiError(400, "give tools or functions (the older name), not both", param="functions")
-        if self.messages[-1].role == "assistant":
-            raise ApiError(400, "the last message is the assistant's: there is nothing to answer", param="messages")
+        if self.stream and self.prompt_logprobs is not None:
+            reason = "prompt_logprobs are not available in a stream: leave out stream"
+            raise ApiError(400, reason, param="prompt_logprobs", code="unsupported_parameter")
         forced = self.forced_names()
         offered = {function.name for function in self.offered()}
         if forced is not None and not (offered and offered.issuperset(forced)):
