@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 
 import web_demo
+from chatglm.conversation import chat_format
+from chatglm.front.session import Session
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page's tests need the Python package playwright")
 expect = sync_api.expect
@@ -845,6 +847,61 @@ def test_a_chat_is_renamed_and_found(visit: Callable[..., Visitor]) -> None:
     visitor.open_side()
     expect(visitor.chats).to_have_text(["My <b>animal</b>", "a cat"])
     expect(title).to_have_value("My <b>animal</b>")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_chats_are_exported_and_imported(visit: Callable[..., Visitor], version: int, tmp_path: Path) -> None:
+    def export(button: str) -> Path:
+        with visitor.page.expect_download() as download:
+            visitor.page.locator(button).click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        return path
+
+    visitor = visit(version)
+    visitor.open_side()
+    if version == 3:
+        visitor.page.locator("#system textarea").fill("Be brief.")
+    visitor.page.locator("#temperature input[type=number]").fill("0.25")
+    visitor.page.locator("#temperature input[type=number]").blur()
+    visitor.ask_and_wait("what?")
+    visitor.ask_and_wait("formula")
+    markdown = export("#export-markdown")
+    assert markdown.name == "what.md"
+    text = markdown.read_text(encoding="utf-8")
+    assert text.startswith("# what?\n\n**") and "\\sqrt{2}" in text and text.count("**You:**") == 2
+    assert ("Be brief." in text) == (version == 3)
+    one = export("#export-json")
+    session = Session(chat_format(version))
+    session.load(one)  # the terminal reads it too
+    assert len(session.history) == (5 if version == 3 else 2)
+    visitor.page.locator("#new").click()
+    expect(visitor.questions).to_have_count(0)
+    visitor.ask_and_wait("another")
+    everything = export("#export-all")
+    terminals = tmp_path / "terminal.json"
+    session.undo()
+    session.save(terminals)
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"history": [1]}', encoding="utf-8")
+
+    other = visit(version)
+    other.open_side()
+    for files, found in (
+        ([one], ["what?"]),
+        ([everything], ["another", "what?"]),
+        ([everything, terminals, wrong], ["what?", "another", "what?"]),
+    ):
+        with other.page.expect_file_chooser() as chooser:
+            other.page.locator("#import").click()
+        chooser.value.set_files(files)
+        expect(other.chats).to_have_text(found)
+    expect(other.page.locator("#notice")).to_contain_text("wrong.json holds no chat of this model")
+    other.chats.last.click()
+    expect(other.answers.last.locator("math")).to_have_count(3)
+    assert other.settings()["temperature"] == 0.25
+    if version == 3:
+        assert other.history()[0] == {"role": "system", "content": "Be brief."}
 
 
 def test_on_a_phone(visit: Callable[..., Visitor]) -> None:

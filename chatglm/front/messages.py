@@ -103,6 +103,15 @@ PAGE: dict[str, dict[str, str]] = {
     "chats": {"zh": "历史对话（只保存在此浏览器中）", "en": "Chats (kept in this browser only)"},
     "search": {"zh": "搜索对话", "en": "Search the chats"},
     "rename": {"zh": "此对话的标题", "en": "Title of this chat"},
+    "export_markdown": {"zh": "导出此对话（Markdown）", "en": "Export this chat (Markdown)"},
+    "export_json": {"zh": "导出此对话（JSON）", "en": "Export this chat (JSON)"},
+    "export_all": {"zh": "导出全部对话（JSON）", "en": "Export all chats (JSON)"},
+    "import": {"zh": "导入对话", "en": "Import chats"},
+    "imported": {"zh": "已导入 {count} 个对话。", "en": "Chats imported: {count}."},
+    "not_a_chat": {
+        "zh": "{file} 不是此模型的对话，已跳过。",
+        "en": "{file} holds no chat of this model and was left out.",
+    },
     "logout": {"zh": "退出登录", "en": "Log out"},
     "interrupted": {"zh": "回答在此中断", "en": "The answer was interrupted here"},
     "two_chats": {

@@ -1,4 +1,4 @@
-"""Keeps a visitor's chats in the browser: the script store.js, and how the page's events call it.
+"""Keeps a visitor's chats in the browser: the scripts store.js and files.js, and how the page's events call them.
 
 The server keeps no chats: store.js says what is kept, and what happens when several tabs change it.
 """
@@ -16,7 +16,7 @@ from ..messages import PAGE, TERMINAL
 KNOBS = ("adapter", "system", "tools", "max_length", "top_p", "temperature")
 CAPACITY = 5 * 2**20  # characters that browsers keep for one address
 _TEXTS = (
-    "store_full", "store_almost_full", "store_blocked", "two_chats",
+    "store_full", "store_almost_full", "store_blocked", "two_chats", "imported", "not_a_chat", "system",
 )  # fmt: skip
 _SPEAKERS = ("user", "assistant", "observation")
 
@@ -39,7 +39,7 @@ def script(chat_format: ChatFormat) -> str:
         "capacity": CAPACITY,
         "texts": texts,
     }
-    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("store.js",)]
+    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("store.js", "files.js")]
     body = "\n".join(sources).replace("= CONFIG", f"= {json.dumps(config, ensure_ascii=False)}", 1)
     return f"(...values) => {{\n{body}\nreturn restore(...values)\n}}"
 

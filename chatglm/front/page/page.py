@@ -148,6 +148,11 @@ class Page:
                 0, max(1, begin["temperature"]), begin["temperature"], step=0.01, label=text("temperature"),
                 info=text("temperature_info"), elem_id="temperature",
             )  # fmt: skip
+            with gr.Row():
+                self.export_markdown = gr.Button(text("export_markdown"), size="sm", elem_id="export-markdown")
+                self.export_json = gr.Button(text("export_json"), size="sm", elem_id="export-json")
+                self.export_all = gr.Button(text("export_all"), size="sm", elem_id="export-all")
+                self.import_files = gr.Button(text("import"), size="sm", elem_id="import")
             self.logout = gr.Button(text("logout"), size="sm", visible=self.signed_in, elem_id="logout")
         sliders = [self.max_length, self.top_p, self.temperature]
         self.knobs: list[Any] = [self.adapter, self.system, self.tools, *sliders]  # in the order of KNOBS
@@ -209,7 +214,10 @@ class Page:
         self.side.expand(None, None, listed, js=call("shown"))  # another tab may have changed some
         self.search.change(None, self.search, listed, js=call("search"))
         gr.on([self.title.submit, self.title.blur], None, self.title, listed, js=call("rename"))
-        self.logout.click(None, js=call("logout"))
+        self.import_files.click(None, None, listed, js=call("importFiles"))
+        buttons = [self.export_markdown, self.export_json, self.export_all, self.logout]
+        for button, function in zip(buttons, ("exportMarkdown", "exportJson", "exportAll", "logout"), strict=True):
+            button.click(None, js=call(function))
         self.delete.click(None, None, listed, js=call("forget")).then(self.start, None, self._shown, **leaving)
 
     @property

@@ -8,7 +8,7 @@
 // A write names its chat and replaces only the revision that this tab has seen last. If another tab has changed the
 // chat since, what this tab has becomes a second chat. Nothing is ever removed to make room.
 //
-// This file is the body of a function, in which CONFIG holds what depends on the model.
+// This file and files.js are the body of one function, in which CONFIG holds what depends on the model.
 
 const {generation, hasRoles, toolsPrompt, knobs, texts, capacity} = CONFIG
 const user = window.gradio_config?.username
