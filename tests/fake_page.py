@@ -26,7 +26,8 @@ ANSWERS = {
 
 
 class FakeEngine:
-    """Answers with its settings, its history or a text above, or repeats the question. "forever" never ends."""
+    """Answers with its settings, its history or a text above, or repeats the question. "forever" never ends, "silent"
+    says nothing for as long, "half" fails in the middle."""
 
     def __init__(self, model: Any, tokenizer: Any, *, max_batch: int) -> None:
         self.has_roles = tokenizer.chat_format.has_roles
@@ -70,6 +71,11 @@ class FakeEngine:
             for number in itertools.count():
                 yield f"{number} "
                 cancel.wait(0.01)
+        elif query == "silent":
+            cancel.wait()
+        elif query == "half":
+            yield "```python\nhalf"
+            raise ValueError("it <b>broke</b>")
         elif query == "settings":
             yield json.dumps(settings, sort_keys=True)
         elif query == "history":

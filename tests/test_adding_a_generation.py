@@ -107,9 +107,9 @@ with ChatEngine(model, tokenizer, max_batch=1) as engine:
         lambda question, history, settings, cancel: engine.chat(question, history, cancel=cancel, **settings),
         tokenizer.chat_format, {"max_new_tokens": 8},
     )
-    pending = page.ask("Hi", [], request)[page.turn]
+    pending = page.ask("Hi", None, request)[page.place]
     *_, last = page.reply(pending, "", "Be brief.", "", 0, 1, 0, request)
-print(json.dumps([page.name, page.system.visible, last[page.history]]))
+print(json.dumps([page.name, page.system.visible, last[page.place]["history"]]))
 """
 
 

@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 
 import web_demo
+from chatglm.conversation import chat_format
+from chatglm.front.session import Session
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page's tests need the Python package playwright")
 expect = sync_api.expect
@@ -42,9 +44,13 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
+        self.command = [sys.executable, "-u", script, *arguments, "--port", str(self.port)]
+        self.start()
+
+    def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-u", script, *arguments, "--port", str(self.port)],
-            cwd=ROOT, env={**_environment(), "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            self.command, cwd=ROOT, env={**_environment(), "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.output = ""
         assert self.process.stdout is not None
@@ -56,6 +62,11 @@ class Server:
                 self.process.communicate()
                 raise AssertionError(f"the server did not start: {self.output}")
             self.output += line
+
+    def kill(self) -> None:
+        """Ends it as a crash would."""
+        self.process.kill()
+        self.process.communicate()
 
     def close(self) -> None:
         """Ends it with Ctrl-C, which has to suffice."""
@@ -89,6 +100,7 @@ class Visitor:
         self.speed = self.page.locator("#speed")
         self.send = self.page.locator("#box .submit-button")
         self.stop = self.page.locator("#box .stop-button")
+        self.chats = self.page.locator("#chats tbody tr, #chats .gallery-item")
         expect(self.send).to_be_visible()
 
     def _check_request(self, request: Any) -> None:
@@ -126,6 +138,23 @@ class Visitor:
         self.page.get_by_label("Toggle Sidebar").first.click()
         expect(self.page.locator("#new")).to_be_in_viewport(ratio=1)
 
+    def new_chat(self) -> None:
+        self.open_side()
+        self.page.locator("#new").click()
+        expect(self.questions).to_have_count(0)
+        self.close_side()
+
+    def close_side(self) -> None:
+        self.page.get_by_label("Toggle Sidebar").first.click()
+        expect(self.page.locator("#new")).not_to_be_in_viewport()
+
+    def stored(self) -> list[Any]:
+        """The chats in the browser's store, the newest first."""
+        chats = self.page.evaluate(
+            "Object.entries(localStorage).filter(([key]) => key.includes('/')).map(([, chat]) => chat)"
+        )
+        return sorted(map(json.loads, chats), key=lambda chat: -chat["time"])
+
     def check_inert(self) -> None:
         assert self.page.evaluate("window.pwned") is None
         assert self.page.locator("#chat .message :is(script, img, style, iframe, [onload], [onerror])").count() == 0
@@ -157,18 +186,24 @@ def serve() -> Iterator[Callable[[int], str]]:
 
 
 @pytest.fixture
-def serve_once() -> Iterator[Callable[..., str]]:
-    """A server of a test's own: its address."""
+def own_server() -> Iterator[Callable[..., Server]]:
+    """A server of a test's own."""
     servers: list[Server] = []
 
-    def start(script: str, *arguments: str) -> str:
+    def start(script: str, *arguments: str) -> Server:
         servers.append(Server(script, *arguments))
-        return servers[-1].url
+        return servers[-1]
 
     yield start
     with contextlib.ExitStack() as stack:
         for one in servers:
             stack.callback(one.close)
+
+
+@pytest.fixture
+def serve_once(own_server: Callable[..., Server]) -> Callable[..., str]:
+    """A server of a test's own: its address."""
+    return lambda script, *arguments: own_server(script, *arguments).url
 
 
 @pytest.fixture
@@ -472,27 +507,189 @@ def test_what_fails_is_said_and_the_question_is_not_lost(visit: Callable[..., Vi
 @pytest.mark.parametrize("version", [2, 3])
 def test_chats_are_kept_in_the_browser(visit: Callable[..., Visitor], version: int) -> None:
     visitor = visit(version)
-    chats = visitor.page.locator("#chats tbody tr, #chats .gallery-item")
     visitor.ask_and_wait("one")
-    visitor.open_side()
-    visitor.page.locator("#new").click()
-    expect(visitor.questions).to_have_count(0)
+    visitor.new_chat()
     visitor.ask_and_wait("formula")
-    expect(chats).to_have_text(["formula", "one"])
+    expect(visitor.chats).to_have_text(["formula", "one"])
     visitor.page.reload()
-    expect(visitor.send).to_be_visible()
-    expect(visitor.questions).to_have_count(0)
     visitor.open_side()
-    chats.get_by_text("formula").click()
+    expect(visitor.questions).to_have_text(["formula"])
+    visitor.chats.get_by_text("one").click()
+    expect(visitor.questions).to_have_text(["one"])
+    visitor.chats.get_by_text("formula").click()
     expect(visitor.answers.last.locator("math")).to_have_count(3)
     history = visitor.history()
     assert "\\sqrt{2}" in json.dumps(history) and "<math" not in json.dumps(history)
-    expect(chats).to_have_text(["formula", "one"])
+    expect(visitor.chats).to_have_text(["formula", "one"])
     visitor.page.locator("#delete").click()
-    expect(chats).to_have_text(["one"])
+    expect(visitor.chats).to_have_text(["one"])
     expect(visitor.questions).to_have_count(0)
+    assert visitor.history() == []  # nor does the model remember it
     other = visit(version)
+    other.open_side()
     expect(other.page.locator("#chats")).not_to_contain_text("one")
+
+
+@pytest.mark.parametrize("how", ["new", "trash", "another chat", "reload"])
+def test_a_chat_that_is_left_while_its_answer_streams_is_kept(visit: Callable[..., Visitor], how: str) -> None:
+    visitor = visit()
+    visitor.ask_and_wait("another")
+    visitor.new_chat()
+    visitor.ask_and_wait("before")
+    visitor.ask("forever")
+    expect(visitor.answers.last).to_contain_text("3 4 5")
+    if how == "trash":
+        visitor.button("Clear").click()
+        expect(visitor.questions).to_have_count(0)
+        visitor.open_side()
+    elif how == "reload":
+        visitor.page.reload()
+        expect(visitor.questions).to_have_text(["before", "forever"])
+        visitor.open_side()
+        visitor.page.locator("#new").click()
+        expect(visitor.questions).to_have_count(0)
+    else:
+        visitor.open_side()
+        if how == "new":
+            visitor.page.locator("#new").click()
+            expect(visitor.questions).to_have_count(0)
+        else:
+            visitor.chats.get_by_text("another").click()
+            expect(visitor.questions).to_have_text(["another"])
+    expect(visitor.send).to_be_visible()
+    expect(visitor.chats).to_have_text(["before", "another"])
+    visitor.chats.get_by_text("before").click()
+    expect(visitor.questions).to_have_text(["before", "forever"])
+    expect(visitor.answers.last).to_contain_text("0 1 2 3 4 5")
+    expect(visitor.answers.last).to_contain_text("interrupted here")
+    (before, (question, said)) = visitor.history()
+    assert before == ["before", "[user] before"] and question == "forever" and said.startswith("0 1 2 3 4 5")
+    assert "interrupted" not in said
+    assert visitor.ask_and_wait("active") == "active: 0"
+
+
+def test_a_restart_of_the_server_under_an_open_tab_loses_nothing(
+    visit: Callable[..., Visitor], own_server: Callable[..., Server]
+) -> None:
+    server = own_server("tests/fake_page.py", "2")
+    visitor = visit(url=server.url)
+    visitor.ask_and_wait("one")
+    visitor.ask_and_wait("two")
+    server.kill()
+    server.start()
+    assert [question for question, _ in visitor.history()] == ["one", "two"]
+    visitor.open_side()
+    expect(visitor.chats).to_have_text(["one"])
+    assert [question for question, _ in visitor.stored()[0]["history"]] == ["one", "two", "history"]
+    # In the middle of an answer: the page comes back by itself.
+    visitor.close_side()
+    visitor.ask("forever")
+    expect(visitor.answers.last).to_contain_text("3 4 5")
+    server.kill()
+    server.start()
+    expect(visitor.answers.last).to_contain_text("interrupted here")
+    expect(visitor.questions).to_have_text(["one", "two", "history", "forever"])
+    assert [question for question, _ in visitor.history()] == ["one", "two", "history", "forever"]
+
+
+def test_a_question_that_finds_no_server_is_asked_when_it_is_back(
+    visit: Callable[..., Visitor], own_server: Callable[..., Server]
+) -> None:
+    server = own_server("tests/fake_page.py", "2")
+    visitor = visit(url=server.url)
+    visitor.ask_and_wait("one")
+    server.kill()
+    visitor.box.fill("a question\nof two lines")
+    visitor.box.press("Enter")
+    expect(visitor.page.get_by_text("Connection")).to_be_visible()
+    server.start()
+    visitor.page.goto(server.url)
+    expect(visitor.questions).to_have_text(["one"])
+    expect(visitor.box).to_have_value("a question\nof two lines")
+    visitor.box.press("Enter")
+    expect(visitor.answers).to_have_count(2)
+    visitor.wait_until_free()
+    assert [question for question, _ in visitor.history()] == ["one", "a question\nof two lines"]
+
+
+def test_after_a_break_of_the_connection_the_model_remembers(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.ask_and_wait("one")
+    context = visitor.page.context
+    context.set_offline(True)  # as a closed laptop is
+    context.set_offline(False)
+    assert [question for question, _ in visitor.history()] == ["one"]
+
+
+def test_a_reload_brings_back_settings_and_what_was_typed(visit: Callable[..., Visitor]) -> None:
+    visitor = visit(3)
+    visitor.open_side()
+    visitor.page.locator("#system textarea").fill("Be brief.")
+    visitor.page.locator("#temperature input[type=number]").fill("0.25")
+    visitor.page.locator("#temperature input[type=number]").blur()
+    visitor.box.fill("half a quest")
+    for turns in (0, 2):  # an empty chat, then one with turns
+        visitor.page.reload()
+        expect(visitor.box).to_have_value("half a quest")
+        expect(visitor.questions).to_have_count(turns)
+        assert visitor.settings()["temperature"] == 0.25
+        history = visitor.history()
+        assert history[0] == {"role": "system", "content": "Be brief."}
+        visitor.box.fill("half a quest")
+    assert len(history) == 7
+
+
+def test_a_reload_before_the_first_token_gives_the_question_back(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.ask_and_wait("one")
+    visitor.ask("silent")
+    visitor.box.fill("more")
+    expect(visitor.stop).to_be_visible()
+    visitor.page.reload()
+    expect(visitor.questions).to_have_text(["one"])
+    expect(visitor.box).to_have_value("silent\nmore")
+    visitor.page.reload()
+    expect(visitor.box).to_have_value("silent\nmore")
+
+
+def test_each_chat_has_its_settings(visit: Callable[..., Visitor]) -> None:
+    visitor = visit(3)
+    visitor.open_side()
+    for name, system, temperature in (("one", "A", "0.1"), ("two", "B", "0.2")):
+        visitor.page.locator("#new").click()
+        expect(visitor.questions).to_have_count(0)
+        visitor.page.locator("#system textarea").fill(system)
+        visitor.page.locator("#temperature input[type=number]").fill(temperature)
+        visitor.page.locator("#temperature input[type=number]").blur()
+        visitor.ask_and_wait(name)
+    for name, system, temperature in (("one", "A", "0.1"), ("two", "B", "0.2")):
+        visitor.chats.get_by_text(name, exact=True).click()
+        expect(visitor.questions.first).to_have_text(name)
+        expect(visitor.page.locator("#system textarea")).to_have_value(system)
+        expect(visitor.page.locator("#temperature input[type=number]")).to_have_value(temperature)
+        assert visitor.settings()["temperature"] == float(temperature)
+        assert visitor.history()[0]["content"] == system
+
+
+def test_an_answer_that_fails_half_way_is_kept_with_its_error(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.ask_and_wait("before")
+    visitor.ask("half")
+    note, broken = visitor.answers.last, re.compile("Error: it <.?b>broke")
+    expect(note).to_contain_text(broken)
+    expect(note.locator("code")).to_contain_text("half")
+    expect(note.locator("code")).not_to_contain_text("broke")  # though the block of code was not closed
+    expect(visitor.send).to_be_visible()
+    visitor.page.reload()
+    expect(note).to_contain_text(broken)
+    assert visitor.history()[1] == ["half", "```python\nhalf"]
+    visitor.button("Undo").click()
+    expect(visitor.box).to_have_value("history")
+    visitor.box.fill("")
+    visitor.button("Retry").click()
+    expect(note).to_contain_text(broken)
+    expect(visitor.send).to_be_visible()
+    expect(visitor.questions).to_have_text(["before", "half"])
 
 
 def test_two_tabs_do_not_undo_each_others_chats(visit: Callable[..., Visitor]) -> None:
@@ -501,29 +698,210 @@ def test_two_tabs_do_not_undo_each_others_chats(visit: Callable[..., Visitor]) -
     one.ask_and_wait("first tab")
     two.ask_and_wait("second tab")
     one.ask_and_wait("more")
-    chats = [visitor.page.locator("#chats tbody tr, #chats .gallery-item") for visitor in (one, two)]
-    expect(chats[0]).to_have_text(["first tab", "second tab"])
+    expect(one.chats).to_have_text(["first tab", "second tab"])
     two.open_side()
-    expect(chats[1]).to_have_text(["first tab", "second tab"])
-    chats[1].get_by_text("first tab").click()
+    expect(two.chats).to_have_text(["first tab", "second tab"])
+    two.chats.get_by_text("first tab").click()
     expect(two.questions).to_have_text(["first tab", "more"])
     two.page.locator("#delete").click()
-    expect(chats[1]).to_have_text(["second tab"])
+    expect(two.chats).to_have_text(["second tab"])
     expect(two.questions).to_have_count(0)
     one.open_side()
-    expect(chats[0]).to_have_text(["second tab"])
+    expect(one.chats).to_have_text(["second tab"])
     two.page.close()
+
+
+def test_two_tabs_with_the_same_chat_lose_no_turn(visit: Callable[..., Visitor]) -> None:
+    one = visit()
+    one.ask_and_wait("first")
+    two = Visitor(one.page.context, one.url)
+    two.open_side()
+    two.chats.get_by_text("first").click()
+    expect(two.questions).to_have_text(["first"])
+    one.ask_and_wait("in one")
+    two.ask_and_wait("in two")  # one after the other: the same chat
+    expect(two.questions).to_have_text(["first", "in one", "in two"])
+    assert [question for question, _ in one.history()] == ["first", "in one", "in two"]
+    # An edit of what this tab shows does not touch what the other one has added.
+    one.ask_and_wait("late")
+    two.button("Edit").nth(2).click()
+    two.page.locator("#chat textarea").fill("edited")
+    two.button("Submit").click()
+    expect(two.questions).to_have_text(["first", "in one", "edited"])
+    two.wait_until_free()
+    expect(two.chats).to_have_count(2)
+    expect(two.page.get_by_text("kept, as two chats")).to_be_visible()
+    # At the same time: two chats.
+    two.chats.last.click()
+    expect(two.questions.last).to_have_text("late")
+    one.ask("forever")
+    expect(one.answers.last).to_contain_text("3 4 5")
+    two.ask("forever")
+    expect(two.answers.last).to_contain_text("3 4 5")
+    one.stop.click()
+    two.stop.click()
+    for tab in (one, two):
+        expect(tab.speed).to_contain_text("stopped")
+        expect(tab.send).to_be_visible()
+    asked = [[question for question, _ in chat["history"]] for chat in one.stored()]
+    begin = ["first", "in one", "in two", "history", "late"]
+    assert sorted(asked) == sorted([[*begin, "forever"], [*begin, "forever"], ["first", "in one", "edited"]]) or sorted(
+        asked
+    ) == sorted([[*begin, "forever"], [*begin, "forever", "forever"], ["first", "in one", "edited"]])
+    two.page.close()
+
+
+def test_no_chat_is_dropped_for_a_newer_one(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.page.evaluate(
+        """() => { for (let n = 0; n < 60; n++) localStorage.setItem(`chatglm-2/${n}`, JSON.stringify(
+            {id: `${n}`, revision: "r", time: n, history: [[`question ${n}`, "answer"]]})) }"""
+    )
+    visitor.ask_and_wait("the newest")
+    assert len(visitor.stored()) == 61
+    visitor.open_side()
+    visitor.page.locator("#search textarea, #search input").fill("QUESTION 0")
+    expect(visitor.chats).to_have_text(["question 0"])
+    visitor.page.locator("#search textarea, #search input").fill("")
+    expect(visitor.chats.first).to_have_text("the newest")
+
+
+def test_a_full_store_is_announced_and_drops_nothing(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.ask_and_wait("the first chat")
+    visitor.new_chat()
+    visitor.page.evaluate("localStorage.setItem('other', 'x'.repeat(4.5 * 2 ** 20))")
+    visitor.ask_and_wait("nearly full")
+    notice = visitor.page.locator("#notice")
+    expect(notice).to_contain_text("90% full")
+    visitor.page.evaluate(
+        """() => { let text = localStorage.getItem("other")
+            for (let size = 2 ** 20; size >= 1; size /= 2)
+                try { for (;;) { localStorage.setItem("other", text + "x".repeat(size)); text += "x".repeat(size) } }
+                catch {} }"""
+    )
+    visitor.ask_and_wait("the last drop")
+    expect(notice).to_contain_text("store is full")
+    assert [question for question, _ in visitor.history()] == ["nearly full", "the last drop"]  # it goes on
+    assert len(visitor.stored()) == 2
+    visitor.page.evaluate("localStorage.removeItem('other')")
+    visitor.ask_and_wait("there is room")
+    expect(notice).to_be_hidden()
+    asked = [[question for question, _ in chat["history"]] for chat in visitor.stored()]
+    assert asked == [["nearly full", "the last drop", "history", "there is room"], ["the first chat"]]
+
+
+def test_chats_of_earlier_versions_are_taken_over(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    old = [{"id": "b", "history": [["new one", "2"]]}, {"id": "a", "history": [["old one", "1"]]}]
+    visitor.page.evaluate("text => localStorage.setItem('chatglm-2', text)", json.dumps(old))
+    visitor.page.reload()
+    visitor.open_side()
+    expect(visitor.chats).to_have_text(["new one", "old one"])
+    visitor.chats.last.click()
+    assert visitor.history() == [["old one", "1"]]
+    assert visitor.page.evaluate("localStorage.getItem('chatglm-2')") is None
 
 
 def test_what_else_is_in_the_browsers_store_is_left_out(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
-    for stored in ("[", "5", '[null, 1, {"id": 1}, {"id": "x", "history": [["only a question"]]}]'):
+    for stored in ("[", "5", "null", '[null, 1, {"id": 1}, {"id": "x", "history": [["only a question"]]}]'):
         visitor.page.evaluate("text => localStorage.setItem('chatglm-2', text)", stored)
+        visitor.page.evaluate("text => localStorage.setItem('chatglm-2/x', text)", stored)
+        visitor.page.evaluate("localStorage.setItem('chatglm-2/y', JSON.stringify({id: 'y', history: [['a', 1]]}))")
+        visitor.page.evaluate("text => sessionStorage.setItem('chatglm-2', text)", stored)
         visitor.page.reload()
         expect(visitor.send).to_be_visible()
+        expect(visitor.questions).to_have_count(0)
         visitor.ask_and_wait("fine")
         visitor.open_side()
-        expect(visitor.page.locator("#chats tbody tr, #chats .gallery-item")).to_have_text(["fine"])
+        expect(visitor.chats).to_have_text(["fine"])
+        visitor.page.locator("#delete").click()
+        expect(visitor.chats).to_have_count(0)
+
+
+def test_a_chat_is_renamed_and_found(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.ask_and_wait("a cat")
+    visitor.new_chat()
+    visitor.ask_and_wait("a dog")
+    visitor.open_side()
+    title, search = (visitor.page.locator(f"{place} :is(input, textarea)") for place in ("#rename", "#search"))
+    expect(title).to_have_value("a dog")
+    title.fill("My <b>animal</b>")
+    title.press("Enter")
+    expect(visitor.chats).to_have_text(["My <b>animal</b>", "a cat"])
+    for word, found in (
+        ("ANIMAL", ["My <b>animal</b>"]),
+        ("cat", ["a cat"]),
+        ("[user] a", ["My <b>animal</b>", "a cat"]),
+    ):
+        search.fill(word)
+        expect(visitor.chats).to_have_text(found)
+    search.fill("nowhere")
+    expect(visitor.chats).to_have_count(0)
+    search.fill("")
+    visitor.ask_and_wait("more")
+    visitor.page.reload()
+    expect(visitor.questions).to_have_text(["a dog", "more"])
+    visitor.open_side()
+    expect(visitor.chats).to_have_text(["My <b>animal</b>", "a cat"])
+    expect(title).to_have_value("My <b>animal</b>")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_chats_are_exported_and_imported(visit: Callable[..., Visitor], version: int, tmp_path: Path) -> None:
+    def export(button: str) -> Path:
+        with visitor.page.expect_download() as download:
+            visitor.page.locator(button).click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        return path
+
+    visitor = visit(version)
+    visitor.open_side()
+    if version == 3:
+        visitor.page.locator("#system textarea").fill("Be brief.")
+    visitor.page.locator("#temperature input[type=number]").fill("0.25")
+    visitor.page.locator("#temperature input[type=number]").blur()
+    visitor.ask_and_wait("what?")
+    visitor.ask_and_wait("formula")
+    markdown = export("#export-markdown")
+    assert markdown.name == "what.md"
+    text = markdown.read_text(encoding="utf-8")
+    assert text.startswith("# what?\n\n**") and "\\sqrt{2}" in text and text.count("**You:**") == 2
+    assert ("Be brief." in text) == (version == 3)
+    one = export("#export-json")
+    session = Session(chat_format(version))
+    session.load(one)  # the terminal reads it too
+    assert len(session.history) == (5 if version == 3 else 2)
+    visitor.page.locator("#new").click()
+    expect(visitor.questions).to_have_count(0)
+    visitor.ask_and_wait("another")
+    everything = export("#export-all")
+    terminals = tmp_path / "terminal.json"
+    session.undo()
+    session.save(terminals)
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"history": [1]}', encoding="utf-8")
+
+    other = visit(version)
+    other.open_side()
+    for files, found in (
+        ([one], ["what?"]),
+        ([everything], ["another", "what?"]),
+        ([everything, terminals, wrong], ["what?", "another", "what?"]),
+    ):
+        with other.page.expect_file_chooser() as chooser:
+            other.page.locator("#import").click()
+        chooser.value.set_files(files)
+        expect(other.chats).to_have_text(found)
+    expect(other.page.locator("#notice")).to_contain_text("wrong.json holds no chat of this model")
+    other.chats.last.click()
+    expect(other.answers.last.locator("math")).to_have_count(3)
+    assert other.settings()["temperature"] == 0.25
+    if version == 3:
+        assert other.history()[0] == {"role": "system", "content": "Be brief."}
 
 
 def test_on_a_phone(visit: Callable[..., Visitor]) -> None:
@@ -540,22 +918,59 @@ def test_on_a_phone(visit: Callable[..., Visitor]) -> None:
     expect(visitor.questions).to_have_count(2)
 
 
-def test_a_password_is_asked_for(visit: Callable[..., Visitor], browser: Any, serve_once: Callable[..., str]) -> None:
-    url = serve_once("tests/fake_page.py", "2", "--auth", "me:a:b", "--auth", "you:c")
+def test_a_password_is_asked_for_and_chats_belong_to_who_signed_in(
+    browser: Any, serve_once: Callable[..., str]
+) -> None:
+    url = serve_once("tests/fake_page.py", "2", "--auth", "me:a:b", "--auth", "you/:c")
     context = browser.new_context(locale="en-US")
     context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
     page = context.new_page()
     page.goto(url)
-    fields = page.locator("input")
-    for user, password in (("me", "wrong"), ("me", "a:b")):
+
+    def sign_in(user: str, password: str) -> None:
         expect(page.locator("#box")).to_have_count(0)
-        fields.nth(0).fill(user)
-        fields.nth(1).fill(password)
+        page.locator("input").nth(0).fill(user)
+        page.locator("input").nth(1).fill(password)
         page.get_by_role("button", name="Login").click()
-    expect(page.locator("#box textarea")).to_be_visible()
+
+    def log_out() -> None:
+        page.get_by_label("Toggle Sidebar").first.click()
+        page.locator("#logout").click()
+        expect(page.get_by_role("button", name="Login")).to_be_visible()
+
+    sign_in("me", "wrong")
+    sign_in("me", "a:b")
+    visitor = Visitor(context, url)
+    visitor.ask_and_wait("my secret")
+    visitor.box.fill("a draft")
+    page.close()
+    page = visitor.page
+    log_out()
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{url}config")
+    sign_in("you/", "c")
+    expect(visitor.send).to_be_visible()
+    expect(visitor.questions).to_have_count(0)
+    expect(visitor.box).to_have_value("")
+    assert visitor.history() == []
+    visitor.open_side()
+    expect(visitor.chats).to_have_text(["history"])
+    visitor.close_side()
+    log_out()
+    sign_in("me", "a:b")
+    expect(visitor.questions).to_have_text(["my secret"])
+    expect(visitor.box).to_have_value("a draft")
+    visitor.open_side()
+    expect(visitor.chats).to_have_text(["my secret"])
+    assert not visitor.errors and not visitor.elsewhere
     context.close()
+
+
+def test_without_users_nobody_logs_out(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.open_side()
+    expect(visitor.page.locator("#logout")).to_have_count(0)
 
 
 def test_one_of_several_adapters_is_chosen(visit: Callable[..., Visitor], serve_once: Callable[..., str]) -> None:

@@ -65,6 +65,7 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
                 tools=tools,
                 adapters=model.adapter_names if args.adapter else (),
                 at_once=args.max_batch,
+                signed_in=bool(users),
                 demo_millions=round(model.num_parameters() / 1e6) if is_demo(model.name_or_path) else None,
             )
             page.launch(

@@ -114,6 +114,36 @@ PAGE: dict[str, dict[str, str]] = {
     "new": {"zh": "新对话", "en": "New chat"},
     "delete": {"zh": "删除此对话", "en": "Delete this chat"},
     "chats": {"zh": "历史对话（只保存在此浏览器中）", "en": "Chats (kept in this browser only)"},
+    "search": {"zh": "搜索对话", "en": "Search the chats"},
+    "rename": {"zh": "此对话的标题", "en": "Title of this chat"},
+    "export_markdown": {"zh": "导出此对话（Markdown）", "en": "Export this chat (Markdown)"},
+    "export_json": {"zh": "导出此对话（JSON）", "en": "Export this chat (JSON)"},
+    "export_all": {"zh": "导出全部对话（JSON）", "en": "Export all chats (JSON)"},
+    "import": {"zh": "导入对话", "en": "Import chats"},
+    "imported": {"zh": "已导入 {count} 个对话。", "en": "Chats imported: {count}."},
+    "not_a_chat": {
+        "zh": "{file} 不是此模型的对话，已跳过。",
+        "en": "{file} holds no chat of this model and was left out.",
+    },
+    "logout": {"zh": "退出登录", "en": "Log out"},
+    "interrupted": {"zh": "回答在此中断", "en": "The answer was interrupted here"},
+    "two_chats": {
+        "zh": "另一个标签页同时改动了此对话，因此两份都保留为单独的对话。",
+        "en": "Another tab has changed this chat at the same time, so both are kept, as two chats.",
+    },
+    "store_almost_full": {
+        "zh": "此浏览器为本页保存的内容已用去约 {percent}%。存满之后的对话不再保存，请导出并删除不需要的对话。",
+        "en": "The browser's store for this page is about {percent}% full. Once it is full, chats are no longer kept: "
+        "export and delete those that you do not need.",
+    },
+    "store_full": {
+        "zh": "此浏览器的存储空间已满：此对话尚未保存，只在本标签页中。请导出它，或删除其他对话。",
+        "en": "The browser's store is full: this chat is in this tab only. Export it, or delete others.",
+    },
+    "store_blocked": {
+        "zh": "此浏览器不允许本页保存内容：对话只在本标签页中，重新载入后就没有了。",
+        "en": "This browser lets the page keep nothing: chats are in this tab only and end with it.",
+    },
     "settings": {"zh": "设置", "en": "Settings"},
     "model": {"zh": "模型", "en": "Model"},
     "system": {"zh": "系统提示", "en": "System prompt"},

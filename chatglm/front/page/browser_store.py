@@ -1,36 +1,58 @@
-"""Scripts of the page that keep a visitor's chats in the browser's localStorage. The server keeps none of them.
+"""Keeps a visitor's chats in the browser: the scripts store.js and files.js, and how the page's events call them.
 
-Every script reads the store when it runs and writes its changes at once, so that several tabs do not undo each other's
-changes. `STORE` stands for the key, `MOST` for how many chats are kept.
+The server keeps no chats: store.js says what is kept, and what happens when several tabs change it.
 """
 
-_READ = """
-    const read = () => {
-        try { const chats = JSON.parse(localStorage.getItem("STORE")); return Array.isArray(chats) ? chats : [] }
-        catch { return [] }
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ...conversation.formats import ChatFormat
+from ...language import LANGUAGES
+from ..messages import PAGE, TERMINAL
+
+#: Names of the settings that are kept with a chat, in the order of the page's components.
+KNOBS = ("adapter", "system", "tools", "max_length", "top_p", "temperature")
+CAPACITY = 5 * 2**20  # characters that browsers keep for one address
+_TEXTS = (
+    "store_full", "store_almost_full", "store_blocked", "two_chats", "imported", "not_a_chat", "system",
+)  # fmt: skip
+_SPEAKERS = ("user", "assistant", "observation")
+
+
+def script(chat_format: ChatFormat) -> str:
+    """Returns the script of the page's load event, which makes `window.chats` and restores what was open.
+
+    (typed question, *settings) -> (what to open, list, title, notice, box)
+    """
+    texts = {
+        language: {key: PAGE[key][language] for key in _TEXTS}
+        | {key: TERMINAL[key][language].strip() for key in _SPEAKERS}
+        for language in LANGUAGES
     }
-"""
-_WRITE = """
-    const write = chats => {
-        chats = chats.slice(0, MOST)
-        for (;;) {
-            try { localStorage.setItem("STORE", JSON.stringify(chats)); return chats }
-            catch (error) { if (!chats.length) return chats; chats = chats.slice(0, -1) }  // full: the oldest goes
-        }
+    config = {
+        "generation": chat_format.generation,
+        "hasRoles": chat_format.has_roles,
+        "toolsPrompt": chat_format.tools_system_prompt,
+        "knobs": KNOBS,
+        "capacity": CAPACITY,
+        "texts": texts,
     }
-"""
+    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("store.js", "files.js")]
+    body = "\n".join(sources).replace("= CONFIG", f"= {json.dumps(config, ensure_ascii=False)}", 1)
+    return f"(...values) => {{\n{body}\nreturn restore(...values)\n}}"
 
-#: (chat, id of the open chat) -> [all chats, id]
-READ = f"(kept, id) => {{ {_READ} return [read(), id] }}"
-#: The same, after moving the chat to the front of the store, or removing it if it is empty.
-KEEP = f"""(kept, id) => {{ {_READ} {_WRITE}
-    const others = read().filter(chat => chat?.id !== kept.id)
-    return [write(kept.history.length ? [kept, ...others] : others), id]
-}}"""
-#: The same, after removing the open chat from the store.
-FORGET = f"""(kept, id) => {{ {_READ} {_WRITE} return [write(read().filter(chat => chat?.id !== id)), id] }}"""
-#: (index, listed chats) -> [index, [the listed chat at that index, as the store has it now]]
-ONE = f"""(index, listed) => {{ {_READ}
-    const chosen = listed[index]
-    return [index, [read().find(chat => chat?.id === chosen.id) ?? chosen]]
-}}"""
+
+def call(function: str) -> str:
+    """Returns the script of an event that passes its inputs to a function of `window.chats`."""
+    return f"(...inputs) => window.chats?.{function}(...inputs)"
+
+
+#: (question, chat) -> the same, with what other tabs have added to the chat.
+ASK = "(question, chat) => [question, window.chats?.latest(chat) ?? chat]"
+#: (chat) -> the same, with what other tabs have added to the chat.
+LATEST = "chat => [window.chats?.latest(chat) ?? chat]"
+#: (chat) -> the chat as this tab shows it.
+HERE = "chat => [window.chats?.here(chat) ?? chat]"
+LEAVE = "() => { window.chats?.leave(); return [] }"

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import html
-import inspect
 import json
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -22,9 +19,11 @@ from ...conversation.formats import ChatFormat
 from ...language import LANGUAGES
 from ..messages import PAGE, TERMINAL
 from ..session import Session
-from . import display
-from .browser_store import FORGET, KEEP, ONE, READ
+from . import browser_store, display
+from .browser_store import KNOBS
+from .stored_chat import StoredChat
 from .style import CLOSE_SIDE, CODE_FONTS, FONTS, STYLE, LocalOnly
+from .visitor import language_of, read_tools, valid_settings
 
 #: (question, history, settings, cancel) -> the steps of the answer, as `ChatEngine.chat` gives them. Settings are
 #: its keyword arguments, including `role` and, if there is a choice, `adapter`; once `cancel` is set, the answer soon
@@ -34,21 +33,9 @@ AnswerSource = Callable[[str, list[Any], dict[str, Any], threading.Event], Itera
 EXAMPLES = ["你好", "Hello", "12 + 7 = ?", "3公里等于多少米？"]
 REFRESH = 0.05  # seconds between two updates of a growing answer
 MOST_CHARACTERS = 200_000  # of a question; longer ones are refused before the tokenizer sees them
-MOST_CHATS = 50  # kept in the browser, whose store is small
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PendingQuestion:
-    """A question, the history before it, and the history to restore if there is no answer."""
-
-    question: str
-    role: str
-    history: list[Any]
-    before: list[Any]
-    attempt: int = 0
 
 
 class Page:
@@ -62,6 +49,7 @@ class Page:
         adapters: the model's adapters, of which the visitor may choose one or none; initially the first.
         demo_millions: parameters in millions if the model is the bundled demo, for the note that says so.
         at_once: how many answers may be computed at the same time; other visitors wait for their turn.
+        signed_in: whether visitors have signed in, and may want to sign out.
     """
 
     def __init__(
@@ -75,9 +63,10 @@ class Page:
         adapters: Sequence[str] = (),
         demo_millions: int | None = None,
         at_once: int = 1,
+        signed_in: bool = False,
     ) -> None:
         self.answer, self.chat_format, self.settings = answer, chat_format, dict(settings or {})
-        self.adapters = list(adapters)
+        self.adapters, self.signed_in = list(adapters), signed_in
         self.running: dict[str, threading.Event] = {}  # by gradio's session: at most one answer for each visitor
         texts = {
             language: {key: text[language].replace("{millions}", str(demo_millions)) for key, text in PAGE.items()}
@@ -124,18 +113,19 @@ class Page:
         text: Callable[[str], Any] = self.labels
         most, length, top_p, temperature = self.chat_format.sliders
         begin = {"max_length": length, "top_p": top_p, "temperature": temperature} | self.settings
-        self.history = gr.State([])  # raw texts, without the system message
-        self.turn = gr.State(None)
-        self.chat_id = gr.Textbox(visible=False)
+        # These live in the browser, so that a restart of the server loses nothing.
+        self.place = gr.JSON(visible=False)  # the open chat, as `StoredChat.write` gives it
+        self.growing = gr.JSON(visible=False)  # its answer so far, on its way into the store
+        self.wanted = gr.JSON(visible=False)  # what to open, with its settings
         self.copied = gr.Textbox(visible=False)
-        self.kept = gr.JSON(visible=False)  # on its way into the browser's store
-        self.chats = gr.JSON([], visible=False)  # those that are listed
         with gr.Sidebar(open=False, elem_id="side") as self.side:
             self.new = gr.Button(text("new"), variant="primary", elem_id="new")
             self.chat_list = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[], label=text("chats"), layout="table", type="index",
-                elem_id="chats",
+                samples_per_page=50, elem_id="chats",
             )  # fmt: skip
+            self.search = gr.Textbox(label=text("search"), elem_id="search")
+            self.title = gr.Textbox(label=text("rename"), max_length=200, elem_id="rename")
             self.delete = gr.Button(text("delete"), size="sm", elem_id="delete")
             self.adapter = gr.Dropdown(
                 [*self.adapters, (self.name, "")], value=next(iter(self.adapters), ""), label=text("model"),
@@ -158,9 +148,18 @@ class Page:
                 0, max(1, begin["temperature"]), begin["temperature"], step=0.01, label=text("temperature"),
                 info=text("temperature_info"), elem_id="temperature",
             )  # fmt: skip
+            with gr.Row():
+                self.export_markdown = gr.Button(text("export_markdown"), size="sm", elem_id="export-markdown")
+                self.export_json = gr.Button(text("export_json"), size="sm", elem_id="export-json")
+                self.export_all = gr.Button(text("export_all"), size="sm", elem_id="export-all")
+                self.import_files = gr.Button(text("import"), size="sm", elem_id="import")
+            self.logout = gr.Button(text("logout"), size="sm", visible=self.signed_in, elem_id="logout")
+        sliders = [self.max_length, self.top_p, self.temperature]
+        self.knobs: list[Any] = [self.adapter, self.system, self.tools, *sliders]  # in the order of KNOBS
         gr.Markdown(f"## {self.name}", elem_id="title")
         if is_demo:
             gr.Markdown(text("demo"), elem_id="demo-note")
+        self.notice = gr.Markdown(visible=False, elem_id="notice")  # about the browser's store
         self.chat = gr.Chatbot(
             show_label=False, elem_id="chat", scale=1, height=None, placeholder=text("placeholder"), editable="user",
             buttons=["copy"], latex_delimiters=[], allow_tags=False, sanitize_html=True, layout="bubble",
@@ -173,99 +172,107 @@ class Page:
         )  # fmt: skip
 
     def _connect(self) -> None:
+        store, chat = browser_store, self.chat
+        at_once: dict[str, Any] = {"queue": False, **PRIVATE}
         begins = [
-            self.box.submit(self.ask, [self.box, self.history], self._shown, queue=False, **PRIVATE),
-            self.chat.example_select(self.ask_example, self.history, self._shown, queue=False, **PRIVATE),
-            self.chat.retry(self.retry, [self.history, self.turn], self._shown, queue=False, **PRIVATE),
-            self.chat.edit(self.edit, self.history, self._shown, queue=False, **PRIVATE),
+            self.box.submit(self.ask, [self.box, self.place], self._shown, js=store.ASK, **at_once),
+            chat.example_select(self.ask_example, self.place, self._shown, js=store.LATEST, **at_once),
+            chat.retry(self.retry, self.place, self._shown, js=store.HERE, **at_once),
+            chat.edit(self.edit, self.place, self._shown, js=store.HERE, **at_once),
         ]
-        knobs = [self.adapter, self.system, self.tools, self.max_length, self.top_p, self.temperature]
-        answers = [begin.success(self.reply, [self.turn, *knobs], self._shown, **PRIVATE) for begin in begins]
+        replied = [*self._shown, self.growing]
+        answers = [begin.success(self.reply, [self.place, *self.knobs], replied, **PRIVATE) for begin in begins]
         for answer in answers:
-            self._keep_after(answer)
-        self.box.stop(self.stop, queue=False, **PRIVATE)
+            answer.then(self.free, self.place, self.box, **at_once)
+        self.box.stop(self.stop, **at_once)
         # Leaving the conversation also ends its answer, of which nothing may arrive afterwards.
-        leaving: dict[str, Any] = {"queue": False, "cancels": answers, **PRIVATE}
-        place = [*self._shown, self.chat_id]
-        self.new.click(self.start, None, place, **leaving)
-        self.chat.clear(self.start, None, place, **leaving)
-        self._keep_after(self.chat.undo(self.undo, [self.history, self.chat_id], place, **leaving))
-        self.chat_list.click(self.open, [self.chat_list, self.chats], place, js=self._js(ONE), **leaving)
+        leaving = {"cancels": answers, **at_once}
+        self.new.click(self.start, None, self._shown, js=store.LEAVE, **leaving)
+        chat.clear(self.start, None, self._shown, js=store.LEAVE, **leaving)
+        chat.undo(self.undo, self.place, self._shown, js=store.HERE, **leaving)
+        self.chat_list.click(None, self.chat_list, self.wanted, js=store.call("choose"), cancels=answers)
+        self.wanted.change(self.open, self.wanted, [*self._shown, *self.knobs], **at_once)
         for button in (self.new, self.chat_list):
             button.click(None, js=CLOSE_SIDE)
-        self._list(self.blocks.load, READ)
-        self._list(self.side.expand, READ)  # another tab may have stored some
-        self._list(self.delete.click, FORGET).then(self.start, None, place, **leaving)
+        self._connect_store(leaving)
         # The box copies the rendered message; the visitor wants the text as it was written.
-        self.chat.copy(self.copy, self.history, self.copied, queue=False, **PRIVATE).then(
+        chat.copy(self.copy, self.place, self.copied, **at_once).then(
             None, self.copied, None, js="text => { if (text) navigator.clipboard?.writeText(text) }"
         )
         self.blocks.unload(self.leave)
 
-    def _keep_after(self, event: Any) -> None:
-        kept = event.then(
-            self.keep, [self.history, self.chat_id], [self.box, self.chat_id, self.kept], queue=False, **PRIVATE
-        )
-        self._list(kept.then, KEEP)
-
-    def _list(self, event: Callable[..., Any], script: str) -> Any:
-        """Lists the browser's chats after running `script`, which gets `kept` and the id of this chat."""
-        inputs = [self.kept, self.chat_id]
-        return event(self.list_chats, inputs, [self.chat_list, self.chats], js=self._js(script), queue=False, **PRIVATE)
-
-    def _js(self, script: str) -> str:
-        return script.replace("STORE", f"chatglm-{self.chat_format.generation}").replace("MOST", str(MOST_CHATS))
+    def _connect_store(self, leaving: dict[str, Any]) -> None:
+        """Connects what happens in the browser alone."""
+        call = browser_store.call
+        listed = [self.chat_list, self.title, self.notice, self.box]
+        loaded = browser_store.script(self.chat_format)
+        self.blocks.load(None, [self.box, *self.knobs], [self.wanted, *listed], js=loaded)
+        self.place.change(None, self.place, listed, js=call("save"))
+        self.growing.change(None, self.growing, None, js=call("grow"))
+        self.box.change(None, self.box, None, js=call("draft"))
+        gr.on([knob.change for knob in self.knobs], None, self.knobs, None, js=call("settings"))
+        self.side.expand(None, None, listed, js=call("shown"))  # another tab may have changed some
+        self.search.change(None, self.search, listed, js=call("search"))
+        gr.on([self.title.submit, self.title.blur], None, self.title, listed, js=call("rename"))
+        self.import_files.click(None, None, listed, js=call("importFiles"))
+        buttons = [self.export_markdown, self.export_json, self.export_all, self.logout]
+        for button, function in zip(buttons, ("exportMarkdown", "exportJson", "exportAll", "logout"), strict=True):
+            button.click(None, js=call(function))
+        self.delete.click(None, None, listed, js=call("forget")).then(self.start, None, self._shown, **leaving)
 
     @property
     def _shown(self) -> list[Any]:
-        return [self.chat, self.history, self.turn, self.box, self.speed]
+        return [self.chat, self.place, self.box, self.speed]
 
     # ------------------------------------------------------------------------------------ a question and its answer
 
-    def ask(self, question: str, history: list[Any], request: gr.Request) -> dict[Any, Any]:
+    def ask(self, question: str, place: Any, request: gr.Request) -> dict[Any, Any]:
+        chat = self._chat(place)
         if not question.strip():
             raise gr.Error("", visible=False, print_exception=False)
-        return self._begin(PendingQuestion(question, self._next_role(history), history, history), request)
+        asked = self._begin(chat.asked(question, self._session(chat).next_role), request)
+        return asked | {self.box: gr.Textbox("", submit_btn=False, stop_btn=True)}
 
-    def ask_example(self, history: list[Any], request: gr.Request, chosen: gr.SelectData) -> dict[Any, Any]:
-        return self.ask(chosen.value["text"], history, request)
+    def ask_example(self, place: Any, request: gr.Request, chosen: gr.SelectData) -> dict[Any, Any]:
+        return self._begin(self._chat(place).asked(chosen.value["text"], "user"), request)
 
-    def retry(self, history: list[Any], last: PendingQuestion | None, request: gr.Request) -> dict[Any, Any]:
-        session = self._session(history)
+    def retry(self, place: Any, request: gr.Request) -> dict[Any, Any]:
+        chat = self._chat(place)
+        session = self._session(chat)
         question, role = session.undo() or ("", "user")
-        attempt = last.attempt + 1 if last else 1  # the same seed would only give the same answer again
-        return self._begin(PendingQuestion(question, role, session.history, history, attempt), request)
+        kept = len(chat.cut(session.history).messages)
+        # The same seed would only give the same answer again.
+        return self._begin(chat.asked(question, role, kept, chat.attempt + 1), request)
 
-    def edit(self, history: list[Any], request: gr.Request, edited: gr.EditData) -> dict[Any, Any]:
+    def edit(self, place: Any, request: gr.Request, edited: gr.EditData) -> dict[Any, Any]:
+        chat = self._chat(place)
         index = edited.index if isinstance(edited.index, int) else edited.index[0]
-        messages = self.chat_format.as_messages(history)
-        kept = self.chat_format.from_messages(messages[:index])
-        return self._begin(PendingQuestion(display.raw(edited.value), messages[index]["role"], kept, history), request)
+        return self._begin(chat.asked(display.raw(edited.value), chat.messages[index]["role"], index), request)
 
-    def _begin(self, turn: PendingQuestion, request: gr.Request) -> dict[Any, Any]:
+    def _begin(self, chat: StoredChat, request: gr.Request) -> dict[Any, Any]:
         language = language_of(request)
         if request.session_hash in self.running:
             raise gr.Error(PAGE["busy"][language], print_exception=False)
-        if len(turn.question) > MOST_CHARACTERS:
+        if chat.turn and len(chat.turn.question) > MOST_CHARACTERS:
             raise gr.Error(PAGE["too_long"][language], print_exception=False)
         self.running[str(request.session_hash)] = threading.Event()
         return {
-            self.chat: [*self._messages(turn.history), display.question(turn.question)],
-            self.turn: turn,
-            self.box: gr.Textbox("", submit_btn=False, stop_btn=True),
+            self.chat: chat.shown(language),
+            self.place: chat.write(),
+            self.box: gr.Textbox(submit_btn=False, stop_btn=True),
             self.speed: "",
         }
 
     def reply(
-        self, turn: PendingQuestion, adapter: str, system: str, tools: str, max_length: int, top_p: float,
-        temperature: float, request: gr.Request,
+        self, place: Any, adapter: str, system: str, tools: str, max_length: int, top_p: float, temperature: float,
+        request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
         """Yields the answer as it grows. The history changes only at its end, together with the display."""
         session_hash, language = str(request.session_hash), language_of(request)
-        cancel = self.running.get(session_hash)
-        if cancel is None:  # the visitor left the conversation while waiting
+        chat, cancel = self._chat(place), self.running.get(session_hash)
+        turn, shown = chat.turn, chat.shown(language)
+        if cancel is None or turn is None:  # the visitor left the conversation while waiting
             return
-        shown = [*self._messages(turn.history), display.question(turn.question)]
         step, failure, drawn = None, "", 0.0
         try:
             session = Session(self.chat_format, system.strip() or None, read_tools(tools, language))
@@ -276,12 +283,13 @@ class Page:
             if self.adapters:
                 settings["adapter"] = adapter or None
             if "seed" in settings:
-                settings["seed"] += turn.attempt
-            for step in self.answer(turn.question, [*session.history, *turn.history], settings, cancel):
+                settings["seed"] += chat.attempt
+            for step in self.answer(turn.question, [*session.history, *chat.before], settings, cancel):
                 if self.running.get(session_hash) is not cancel:
                     return
                 if step.finish_reason is None and step.text and time.monotonic() - drawn > REFRESH:
-                    yield {self.chat: [*shown, display.answer(step.text)]}
+                    growing = {"turn": turn.id, "answer": step.text}
+                    yield {self.chat: [*shown, display.answer(step.text)], self.growing: growing}
                     drawn = time.monotonic()
         except (ValueError, ArithmeticError) as error:  # a question that does not fit, invalid tools, NaN
             failure = str(error)
@@ -291,14 +299,18 @@ class Page:
         finally:
             if self.running.get(session_hash) is cancel:
                 del self.running[session_hash]
-        if not failure and step is not None and (step.text.strip() or step.finish_reason != "cancelled"):
-            history = step.history[head:]
-            yield {self.chat: self._messages(history), self.history: history, self.speed: display.speed(step, language)}
+        said = step.text if step is not None else ""
+        if not failure and step is not None and (said.strip() or step.finish_reason != "cancelled"):
+            chat = chat.answered(step.history[head:])
+            yield {self.chat: chat.shown(language), self.place: chat.write(), self.speed: display.speed(step, language)}
             return
         if failure:
             gr.Warning(html.escape(TERMINAL["error"][language].format(reason=failure)))
-        # Restore the page; a typed question goes back into the box.
-        yield {self.chat: self._messages(turn.before)} | ({} if turn.attempt else {self.box: turn.question})
+        if said.strip():
+            chat, unsent = chat.broken_off(said, failure), ""
+        else:  # a typed question goes back into the box
+            chat, unsent = chat.without_turn(), "" if chat.attempt else turn.question
+        yield {self.chat: chat.shown(language), self.place: chat.write() | {"unsent": unsent}}
 
     def stop(self, request: gr.Request) -> None:
         """Ends the visitor's answer; the text so far stays."""
@@ -312,81 +324,57 @@ class Page:
 
     # ------------------------------------------------------------------------------------------------ conversations
 
-    def keep(self, history: list[Any], chat_id: str, request: gr.Request) -> tuple[Any, str, dict[str, Any]]:
-        """After an answer: frees the box for a question and gives the browser the conversation to keep."""
-        chat_id = chat_id or uuid.uuid4().hex
+    def free(self, place: Any, request: gr.Request) -> Any:
+        """After an answer: frees the box for a question."""
         running = str(request.session_hash) in self.running
-        box = gr.skip() if running else self._free_box(history, request)
-        return box, chat_id, {"id": chat_id, "history": history}
+        return gr.skip() if running else self._free_box(self._chat(place), request)
 
     def start(self, request: gr.Request) -> list[Any]:
         self.leave(request)
-        return self._place([], "", request)
+        return self._place(StoredChat(self.chat_format), request)
 
-    def open(self, index: int, chosen: Any, request: gr.Request) -> list[Any]:
+    def open(self, wanted: Any, request: gr.Request) -> dict[Any, Any]:
+        """Shows a chat of the browser with its settings; without a chat, sets only these."""
+        wanted = wanted if isinstance(wanted, Mapping) else {}
+        values = valid_settings(dict(zip(KNOBS, self.knobs, strict=True)), wanted.get("settings"))
+        faster = wanted.get("restored") and request.session_hash in self.running  # the visitor has asked already
+        if wanted.get("place") is None or faster:
+            return values or {self.speed: gr.skip()}
         self.leave(request)
-        empty: dict[str, Any] = {"history": [], "id": ""}
-        chat = next(iter(self._known(chosen)), empty)
-        return self._place(chat["history"], chat["id"], request)
+        chat = self._chat(wanted["place"])
+        shown = dict(zip(self._shown, self._place(chat, request), strict=True))
+        return values | shown | {self.place: chat.write() | {"opened": True}}
 
-    def undo(self, history: list[Any], chat_id: str, request: gr.Request) -> list[Any]:
+    def undo(self, place: Any, request: gr.Request) -> list[Any]:
         """Takes the last turn back and puts its question into the box."""
         self.leave(request)
-        session = self._session(history)
+        chat = self._chat(place)
+        if chat.turn:
+            return self._place(chat.without_turn(), request, chat.turn.question)
+        session = self._session(chat)
         question, _ = session.undo() or ("", "user")
-        return self._place(session.history, chat_id, request, question)
+        return self._place(chat.cut(session.history), request, question)
 
-    def list_chats(self, chats: Any, chat_id: str) -> tuple[Any, list[dict[str, Any]]]:
-        known = self._known(chats)
-        return gr.Dataset(samples=[[display.title(self.chat_format, chat["history"])] for chat in known]), known
-
-    def copy(self, history: list[Any], copied: gr.CopyData) -> str:
+    def copy(self, place: Any, copied: gr.CopyData, request: gr.Request) -> str:
         """Returns the raw text of a message that was copied as displayed."""
-        shown = [inspect.cleandoc(message["content"]) for message in self._messages(history)]
-        raw = dict(zip(shown, display.texts(self.chat_format, history), strict=True))
-        return raw.get(inspect.cleandoc(copied.value)) or display.raw(copied.value)
+        return self._chat(place).raw_text(copied.value, language_of(request))
 
-    def _place(self, history: list[Any], chat_id: str, request: gr.Request, question: str = "") -> list[Any]:
-        """Returns values for `_shown` and the id: the idle page with this conversation."""
-        return [self._messages(history), history, None, self._free_box(history, request, question), "", chat_id]
+    def _place(self, chat: StoredChat, request: gr.Request, question: str = "") -> list[Any]:
+        """Returns values for `_shown`: the idle page with this chat, and a question that returns into the box."""
+        place = chat.write() | {"unsent": question}
+        return [chat.shown(language_of(request)), place, self._free_box(chat, request), ""]
 
-    def _free_box(self, history: list[Any], request: gr.Request, question: str | None = None) -> Any:
-        key = "observation" if self._next_role(history) == "observation" else "question"
-        changes: dict[str, Any] = {
-            "submit_btn": True,
-            "stop_btn": False,
-            "placeholder": PAGE[key][language_of(request)],
-        }
-        return gr.update(**changes) if question is None else gr.update(value=question, **changes)
+    def _free_box(self, chat: StoredChat, request: gr.Request) -> Any:
+        key = "observation" if self._session(chat).next_role == "observation" else "question"
+        return gr.update(submit_btn=True, stop_btn=False, placeholder=PAGE[key][language_of(request)])
 
-    def _known(self, chats: Any) -> list[dict[str, Any]]:
-        """Returns the valid conversations of this generation among a browser's chats, which anyone may have written."""
-        known = []
-        for chat in chats if isinstance(chats, list) else []:
-            with contextlib.suppress(TypeError, ValueError, KeyError):
-                known.append({"id": str(chat["id"]), "history": self.chat_format.validate(chat["history"])})
-        return known[:MOST_CHATS]
+    def _chat(self, place: Any) -> StoredChat:
+        try:
+            return StoredChat.read(self.chat_format, place)
+        except ValueError as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
-    def _messages(self, history: list[Any]) -> list[dict[str, Any]]:
-        return display.messages(self.chat_format, history)
-
-    def _session(self, history: list[Any]) -> Session:
+    def _session(self, chat: StoredChat) -> Session:
         session = Session(self.chat_format)
-        session.history = list(history)
+        session.history = list(chat.history)
         return session
-
-    def _next_role(self, history: list[Any]) -> str:
-        return self._session(history).next_role
-
-
-def language_of(request: gr.Request) -> str:
-    """ "zh" if the visitor's browser prefers Chinese, else "en"."""
-    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
-
-
-def read_tools(text: str, language: str) -> list[Any] | None:
-    """Parses the tools that a visitor wrote. Raises ValueError if they are not JSON; the session checks the rest."""
-    try:
-        return json.loads(text) if text.strip() else None
-    except ValueError as error:
-        raise ValueError(PAGE["tools_json"][language].format(reason=error)) from error

@@ -1,0 +1,305 @@
+// The visitor's chats in this browser's localStorage. They are the truth, from which the server answers; it keeps none.
+//
+// Each chat is an entry of its own: {id, revision, time, history, notes, attempt, turn, settings, title}. `history` has
+// the model's form, without the system message. `notes` maps the index of a message to what is said under it; "" means
+// that the answer was interrupted. `turn` is a question whose answer is still coming: {id, question, role, kept,
+// answer}, where `kept` counts the messages before it. Entries belong to the user who is signed in.
+//
+// A write names its chat and replaces only the revision that this tab has seen last. If another tab has changed the
+// chat since, what this tab has becomes a second chat. Nothing is ever removed to make room.
+//
+// This file and files.js are the body of one function, in which CONFIG holds what depends on the model.
+
+const {generation, hasRoles, toolsPrompt, knobs, texts, capacity} = CONFIG
+const user = window.gradio_config?.username
+const name = `chatglm-${generation}` + (user ? `@${encodeURIComponent(user)}` : "")
+const prefix = name + "/"
+const text = texts[navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"]
+
+const tab = {id: "", draft: "", settings: null}  // survives a reload; `id` is the open chat's
+const seen = new Map()  // id -> its revision as this tab saw it last
+const moved = new Map()  // id -> the id under which this tab goes on with the chat
+const unsaved = new Map()  // id -> a chat that the store did not take
+const forgotten = new Set()  // ids of chats that were deleted here
+let ready = false  // whether the state before a reload is restored
+let growing = null  // the chat whose answer is coming here
+let timer = 0
+let found = ""  // what the list is searched for
+let listed = []
+let refused = ""  // why the store took nothing
+let said = ""  // what has just happened, if the visitor should know
+
+const random = () =>
+    Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, "0")).join("")
+const isItem = item => hasRoles ? typeof item?.role === "string" && typeof item.content === "string"
+    : Array.isArray(item) && item.length === 2 && item.every(part => typeof part === "string")
+const isChat = chat => typeof chat?.id === "string" && Array.isArray(chat.history) && chat.history.every(isItem)
+const current = id => { while (moved.has(id)) id = moved.get(id); return id }
+
+// ---------------------------------------------------------------------------------------------------- the store
+
+function read(id) {
+    try {
+        const chat = JSON.parse(localStorage.getItem(prefix + id))
+        return isChat(chat) && chat.id === id ? chat : null
+    } catch { return null }
+}
+
+const load = id => id ? unsaved.get(id) ?? read(id) : null
+
+function write(chat) {
+    try {
+        localStorage.setItem(prefix + chat.id, JSON.stringify(chat))
+        seen.set(chat.id, chat.revision)
+        unsaved.delete(chat.id)
+    } catch (error) {  // what was stored before is still there
+        unsaved.set(chat.id, chat)
+        refused = error.name === "QuotaExceededError" ? text.store_full : text.store_blocked
+    }
+    return !unsaved.has(chat.id)
+}
+
+function remove(id) {
+    try { localStorage.removeItem(prefix + id) } catch { /* it holds nothing */ }
+    seen.delete(id)
+    unsaved.delete(id)
+}
+
+const keys = () => { try { return Object.keys(localStorage) } catch { return [] } }
+
+function all() {
+    const stored = keys().filter(key => key.startsWith(prefix)).map(key => read(key.slice(prefix.length)))
+    const chats = [...unsaved.values(), ...stored.filter(chat => chat && !unsaved.has(chat.id))]
+    return chats.sort((one, two) => (two.time || 0) - (one.time || 0))
+}
+
+const used = () => keys().reduce((sum, key) => sum + key.length + localStorage.getItem(key).length, 0) / capacity
+
+function remember() {
+    if (!ready) return
+    try { sessionStorage.setItem(name, JSON.stringify(tab)) } catch { /* a reload will open an empty chat */ }
+}
+
+// Earlier versions kept all chats in one list.
+function adoptOldList() {
+    if (user) return
+    try {
+        const chats = JSON.parse(localStorage.getItem(name))
+        const good = (Array.isArray(chats) ? chats : []).filter(chat => isChat(chat) && chat.history.length)
+        if (good.map((chat, index) => write({...chat, revision: random(), time: -index})).every(Boolean))
+            localStorage.removeItem(name)
+    } catch { /* it is no list, or there is no store */ }
+}
+
+// ---------------------------------------------------------------------------------------------- what is in a chat
+
+const size = history => history.length * (hasRoles ? 1 : 2)  // in messages
+const messages = history => history.flatMap(item => hasRoles
+    ? [item] : [{role: "user", content: item[0]}, {role: "assistant", content: item[1]}])
+
+// The chat without `turn`: what was said so far is a turn like the others, or `unsent` without a word of an answer.
+function whole(chat) {
+    const {turn, ...rest} = chat
+    if (!turn) return rest
+    if (!turn.answer?.trim()) return {...rest, unsent: turn.question}
+    const before = chat.history.slice(0, hasRoles ? turn.kept : turn.kept / 2)
+    const notes = Object.fromEntries(Object.entries(chat.notes ?? {}).filter(([index]) => index < turn.kept))
+    const history = hasRoles
+        ? [...before, {role: turn.role, content: turn.question}, {role: "assistant", metadata: "", content: turn.answer}]
+        : [...before, [turn.question, turn.answer]]
+    return {...rest, history, notes: {...notes, [size(history) - 1]: ""}}
+}
+
+// What the server gets of it.
+function place(chat) {
+    const {id, history, notes, attempt} = whole(chat)
+    return {id, history, notes: notes ?? {}, attempt: attempt ?? 0, opened: true}
+}
+
+function title(chat) {
+    if (chat.title) return String(chat.title)
+    const first = (messages(chat.history)[0]?.content ?? String(chat.turn?.question ?? "")).replace(/\s+/g, " ").trim()
+    return first.length <= 40 ? first : first.slice(0, 39) + "…"
+}
+
+function begins(history, other) {
+    return history.length >= other.length
+        && other.every((item, index) => JSON.stringify(item) === JSON.stringify(history[index]))
+}
+
+function secondOf(chat) {
+    const id = random()
+    moved.set(chat.id, id)
+    if (tab.id === chat.id) tab.id = id
+    said = text.two_chats
+    return {...chat, id, title: chat.title && `${chat.title} (2)`}
+}
+
+// ------------------------------------------------------------------------------------------------ what the page shows
+
+// Values for the list, the title, the notice and the box, to which a question may return; it is put before a draft.
+function shown(unsent = "") {
+    for (const [id, chat] of unsaved)  // there may be room again
+        if (!read(id) || read(id).revision === seen.get(id)) write(chat)
+    const wanted = found.trim().toLowerCase()
+    const texts = chat => [title(chat), ...messages(whole(chat).history).map(message => message.content)]
+    listed = all().filter(chat => !wanted || texts(chat).some(text => text.toLowerCase().includes(wanted)))
+    const share = used()
+    const room = unsaved.size ? refused
+        : share > 0.8 ? text.store_almost_full.replace("{percent}", Math.round(share * 100)) : ""
+    const notice = [said, room].filter(Boolean).join("\n\n")
+    const open = load(tab.id)
+    return [
+        {__type__: "update", samples: listed.map(chat => [title(chat)])},
+        document.activeElement?.closest("#rename") ? undefined : open ? title(open) : "",
+        {__type__: "update", value: notice, visible: Boolean(notice)},
+        unsent && !tab.draft.includes(unsent) ? [unsent, tab.draft].filter(Boolean).join("\n") : undefined,
+    ]
+}
+
+// ------------------------------------------------------------------------------------- what happens to the open chat
+
+// The server has changed the conversation of this tab.
+function save(given) {
+    if (!isChat(given)) return shown()
+    const id = current(given.id)
+    if (forgotten.has(id)) return shown(given.unsent)
+    const {opened, unsent, ...content} = given
+    tab.id = id
+    if (opened) return shown(whole(load(id) ?? given).unsent)
+    if (id) store({...content, id, time: Date.now(), settings: tab.settings})
+    remember()
+    return shown(unsent)
+}
+
+function store(chat) {
+    if (chat.turn) said = ""
+    const old = read(chat.id)
+    chat.title = load(chat.id)?.title
+    if (old && old.revision !== seen.get(chat.id)) {
+        const theirs = whole(old).history
+        if (!chat.turn && begins(theirs, chat.history)) return  // the other tab has all of it
+        if (old.turn || !begins(chat.history, theirs)) chat = secondOf(chat)
+    }
+    chat.revision = random()
+    growing = chat.turn ? chat : null
+    if (chat.history.length || chat.turn) write(chat)
+    else remove(chat.id)
+}
+
+// The answer has grown.
+function grow(given) {
+    if (!growing || given?.turn !== growing.turn.id) return
+    growing.turn.answer = given.answer
+    timer ||= setTimeout(flush, 250)
+}
+
+function flush() {
+    clearTimeout(timer)
+    timer = 0
+    if (!growing || forgotten.has(growing.id)) return
+    const old = read(growing.id)
+    if (old && old.revision !== growing.revision && !unsaved.has(growing.id))
+        growing = {...secondOf(growing), revision: random()}
+    write({...growing, title: load(growing.id)?.title ?? growing.title})
+    remember()
+}
+
+// The conversation to which a question is added: with what other tabs have added to it.
+function latest(given) {
+    const id = current(given?.id || tab.id)  // after a reload, the visitor may be faster than the server
+    const chat = load(id)
+    if (!chat || growing) return here(given)
+    if (!unsaved.has(id)) seen.set(id, chat.revision)
+    return place(chat)
+}
+
+// The conversation as this tab shows it, to be changed at a place that the visitor sees.
+const here = given => given && {...given, id: current(given.id)}
+
+function draft(written) {
+    tab.draft = written ?? ""
+    remember()
+}
+
+function settings(...values) {
+    if (!ready) return
+    tab.settings = Object.fromEntries(knobs.map((knob, index) => [knob, values[index]]))
+    remember()
+    if (growing) growing.settings = tab.settings
+    const chat = load(tab.id)
+    if (chat && JSON.stringify(chat.settings) !== JSON.stringify(tab.settings)) write({...chat, settings: tab.settings})
+}
+
+// ------------------------------------------------------------------------------------------- from one chat to another
+
+// Returns what the server shows: {place, settings}.
+function visit(chat) {
+    leave()
+    if (chat) {
+        tab.id = chat.id
+        tab.settings = chat.settings ?? tab.settings
+        if (!unsaved.has(chat.id)) seen.set(chat.id, chat.revision)
+        forgotten.delete(chat.id)
+        moved.delete(chat.id)
+    }
+    remember()
+    return {place: chat && place(chat), settings: chat?.settings ?? null, time: Date.now()}
+}
+
+const choose = index => visit(listed[index] ? load(listed[index].id) ?? listed[index] : null)
+
+// The page has been loaded: what this tab had open, if anything, then the values of `shown`.
+function restore(typed, ...values) {
+    adoptOldList()
+    let before = null
+    try { before = JSON.parse(sessionStorage.getItem(name)) } catch { /* there is no store */ }
+    ready = true
+    tab.draft = typed || String(before?.draft ?? "")
+    tab.settings = before?.settings ?? null
+    const chat = load(before?.id)
+    const open = chat ? visit(chat) : tab.settings ? {place: null, settings: tab.settings} : undefined
+    if (!tab.settings) settings(...values)
+    remember()
+    const [list, title, notice] = shown()
+    return [open && {...open, restored: true}, list, title, notice, typed ? undefined : tab.draft || undefined]  // who types is faster
+}
+
+function leave() {
+    flush()
+    growing = null
+    tab.id = ""
+    said = ""
+    remember()
+}
+
+function forget() {
+    const id = tab.id
+    if (id) {
+        forgotten.add(id)
+        remove(id)
+    }
+    leave()
+    return shown()
+}
+
+function rename(written) {
+    const chat = load(tab.id)
+    if (chat && written.trim() !== title(chat)) write({...chat, title: written.trim() || undefined})
+    return shown()
+}
+
+function search(written) {
+    found = written ?? ""
+    return shown()
+}
+
+function logout() {
+    flush()
+    location.assign(`${window.gradio_config.root}/logout?all_session=false`)
+}
+
+addEventListener("pagehide", flush)
+addEventListener("visibilitychange", () => { if (document.visibilityState === "hidden") flush() })
+addEventListener("beforeunload", event => { if (unsaved.size) event.preventDefault() })
+window.chats = {save, grow, latest, here, draft, settings, choose, leave, forget, rename, search, shown, logout}

@@ -1,0 +1,40 @@
+"""What a visitor's browser says of its visitor: the language, and settings, which anyone may have written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from ..messages import PAGE
+
+
+def language_of(request: gr.Request) -> str:
+    """ "zh" if the visitor's browser prefers Chinese, else "en"."""
+    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
+
+
+def read_tools(text: str, language: str) -> list[Any] | None:
+    """Parses the tools that a visitor wrote. Raises ValueError if they are not JSON; the session checks the rest."""
+    try:
+        return json.loads(text) if text.strip() else None
+    except ValueError as error:
+        raise ValueError(PAGE["tools_json"][language].format(reason=error)) from error
+
+
+def valid_settings(knobs: Mapping[str, Any], given: Any) -> dict[Any, Any]:
+    """Returns knob -> value for those of the settings given by name that the knobs can have; the others stay as set."""
+    values: dict[Any, Any] = {}
+    for name, knob in knobs.items():
+        value = given.get(name) if isinstance(given, Mapping) else None
+        if isinstance(knob, gr.Slider):
+            valid = isinstance(value, (int, float)) and knob.minimum <= value <= knob.maximum
+        elif isinstance(knob, gr.Dropdown):
+            valid = value in [choice for _, choice in knob.choices]
+        else:
+            valid = isinstance(value, str)
+        if valid:
+            values[knob] = value
+    return values
