@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from chatglm.kernels import cpu, reference
+from chatglm.kernels.cpu.fetching import PLACES
 from chatglm.kernels.errors import KernelUnavailable
 
 BITS = (4, 8)
@@ -125,6 +126,33 @@ def test_zeros_stay_zeros_and_bad_numbers_are_not_hidden(
         assert torch.equal(y[1:], clean[1:])
 
 
+@pytest.mark.parametrize("columns", [4096, 13696])
+@pytest.mark.parametrize("bits", BITS)
+def test_the_default_precision_rounds_to_14_bits(kernels: cpu.CPUBackend, bits: int, columns: int) -> None:
+    weight, scale, dense = random_weights(bits, 512, columns)
+    uneven = torch.randn(1, columns)
+    uneven[:, columns // 2 :] *= 3.0  # groups of 128 columns that have a step of their own, and such that share one
+    for x in (torch.randn(1, columns), uneven):
+        assert relative_error(kernels.linear(x, weight, scale, bits), x, dense) < 5e-5
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_place_to_prefetch_to_changes_no_result(kernels: cpu.CPUBackend, bits: int) -> None:
+    weight, scale, _ = random_weights(bits, 130, 1376)
+    head = torch.randn(130, 1376).to(torch.bfloat16)
+    inputs = [torch.randn(rows, 1376) for rows in (1, 2, 3, 9)]
+    results = []
+    chosen = kernels.library.chatglm_fetching()
+    try:
+        for place in range(len(PLACES)):
+            kernels.library.chatglm_fetch(place)
+            products = [kernels.linear(x, weight, scale, bits, precision) for x in inputs for precision in PRECISIONS]
+            results.append(torch.cat([*products, *(kernels.dense(x, head) for x in inputs)]))
+    finally:
+        kernels.library.chatglm_fetch(chosen)
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_scales_in_half_precision_and_empty_batches(kernels: cpu.CPUBackend, bits: int) -> None:
     weight, scale, _ = random_weights(bits, 40, 256)
@@ -236,7 +264,7 @@ def test_the_best_variant_is_the_default_and_can_be_chosen(
     monkeypatch.delenv("CHATGLM_CPU_KERNELS", raising=False)
     best = cpu.load()
     assert best.variant == cpu.VARIANTS[built.library.chatglm_best()]
-    assert set(best.describe()) == {"kernels", "compiler", "library", "threads"}
+    assert set(best.describe()) == {"kernels", "compiler", "library", "prefetch", "threads"}
     assert cpu.load() is best
     monkeypatch.setenv("CHATGLM_CPU_KERNELS", "plain")
     assert cpu.load().variant == "plain"

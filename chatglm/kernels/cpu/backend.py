@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from .. import huge_pages
+from .fetching import PLACES, chosen_place
 from .library import PRECISIONS, TYPE_CODES, VARIANTS, Attention, Block, Tokens, load_library
 
 #: From this many rows on, expanding the weights for torch's product is faster than ours (never with AVX-512 integers).
@@ -24,6 +26,9 @@ _DENSE_ROWS = {
     "avx512": {torch.bfloat16: 16, torch.float16: 64},
 }
 
+#: Weights of the product that chooses where to prefetch to: more than the caches of most CPUs hold.
+_PREFETCH_BYTES = 1 << 27
+
 _lock = threading.Lock()
 
 
@@ -35,6 +40,7 @@ class CPUBackend:
     path: Path
     compiler: str
     variant: str
+    prefetch: str
 
     @property
     def _isa(self) -> int:
@@ -173,6 +179,7 @@ class CPUBackend:
             "kernels": self.variant,
             "compiler": self.compiler,
             "library": str(self.path),
+            "prefetch": self.prefetch,
             "threads": str(torch.get_num_threads()),
         }
 
@@ -192,7 +199,7 @@ def load(variant: str | None = None) -> CPUBackend:
     Raises:
         KernelUnavailable: no compiler, no OpenMP, or no folder to keep the library in; the message says what to do.
         KernelMismatch: the C code and the Python code are of different versions.
-        ValueError: a variant that does not exist or that this CPU does not have.
+        ValueError: a variant that does not exist or that this CPU does not have; no place to prefetch to.
     """
     return load_variant(variant or os.environ.get("CHATGLM_CPU_KERNELS") or None)
 
@@ -202,9 +209,29 @@ def load_variant(variant: str | None) -> CPUBackend:
     """As `load`, but ignores the environment; None is the best one."""
     with _lock:
         library, path, compiler = load_library()
+        prefetch = set_prefetch(library, path)
     best = int(library.chatglm_best())
     if variant is None:
         variant = VARIANTS[best]
     if variant not in VARIANTS[: best + 1]:
         raise ValueError(f"CPU kernels {variant!r}: this machine has {', '.join(VARIANTS[: best + 1])}")
-    return CPUBackend(library, path, compiler, variant)
+    return CPUBackend(library, path, compiler, variant, prefetch)
+
+
+@functools.cache
+def set_prefetch(library: ctypes.CDLL, path: Path) -> str:
+    """Tells the library where to prefetch weights to, and returns that in words."""
+    best = int(library.chatglm_best())
+    if VARIANTS[best] == "plain":
+        return "none"
+    weight = huge_pages.empty((_PREFETCH_BYTES // 2048, 2048)).fill_(1)
+    scale, x = torch.ones(len(weight)), torch.ones(1, 4096)
+    backend = CPUBackend(library, path, "", VARIANTS[best], "")
+
+    def product(place: str) -> None:
+        library.chatglm_fetch(PLACES.index(place))
+        backend.linear(x, weight, scale, 4)
+
+    place, how = chosen_place(path, product)
+    library.chatglm_fetch(PLACES.index(place))
+    return f"to the {place} cache ({how})"

@@ -30,13 +30,14 @@ PORTABLE_DENSE(avx2, AVX2)
 AVX512 INLINE void dense_rows(const uint16_t *weight, int type, const float *x, i64 in, i64 from, i64 to, int count,
                               void *y, int y_type, i64 out) {
     enum { STEP = 32 };
+    const int place = fetching;
     for (i64 o = from; o < to; o++) {
         const uint16_t *row = weight + o * in;
         __m512 even[DOT_ROWS], odd[DOT_ROWS];
         for (int r = 0; r < count; r++) even[r] = odd[r] = _mm512_setzero_ps();
         i64 i = 0;
         for (; i + STEP <= in; i += STEP) {
-            _mm_prefetch((const char *)(row + i) + AHEAD, _MM_HINT_T0);
+            fetch(row + i, 64, place);
             __m512 first = load_floats(row + i, type, 0xffff), second = load_floats(row + i + 16, type, 0xffff);
             for (int r = 0; r < count; r++) {
                 even[r] = _mm512_fmadd_ps(first, _mm512_loadu_ps(x + r * in + i), even[r]);
@@ -70,6 +71,7 @@ AVX512 static void dense_vnni(const uint16_t *weight, int type, const float *x, 
 BF16 INLINE void dense_pairs(const uint16_t *weight, const uint16_t *x, i64 in, i64 from, i64 to, int count,
                              uint16_t *y, i64 out) {
     enum { STEP = 64 };
+    const int place = fetching;
     for (i64 o = from; o < to; o++) {
         const uint16_t *row = weight + o * in;
         __m512 sums[DOT_ROWS][2];
@@ -78,7 +80,7 @@ BF16 INLINE void dense_pairs(const uint16_t *weight, const uint16_t *x, i64 in, 
             for (int half = 0; half < 2; half++) {
                 const i64 at = i + half * 32, left = in - at;
                 const __mmask32 mask = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
-                _mm_prefetch((const char *)(row + at) + AHEAD, _MM_HINT_T0);
+                fetch(row + at, 64, place);
                 const __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(mask, row + at);
                 for (int r = 0; r < count; r++) {
                     const __m512bh v = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + r * in + at);

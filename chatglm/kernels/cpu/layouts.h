@@ -65,6 +65,7 @@ const Entry *chatglm_layouts(void) {
         NUMBER(PORTABLE), NUMBER(PORTABLE_AVX2), NUMBER(VNNI),
         NUMBER(FLOAT32), NUMBER(FLOAT16), NUMBER(BFLOAT16),
         NUMBER(EXACT), NUMBER(DEFAULT), NUMBER(INT8),
+        NUMBER(TO_L1), NUMBER(TO_L2),
         NUMBER(MAX_HEAD), NUMBER(HEAD_MULTIPLE),
 
         STRUCT(Matrix), FIELD(Matrix, weight), FIELD(Matrix, scale), FIELD(Matrix, bias), FIELD(Matrix, columns),

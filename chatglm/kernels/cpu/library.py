@@ -18,6 +18,7 @@ import torch
 
 from ..errors import KernelMismatch
 from . import compile as compiler
+from .fetching import PLACES
 
 #: The families of kernels; the index is the enum value in C.
 VARIANTS = ("plain", "avx2", "avx512")
@@ -108,6 +109,7 @@ NUMBERS: dict[str, int] = {
     **dict(zip(("PORTABLE", "PORTABLE_AVX2", "VNNI"), range(len(VARIANTS)), strict=True)),
     **dict(zip(("FLOAT32", "FLOAT16", "BFLOAT16"), TYPE_CODES.values(), strict=True)),
     **{name.upper(): number for name, number in PRECISIONS.items()},
+    **{f"TO_{name}": number for number, name in enumerate(PLACES)},
     "MAX_HEAD": MAX_HEAD,
     "HEAD_MULTIPLE": HEAD_MULTIPLE,
 }
@@ -138,6 +140,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.chatglm_dense.argtypes = [
         number, number, pointer, number, pointer, number, pointer, size, size, size,
     ]  # fmt: skip
+    library.chatglm_fetch.argtypes = [number]
+    library.chatglm_fetch.restype = None
     library.chatglm_blocks.argtypes = [number, number, POINTER(Tokens), POINTER(Block), size]
     library.chatglm_attention.argtypes = [number, number, POINTER(Attention)]
     library.chatglm_read.argtypes = [number, number, pointer, size]

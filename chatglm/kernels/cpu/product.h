@@ -7,6 +7,7 @@ enum { GROUP = 128 };                       /* columns that share a step of the 
 enum { LEVELS16 = 32512, LEVELS8 = 127 };   /* 32512 = 127 * 256: its high byte stays within +-127 */
 enum { EXACT, DEFAULT, INT8 };              /* the precisions */
 enum { FOUR = 4 };                          /* rows whose blocks are stored together, see block_of */
+enum { SHARE = 8, MOST_RUNS = 64 };         /* groups that may share a step; runs of them, up to 65536 columns */
 
 /* A product and its scratch memory. Blocks of activations are [groups][rows]. */
 typedef struct {
@@ -14,14 +15,14 @@ typedef struct {
     i64 rows, in, out, groups, row_bytes, group_bytes;
     i64 share;                              /* groups of a row that may have the same step */
     i64 pass;                               /* rows that the kernels process in one call */
-    int tiles, few;                         /* which kernels: products_tiles.h, products_few.h, or neither */
+    int tiles, few, one;                    /* whether products_tiles.h, products_few.h or products_avx2.h computes */
     const void *x, *scale;
     const uint8_t *weight;
     void *y;
     i64 block_bytes;                        /* of one row and group in `blocks` */
     char *blocks;                           /* floats, int16 or byte planes, in the order of the unpacked weights */
     float *step;                            /* the value of one unit of a fixed-point activation */
-    int32_t *correction;                    /* minus the offset of unsigned weights times the sum of activations */
+    int32_t *total;                         /* the sum of a group's activations times the offset of the weights */
     float *sums;                            /* the sums of a tile, for each thread */
 } Job;
 
@@ -60,6 +61,44 @@ INLINE Step find_step(uint32_t magnitude, int levels) {
     return step;
 }
 
+/* The bits of the largest magnitude of a group; compared as integers, NaN is the largest. */
+INLINE uint32_t largest_magnitude(const float *x) {
+    uint32_t largest = 0;
+    for (int i = 0; i < GROUP; i++) {
+        uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+
+INLINE void round_group(const float *restrict x, Step step, int16_t *restrict to) {
+    for (int i = 0; i < GROUP; i++)  /* adding 1.5 * 2^23 rounds to nearest and leaves the integer in the low bits */
+        to[i] = (int16_t)float_to_bits(x[i] * step.inverse + 12582912.0f);
+}
+
+/* Whether groups should share a step, given the largest and the smallest of their largest magnitudes: if that costs
+ * none of them more than one bit. */
+INLINE int can_share(uint32_t largest, uint32_t smallest) {
+    return largest >= 0x7f800000u || bits_to_float(largest) <= 2 * bits_to_float(smallest);
+}
+
+/* Whether all groups of a run have the same step (or NaN), in each of the rows from..to. */
+static int is_even(const Job *job, i64 run, i64 from, i64 to) {
+    const i64 end = (run + 1) * SHARE < job->groups ? (run + 1) * SHARE : job->groups;
+    for (i64 r = from; r < to; r++)
+        for (i64 g = run * SHARE + 1; g < end; g++)
+            if (memcmp(job->step + g * job->rows + r, job->step + (g - 1) * job->rows + r, 4)) return 0;
+    return 1;
+}
+
+/* excess (rows): what the offset of the weights adds to the sums; if activations have a mean, far more than the result. */
+INLINE void find_excess(const Job *job, double *excess) {
+    for (i64 r = 0; r < job->rows; r++) excess[r] = 0;
+    for (i64 g = 0; g < job->groups; g++)
+        for (i64 r = 0; r < job->rows; r++)
+            excess[r] += (double)job->total[g * job->rows + r] * (double)job->step[g * job->rows + r];
+}
+
 /* Reads one group of activations and writes its block: 16-bit integers, or floats for `exact`. */
 INLINE void prepare_group(const Job *job, i64 group, i64 row, int streams) {
     float x[GROUP] = {0};
@@ -70,15 +109,9 @@ INLINE void prepare_group(const Job *job, i64 group, i64 row, int streams) {
         FOR_COLUMNS(streams, p, c) to[p] = x[c];
         return;
     }
-    uint32_t largest = 0;  /* compared as integers, NaN is the largest magnitude */
-    for (int i = 0; i < GROUP; i++) {
-        uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    const Step step = find_step(largest, job->levels);
+    const Step step = find_step(largest_magnitude(x), job->levels);
     int16_t q[GROUP], *to = (int16_t *)block_of(job, group, row);
-    for (int i = 0; i < GROUP; i++)  /* adding 1.5 * 2^23 rounds to nearest and leaves the integer in the low bits */
-        q[i] = (int16_t)float_to_bits(x[i] * step.inverse + 12582912.0f);
+    round_group(x, step, q);
     FOR_COLUMNS(streams, p, c) to[p] = q[c];
     job->step[index] = step.size;
 }

@@ -1,6 +1,7 @@
 /* The calls for quantised weights: products, computed by all threads of a team, and dequantisation. */
 #pragma once
 
+#include "products_avx2.h"
 #include "products_few.h"
 #include "products_portable.h"
 #include "products_tiles.h"
@@ -11,18 +12,21 @@ static void plan(Job *job, int precision) {
     job->groups = (job->in + GROUP - 1) / GROUP;
     job->row_bytes = job->in * job->bits / 8;
     job->group_bytes = GROUP * job->bits / 8;
-    job->levels = precision == EXACT ? 0 : precision == INT8 && job->isa == VNNI ? LEVELS8 : LEVELS16;
+    job->one = job->isa == PORTABLE_AVX2 && job->rows == 1 && precision != EXACT;
+    const int bytes = job->isa == VNNI || (job->one && job->bits == 4);  /* activations are planes of bytes */
+    job->levels = precision == EXACT ? 0 : precision == INT8 && bytes ? LEVELS8 : LEVELS16;
     job->block_bytes = !job->levels ? GROUP * 4 : job->levels == LEVELS8 ? GROUP : GROUP * 2;
     const i64 fitting = DOT_BYTES / (job->groups * job->block_bytes);
     const i64 most = fitting < 1 ? 1 : fitting > DOT_ROWS ? DOT_ROWS : fitting;
     job->few = job->isa == VNNI && job->levels == LEVELS16 && job->groups <= MOST_RUNS * SHARE &&
         job->rows <= FEW_ROWS && job->rows > (job->bits == 4 ? 2 : DOT_ROWS);
-    job->share = job->few ? SHARE : 1;
     job->tiles = job->isa == VNNI && job->levels && job->rows > most && !job->few;
+    const int sharing = bytes && job->levels == LEVELS16 && !job->tiles && job->groups <= MOST_RUNS * SHARE;
+    job->share = sharing ? SHARE : 1;
     job->pass = job->isa != VNNI || job->tiles || job->few || job->rows < most ? job->rows : most;
 }
 
-/* Bytes of scratch memory: sums, and blocks of activations with their steps and corrections. */
+/* Bytes of scratch memory: sums, and blocks of activations with their steps and totals. */
 static i64 job_memory(const Job *job, int threads) {
     const i64 sums = job->tiles ? (i64)threads * TILE_ROWS * TILE * 4 : 0;
     return sums + job->groups * job->pass * (job->block_bytes + 8);
@@ -33,7 +37,7 @@ static void take_memory(Job *job, int threads, char *memory) {
     job->sums = (float *)memory;
     job->blocks = memory + (job->tiles ? (i64)threads * TILE_ROWS * TILE * 4 : 0);
     job->step = (float *)(job->blocks + job->groups * job->pass * job->block_bytes);
-    job->correction = (int32_t *)(job->step + job->groups * job->pass);
+    job->total = (int32_t *)(job->step + job->groups * job->pass);
 }
 
 /* Called by all threads of a team: writes the blocks of activations. The same thread always takes a group of a row. */
@@ -41,6 +45,7 @@ static void prepare_blocks(const Job *job, Meeting *meeting) {
     void (*prepare)(const Job *, i64, i64) = CHOOSE(job->isa, prepare);
 #if X86
     if (job->isa == VNNI) prepare = job->levels ? prepare_vnni : prepare_floats;
+    else if (job->one && job->bits == 4) prepare = prepare_planes;
 #endif
     #pragma omp for schedule(static) nowait
     for (i64 b = 0; b < runs_of(job) * job->rows; b++) prepare(job, b / job->rows, b % job->rows);
@@ -64,11 +69,11 @@ static void multiply_rows(const Job *job, int threads) {
             }
         return;
     }
-    if (job->isa == VNNI) {
+    if (job->isa == VNNI || job->one) {
         #pragma omp for schedule(static) nowait
         for (i64 part = 0; part < threads; part++) {
             const i64 from = job->out * part / threads, to = job->out * (part + 1) / threads;
-            (!job->levels ? dot_floats_avx512 : job->few ? few_vnni : dot_vnni)(job, from, to);
+            (job->one ? one_avx2 : !job->levels ? dot_floats_avx512 : job->few ? few_vnni : dot_vnni)(job, from, to);
         }
         return;
     }

@@ -7,7 +7,6 @@
 #include "product.h"
 
 enum { DOT_ROWS = 4, DOT_BYTES = 32768 };  /* limits of x for one call: it has to stay in the L1 cache */
-enum { SHARE = 8 };                        /* groups that may share a step, in products_few.h */
 
 #if X86
 /* One group of activations as floats. */
@@ -38,7 +37,7 @@ AVX512 static void prepare_vnni(const Job *job, i64 run, i64 row) {
         largest = magnitudes[g] > largest ? magnitudes[g] : largest;
         smallest = magnitudes[g] < smallest ? magnitudes[g] : smallest;
     }
-    const int even = largest >= 0x7f800000u || bits_to_float(largest) <= 2 * bits_to_float(smallest);
+    const int even = can_share(largest, smallest);
     for (i64 g = 0; g < count; g++) {
         const Step step = find_step(even ? largest : magnitudes[g], job->levels);
         const __m512 inverse = _mm512_set1_ps(step.inverse);
@@ -53,7 +52,7 @@ AVX512 static void prepare_vnni(const Job *job, i64 run, i64 row) {
             words[v / 2] = _mm512_inserti64x4(words[v / 2], _mm512_cvtepi32_epi16(r), 1);
         }
         job->step[index] = step.size;
-        job->correction[index] = -_mm512_reduce_add_epi32(total) * (job->bits == 4 ? 8 : 128);
+        job->total[index] = _mm512_reduce_add_epi32(total) * (job->bits == 4 ? 8 : 128);
         char *to = block_of(job, first + g, row);
         for (int plane = job->levels == LEVELS16 ? 0 : 1; plane < 2; plane++, to += GROUP)
             for (int v = 0; v < VECTORS / 2; v++) {
@@ -75,55 +74,88 @@ AVX512 INLINE __m512i dot4(__m512i sum, __m512i weight, __m512i x) {
     return sum;
 }
 
-/* Weights as unsigned bytes, an offset of 8 (INT4) or 128 (INT8) added. 0x78: offset ^ (packed & low). */
+/* 64 bytes of weights, loaded once: GCC would load them a second time rather than keep them. */
+AVX512 INLINE __m512i load_weights(const void *weight) {
+    __m512i packed = _mm512_loadu_si512(weight);
+    __asm__("" : "+v"(packed));
+    return packed;
+}
+
+/* Weights as unsigned bytes, an offset of 8 (INT4) or 128 (INT8) added. 0x6c: (packed & low) ^ offset. */
 AVX512 INLINE __m512i odd_columns(__m512i packed) {
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(8), packed, _mm512_set1_epi8(15), 0x78);
+    return _mm512_ternarylogic_epi32(packed, _mm512_set1_epi8(8), _mm512_set1_epi8(15), 0x6c);
 }
 
 AVX512 INLINE __m512i even_columns(__m512i packed) { return odd_columns(_mm512_srli_epi16(packed, 4)); }
 
 AVX512 INLINE __m512i make_unsigned(__m512i weight) { return _mm512_xor_si512(weight, _mm512_set1_epi8(-128)); }
 
-AVX512 INLINE void dot_group(const Job *job, const uint8_t *weight, i64 group, int count, int bits, int planes,
-                             __m512 *sums) {
-    const __m512i packed = _mm512_loadu_si512(weight);
-    const __m512i before = bits == 4 ? even_columns(packed) : make_unsigned(packed);
-    const __m512i after = bits == 4 ? odd_columns(packed) : make_unsigned(_mm512_loadu_si512(weight + 64));
-    i64 index = group * count;
-    const char *x = job->blocks + index * (GROUP * planes);
-    for (int r = 0; r < count; r++, index++, x += GROUP * planes) {
-        __m512i sum = _mm512_maskz_set1_epi32(1, job->correction[index]);
-        const char *low = x + GROUP * (planes - 1);
-        sum = dot4(sum, before, _mm512_loadu_si512(low));
-        sum = dot4(sum, after, _mm512_loadu_si512(low + 64));
-        if (planes == 2) {
-            __m512i high = dot4(_mm512_setzero_si512(), before, _mm512_loadu_si512(x));
-            high = dot4(high, after, _mm512_loadu_si512(x + 64));
-            sum = _mm512_add_epi32(sum, _mm512_slli_epi32(high, 8));
+/* sums (count) += some groups, from `first` on, of an output. They have the same steps: their products are summed as
+ * integers, those of several groups in two chains, one for each half of the weights. */
+AVX512 INLINE void dot_groups(const Job *job, const uint8_t *weight, i64 first, int groups, int count, int bits,
+                              int planes, int place, __m512 *sums) {
+    const i64 size = GROUP * bits / 8;
+    const int two = groups > 1;
+    const char *x = job->blocks + first * count * (GROUP * planes);
+    __m512i low[DOT_ROWS][2], high[DOT_ROWS][2];
+    for (int r = 0; r < count; r++) low[r][0] = low[r][1] = high[r][0] = high[r][1] = _mm512_setzero_si512();
+    #pragma GCC unroll 1
+    for (int g = 0; g < groups; g++, weight += size) {
+        fetch(weight, size, place);
+        const __m512i packed = load_weights(weight);
+        const __m512i before = bits == 4 ? even_columns(packed) : make_unsigned(packed);
+        const __m512i after = bits == 4 ? odd_columns(packed) : make_unsigned(load_weights(weight + 64));
+        for (int r = 0; r < count; r++) {
+            if (planes == 2) {
+                high[r][0] = dot4(high[r][0], before, _mm512_loadu_si512(x));
+                high[r][two] = dot4(high[r][two], after, _mm512_loadu_si512(x + 64));
+                x += GROUP;
+            }
+            low[r][0] = dot4(low[r][0], before, _mm512_loadu_si512(x));
+            low[r][two] = dot4(low[r][two], after, _mm512_loadu_si512(x + 64));
+            x += GROUP;
         }
-        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(job->step[index]), sums[r]);
+    }
+    for (int r = 0; r < count; r++) {
+        if (two) low[r][0] = _mm512_add_epi32(low[r][0], low[r][1]);
+        if (two) high[r][0] = _mm512_add_epi32(high[r][0], high[r][1]);
+        if (planes == 2) low[r][0] = _mm512_add_epi32(low[r][0], _mm512_slli_epi32(high[r][0], 8));
+        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low[r][0]), _mm512_set1_ps(job->step[first * count + r]), sums[r]);
     }
 }
 
 /* Outputs from..to of all `count` rows of x: one linear stream through the weights. */
 AVX512 INLINE void dot_rows(const Job *job, i64 from, i64 to, int count, int bits, int planes) {
     const i64 size = GROUP * bits / 8, whole = job->row_bytes / size;
+    const int place = fetching;
+    double excess[DOT_ROWS];
+    uint8_t even[MOST_RUNS];
+    const i64 sharing = planes == 2 && job->share == SHARE ? whole / SHARE * SHARE : 0;  /* groups in whole runs */
+    for (i64 g = 0; g < sharing; g += SHARE) even[g / SHARE] = (uint8_t)is_even(job, g / SHARE, 0, count);
+    find_excess(job, excess);
     for (i64 o = from; o < to; o++) {
         const uint8_t *weight = job->weight + o * job->row_bytes;
         __m512 sums[DOT_ROWS];
         for (int r = 0; r < count; r++) sums[r] = _mm512_setzero_ps();
-        for (i64 g = 0; g < whole; g++, weight += size) {
-            for (i64 b = 0; b < size; b += 64) _mm_prefetch((const char *)weight + AHEAD + b, _MM_HINT_T0);
-            dot_group(job, weight, g, count, bits, planes, sums);
+        for (i64 g = 0; g < whole; ) {
+            if (g < sharing && g % SHARE == 0 && even[g / SHARE]) {
+                dot_groups(job, weight, g, SHARE, count, bits, planes, place, sums);
+                g += SHARE, weight += SHARE * size;
+            } else {
+                dot_groups(job, weight, g, 1, count, bits, planes, place, sums);
+                g++, weight += size;
+            }
         }
         if (whole < job->groups) {
             uint8_t padded[GROUP] = {0};
             memcpy(padded, weight, (size_t)bytes_in_group(job, whole));
-            dot_group(job, padded, whole, count, bits, planes, sums);
+            dot_groups(job, padded, whole, 1, count, bits, planes, place, sums);
         }
         float scale = load_number(job->scale, job->scale_type, o);
-        for (int r = 0; r < count; r++)
-            store_number(job->y, job->x_type, r * job->out + o, _mm512_reduce_add_ps(sums[r]) * scale);
+        for (int r = 0; r < count; r++) {
+            const float sum = (float)((double)_mm512_reduce_add_ps(sums[r]) - excess[r]);
+            store_number(job->y, job->x_type, r * job->out + o, sum * scale);
+        }
     }
 }
 
@@ -161,12 +193,13 @@ AVX512 INLINE void dot_group_floats(const Job *job, const uint8_t *weight, i64 g
 
 AVX512 INLINE void dot_rows_floats(const Job *job, i64 from, i64 to, int count, int bits) {
     const i64 size = GROUP * bits / 8, whole = job->row_bytes / size;
+    const int place = fetching;
     for (i64 o = from; o < to; o++) {
         const uint8_t *weight = job->weight + o * job->row_bytes;
         __m512 sums[DOT_ROWS][2];
         for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
         for (i64 g = 0; g < whole; g++, weight += size) {
-            for (i64 b = 0; b < size; b += 64) _mm_prefetch((const char *)weight + AHEAD + b, _MM_HINT_T0);
+            fetch(weight, size, place);
             dot_group_floats(job, weight, g, count, bits, sums);
         }
         if (whole < job->groups) {

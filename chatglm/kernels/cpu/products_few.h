@@ -4,7 +4,6 @@
 #include "products_dots.h"
 
 enum { FEW_ROWS = 8, FEW_OUTS = 64 };  /* the most rows of x, and the outputs per run */
-enum { MOST_RUNS = 64 };               /* of SHARE groups: up to 65536 columns */
 enum { CHUNK = 32 };                   /* blocks of FOUR rows that stay in the L1 cache */
 
 #if X86
@@ -83,25 +82,16 @@ AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 t
     _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), _mm256_add_ps(low, high)));
 }
 
-/* Whether all groups of a run have the same step (or NaN), in each of rows first..first + FOUR. */
-static int is_even(const Job *job, i64 run, i64 first) {
-    const i64 end = (run + 1) * SHARE < job->groups ? (run + 1) * SHARE : job->groups;
-    for (i64 r = first; r < first + FOUR && r < job->rows; r++)
-        for (i64 g = run * SHARE + 1; g < end; g++)
-            if (memcmp(job->step + g * job->rows + r, job->step + (g - 1) * job->rows + r, 4)) return 0;
-    return 1;
-}
-
 /* Outputs from..to of a few rows of x in two planes, taking a run of outputs and some groups of all rows at a time. */
 AVX512 INLINE void few_rows(const Job *job, i64 from, i64 to, int bits) {
-    float excess[FEW_ROWS] = {0};  /* what the offset of the weights adds to the sums */
-    for (i64 g = 0; g < job->groups; g++)
-        for (i64 r = 0; r < job->rows; r++)
-            excess[r] -= (float)job->correction[g * job->rows + r] * job->step[g * job->rows + r];
+    double excess[FEW_ROWS];
+    find_excess(job, excess);
     const i64 fours = (job->rows + FOUR - 1) / FOUR, chunk = CHUNK / fours / SHARE * SHARE;
     uint8_t even[FEW_ROWS / FOUR][MOST_RUNS];
-    for (i64 f = 0; f < fours; f++)
-        for (i64 run = 0; run < runs_of(job); run++) even[f][run] = (uint8_t)is_even(job, run, f * FOUR);
+    for (i64 f = 0; f < fours; f++) {
+        const i64 end = (f + 1) * FOUR < job->rows ? (f + 1) * FOUR : job->rows;
+        for (i64 run = 0; run < runs_of(job); run++) even[f][run] = (uint8_t)is_even(job, run, f * FOUR, end);
+    }
     for (; from < to; from += FEW_OUTS) {
         const i64 outs = to - from < FEW_OUTS ? to - from : FEW_OUTS;
         float y[FEW_OUTS / 2][FEW_ROWS / FOUR][FOUR][2] = {0};
@@ -121,7 +111,7 @@ AVX512 INLINE void few_rows(const Job *job, i64 from, i64 to, int bits) {
             const float scale = load_number(job->scale, job->scale_type, from + o);
             for (i64 r = 0; r < job->rows; r++)
                 store_number(job->y, job->x_type, r * job->out + from + o,
-                             (y[o / 2][r / FOUR][r % FOUR][o % 2] - excess[r]) * scale);
+                             (float)((double)y[o / 2][r / FOUR][r % FOUR][o % 2] - excess[r]) * scale);
         }
     }
 }

@@ -82,11 +82,11 @@ AVX512 INLINE void multiply_tile(const Job *job, const __m512i *tile, i64 group,
                 for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_slli_epi32(sum[r][v], 8);
     }
     for (int r = 0; r < count; r++) {
-        __m512i correction = _mm512_set1_epi32(job->correction[index + r]);
+        __m512i total = _mm512_set1_epi32(job->total[index + r]);
         __m512 step = _mm512_set1_ps(job->step[index + r]);
         for (int v = 0; v < VECTORS; v++) {
             float *to = sums + r * TILE + v * 16;
-            __m512 value = _mm512_cvtepi32_ps(_mm512_add_epi32(sum[r][v], correction));
+            __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[r][v], total));
             _mm512_store_ps(to, _mm512_fmadd_ps(value, step, _mm512_load_ps(to)));
         }
     }

@@ -33,7 +33,24 @@
 typedef int64_t i64;
 
 enum { PORTABLE, PORTABLE_AVX2, VNNI };  /* the families, `isa` in every call; a CPU runs those up to its best one */
-enum { AHEAD = 8192 };                   /* bytes between the weights in use and those being prefetched */
+
+/* Where weights are prefetched to. On Zen 4, lines on their way into the L1 cache hold up the loads, and a product then
+ * takes three times as long; which place is best is measured once, see fetching.py. */
+enum { TO_L1, TO_L2 };
+static int fetching = TO_L2;
+
+void chatglm_fetch(int place) { fetching = place; }
+int chatglm_fetching(void) { return fetching; }
+
+#if X86
+/* Prefetches weights that are needed soon after those at `weight`. */
+INLINE void fetch(const void *weight, i64 bytes, int place) {
+    for (i64 b = 0; b < bytes; b += 64) {
+        if (place == TO_L2) _mm_prefetch((const char *)weight + b + 16384, _MM_HINT_T1);
+        else _mm_prefetch((const char *)weight + b + 8192, _MM_HINT_T0);
+    }
+}
+#endif
 
 /* A function that was compiled for any CPU and for AVX2 (CHOOSE), or for AVX-512 as well (CHOOSE_AVX512). */
 #if X86
