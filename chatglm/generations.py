@@ -24,6 +24,11 @@ from .chat import (
 )
 from .checkpoints.encodings import let_transformers_read_them
 from .checkpoints.file_names import VOCABULARIES
+from .classifiers import (
+    ChatGLM2ForSequenceClassification,
+    ChatGLM3ForSequenceClassification,
+    ChatGLM4ForSequenceClassification,
+)
 from .configuration_chatglm import (
     CONFIGS,
     ChatGLM1Config,
@@ -33,11 +38,6 @@ from .configuration_chatglm import (
     ChatGLMConfig,
 )
 from .conversation.formats import ChatFormat, chat_format, register_chat_format, unregister_chat_format
-from .modeling_chatglm2 import (
-    ChatGLM2ForSequenceClassification,
-    ChatGLM3ForSequenceClassification,
-    ChatGLM4ForSequenceClassification,
-)
 from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
 from .tokenization_chatglm2 import ChatGLM2Tokenizer
 from .tokenization_chatglm4 import ChatGLM4Tokenizer

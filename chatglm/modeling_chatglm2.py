@@ -22,12 +22,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from . import cpu_path
 from .adapters.model_methods import AdapterMethods
-from .configuration_chatglm import ChatGLM2Config, ChatGLM3Config, ChatGLM4Config
+from .configuration_chatglm import ChatGLM2Config
 from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
 from .network import compat
 from .network.attribute_names import DecoderAttributes, FromConfig
 from .network.backbone import Backbone
-from .network.heads import CausalLMHead, ClassifierHead
+from .network.heads import CausalLMHead
 from .network.layers import Embedding, RMSNorm, apply_rotary, eager_attention, make_norm
 from .network.pretrained import ChatGLMPreTrainedModel, PartNames
 from .network.rotary import RotaryTable
@@ -374,31 +374,3 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, CausalLMHead):
             past_key_values=compat.given_cache(past_key_values, cache), inputs_embeds=inputs_embeds,
             use_cache=use_cache,
         )  # fmt: skip
-
-
-class ChatGLM2ForSequenceClassification(ChatGLM2PreTrainedModel, ClassifierHead):
-    """A classifier on the last real token of each sequence."""
-
-    # The head for generation stays in the checkpoint but is not used here.
-    _tied_weights_keys = {"transformer.output_layer.weight": "transformer.embedding.word_embeddings.weight"}
-
-    def __init__(self, config: ChatGLM2Config, empty_init: bool = True) -> None:
-        super().__init__(config)
-        self.transformer = ChatGLM2Model(config)
-        self.classifier_head = nn.Linear(config.hidden_size, config.num_labels, bias=True)
-        self.dropout = nn.Dropout(config.classifier_dropout or 0.0)
-        self.post_init()
-
-
-class ChatGLM3ForSequenceClassification(ChatGLM2ForSequenceClassification):
-    """The same classifier for checkpoints of generation 3."""
-
-    config: ChatGLM3Config
-    config_class = ChatGLM3Config
-
-
-class ChatGLM4ForSequenceClassification(ChatGLM2ForSequenceClassification):
-    """The same classifier for checkpoints of GLM-4."""
-
-    config: ChatGLM4Config
-    config_class = ChatGLM4Config

@@ -7,6 +7,7 @@ from .chat import (
     ChatGLM4ForConditionalGeneration,
     ChatStep,
 )
+from .classifiers import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
 from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLM4Config, ChatGLMConfig
 from .conversation import ChatFormat
 from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
@@ -16,7 +17,6 @@ from .generations import (
     register_generation,
 )
 from .loading import load
-from .modeling_chatglm2 import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
 from .modelscope import register as _register_with_modelscope
 from .quantization import ChatGLMQuantizationConfig
 from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import LogitsProcessor
 
+from chatglm.classifiers import ChatGLM2ForSequenceClassification
 from chatglm.configuration_chatglm import ChatGLM1Config
 from chatglm.modeling_chatglm import RESIDUAL_SCALE, ChatGLM1Model, rotary_angles
-from chatglm.modeling_chatglm2 import ChatGLM2ForSequenceClassification
 from conftest import needs_shared
 from deviations import DEVIATIONS
 from goldens import (
