@@ -120,12 +120,33 @@ class ChatMixin:
         options = self.turn_options(tokenizer, **kwargs)
         return self._fit(tokenizer, query, history, role, options, answer_room), options
 
+    def complete_steps(
+        self, tokenizer: PreTrainedTokenizerBase, text: str, **kwargs: Any
+    ) -> Iterator[GenerationStep]:
+        """Continues a text step by step, without the form of a chat: for base models and models of code.
+
+        Args:
+            text: what the continuation follows; for CodeGeeX2, its first line names the language: `# language: Python`.
+            **kwargs: see `GenerationOptions`; the defaults are those of `stream_steps`.
+
+        Raises:
+            TypeError, ValueError: an option is unknown or out of range, or the text does not fit into the context.
+            NonFiniteLogitsError: the network gave NaN or infinite logits.
+        """
+        self._check_tokenizer(tokenizer)
+        options = self._options(tokenizer, kwargs)
+        ids = tokenizer(text)["input_ids"]
+        yield from generate_text(self, ids, options, ids_to_text(tokenizer), self._context())
+
     def turn_options(self, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> GenerationOptions:
         """Returns the options of `stream_steps`: as given, else from generation_config.json, else as `chat` has them.
 
         Raises as `stream_steps` if the model cannot chat.
         """
         self._check_chat(tokenizer)
+        return self._options(tokenizer, kwargs)
+
+    def _options(self, tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> GenerationOptions:
         own = {name: getattr(self.generation_config, name, None) for name in SAMPLING}  # type: ignore[attr-defined]
         defaults = self.sampling_defaults | {
             "eos_token_id": self.chat_format.stop_token_ids(tokenizer),
@@ -135,17 +156,20 @@ class ChatMixin:
         given = {name: value for name, value in kwargs.items() if value is not None}
         return GenerationOptions.from_config(GenerationConfig(), **(defaults | given))
 
-    def _check_chat(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         version = getattr(tokenizer, "chatglm_version", None)
         ours = self.config.chatglm_version  # type: ignore[attr-defined]
         if version is None:
             raise TypeError(f"{type(tokenizer).__name__} is not a ChatGLM tokenizer: load it from the model's folder")
         if version != ours:
             raise ValueError(f"the tokenizer is of ChatGLM generation {version}, the model of generation {ours}")
+
+    def _check_chat(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._check_tokenizer(tokenizer)
         if getattr(self.config, "is_base_model", False):  # type: ignore[attr-defined]
             raise ValueError(
-                "this is a base model without chat training: complete texts with model.generate() or "
-                "model.stream_generate(), or set model.config.is_base_model = False to chat anyway"
+                "this is a base model without chat training: complete texts with cli_demo.py --complete, "
+                "model.complete_steps() or model.generate(), or set model.config.is_base_model = False to chat anyway"
             )
 
     def _context(self) -> int:

@@ -42,6 +42,10 @@ class FakeModel:
         reason = "cancelled" if cancel.is_set() else "stop"
         yield self._step("", text, reason, count + 1, response or text, [*history, *turn])
 
+    def complete_steps(self, tokenizer: Any, text: str, *, cancel: threading.Event, **settings: Any) -> Iterator[Any]:
+        for count, so_far in enumerate((text, f"{text} a", f"{text} a time")):
+            yield self._step("", so_far, "stop" if count == 2 else None, count + 1, None, [])
+
     def _pieces(
         self, query: str, history: list[Any], role: str, cancel: threading.Event, settings: dict[str, Any]
     ) -> Iterator[str]:

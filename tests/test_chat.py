@@ -513,3 +513,16 @@ def test_the_inputs_of_a_turn_of_generation_2(history: Any) -> None:
     (new,) = model.build_stream_inputs(tokenizer, "你好", history=history)["input_ids"].tolist()
     assert whole["input_ids"][0].tolist()[-len(new) :] == new
     assert (len(new) == whole["input_ids"].shape[1]) == (not history)
+
+
+@pytest.mark.parametrize("version", (1, 2, 3))
+def test_a_completion_is_what_generate_gives(version: int) -> None:
+    model, tokenizer = pair(version)
+    *_, last = model.complete_steps(tokenizer, "你好", do_sample=False, max_new_tokens=8)
+    inputs = tokenizer("你好", return_tensors="pt")
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+    stops = set(tokenizer.chat_format.stop_token_ids(tokenizer))
+    spoken = [index for index in output.tolist() if index not in stops]
+    assert last.text == tokenizer.decode(spoken, clean_up_tokenization_spaces=False)
+    with pytest.raises(TypeError, match="wrong_name"):
+        list(model.complete_steps(tokenizer, "你好", wrong_name=1))

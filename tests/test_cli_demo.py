@@ -170,6 +170,15 @@ def test_one_shot_that_fails(run: Run) -> None:
     assert done.stderr == "Error: the question does not fit\n"
 
 
+def test_completion(run: Run) -> None:
+    done = run(3, "--complete", "-p", "once upon")
+    assert (done.stdout, done.stderr, done.returncode) == ("once upon a time\n", "", 0)
+    done = run(3, "--complete", text='one\n"""def f():\n    return"""\n')
+    assert done.stdout == "one a time\ndef f():\n    return a time\n"
+    assert run(3, "--complete", "--no-stream", "-p", "-", text="x").stdout == "x a time\n"
+    assert run(3, "--complete", "--system", "s").returncode == 2
+
+
 def test_no_stream_prints_the_same(run: Run) -> None:
     assert run(1, "--no-stream", text="one\ntwo\n").stdout == run(1, text="one\ntwo\n").stdout
 

@@ -38,12 +38,17 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     add_model_arguments(parser)
     add_generation_arguments(parser)
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="answer this and exit; - reads it from standard input")
+    parser.add_argument(
+        "--complete", action="store_true", help="continue texts instead of answering: for base models and CodeGeeX2"
+    )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (ChatGLM3)")
     parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3)")
     parser.add_argument("--no-stream", action="store_true", help="print an answer once it is complete")
     parser.add_argument("--no-history", action="store_true", help="keep no file of the lines that are typed")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of the messages")
     args = parser.parse_args(arguments)
+    if args.complete and (args.system or args.tools):
+        parser.error("--complete has no chat: leave out --system and --tools")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # Terminal.answer refuses what is no text
     try:
@@ -54,7 +59,7 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     except (OSError, ValueError, RuntimeError, LibraryError) as error:
         complain(TERMINAL["error"][args.lang].format(reason=error))
         return 1
-    terminal.stream = not args.no_stream
+    terminal.stream, terminal.completes = not args.no_stream, args.complete
     if args.prompt is not None:
         terminal.interactive = False
     if is_demo(model.name_or_path):
@@ -65,7 +70,7 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
         return int(terminal.failed)
     if terminal.interactive:
         terminal.input_history = open_history(terminal, keep=not args.no_history)
-        terminal.say("welcome")
+        terminal.say("welcome_complete" if args.complete else "welcome")
     terminal.chat()
     if terminal.interactive:
         terminal.say("bye")

@@ -20,6 +20,10 @@ TERMINAL: dict[str, dict[str, str]] = {
         "zh": "欢迎使用 ChatGLM。输入内容即可对话；/help 查看命令，/clear 清空对话，/quit 退出，Ctrl-C 中止回答。",
         "en": "Welcome: type to chat. /help lists commands, /clear starts over, /quit ends, Ctrl-C stops an answer.",
     },
+    "welcome_complete": {
+        "zh": "续写：输入文本，模型接着写。\"\"\" 开始和结束多行文本，/quit 退出，Ctrl-C 中止。",
+        "en": "Completion: type a text and the model continues it. \"\"\" begins and ends several lines, /quit ends.",
+    },
     "user": {"zh": "用户：", "en": "You: "},
     "more": {"zh": "……", "en": "... "},
     "observation": {"zh": "工具结果：", "en": "Tool result: "},

@@ -28,6 +28,7 @@ class Terminal:
         self.model, self.tokenizer, self.session = model, tokenizer, session
         self.settings, self.language = dict(settings), language
         self.stream = True
+        self.completes = False  # continues texts, instead of answering questions
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self.input_history: InputHistory | None = None
         self.failed = False
@@ -107,44 +108,56 @@ class Terminal:
         return True
 
     def answer(self, question: str, role: str, seed_shift: int = 0) -> bool:
-        """Prints the answer as it grows and keeps the turn. Returns False if there is no answer. Raises OutputError.
+        """Prints the answer, or the continuation, as it grows and keeps the turn; returns False if there is none.
 
         In a terminal, Ctrl-C ends the answer early and keeps the text so far; elsewhere it ends the program as usual.
+        Raises OutputError.
         """
         if re.search("[\ud800-\udfff]", question):  # bytes that were not text, see commands/chat.py
             self.fail(self.text("not_text", encoding=sys.stdin.encoding))
             return False
-        settings, cancel = dict(self.settings), threading.Event()
+        settings: dict[str, Any] = {**self.settings, "cancel": threading.Event()}
         if "seed" in settings:
             settings["seed"] += seed_shift
+        if self.completes:
+            return self._print(self.model.complete_steps(self.tokenizer, question, **settings), settings) is not None
         if self.interactive:
             put(self.text("assistant"), end="")
-        try:
-            with interrupt_sets(cancel) if self.interactive else contextlib.nullcontext():
-                for step in self.model.stream_steps(
-                    self.tokenizer, question, self.session.history, role=role, cancel=cancel, **settings
-                ):
-                    if self.stream:
-                        put(step.delta, end="")
-        except KeyboardInterrupt:
-            put("")
-            if not self.interactive:
-                raise
+        steps = self.model.stream_steps(self.tokenizer, question, self.session.history, role=role, **settings)
+        step = self._print(steps, settings)
+        if step is None:
             return False
-        except (ValueError, ArithmeticError, RuntimeError) as error:  # a long prompt, NaN, a GPU out of memory
-            put("")
-            self.fail(error)
-            return False
-        put("" if self.stream else step.text)
         self.session.history = step.history
         if isinstance(step.response, dict):  # a tool call; one that cannot be parsed has its raw text as content
             given = step.response.get("parameters") or step.response.get("content")
             self.say("tool", name=step.response["name"], parameters=json.dumps(given, ensure_ascii=False))
+        return True
+
+    def _print(self, steps: Iterator[Any], settings: dict[str, Any]) -> Any:
+        """Prints the text of the steps as it grows. Returns the last step; None if something failed."""
+        shown = ""
+        try:
+            with interrupt_sets(settings["cancel"]) if self.interactive else contextlib.nullcontext():
+                for step in steps:
+                    delta = step.text[len(shown) :] if self.completes else step.delta
+                    shown += delta
+                    if self.stream:
+                        put(delta, end="")
+        except KeyboardInterrupt:
+            put("")
+            if not self.interactive:
+                raise
+            return None
+        except (ValueError, ArithmeticError, RuntimeError) as error:  # a long prompt, NaN, a GPU out of memory
+            put("")
+            self.fail(error)
+            return None
+        put("" if self.stream else step.text)
         if self.interactive:
             note = self.text(step.finish_reason) if step.finish_reason != "stop" else ""
             rate = step.completion_tokens / max(step.seconds, 1e-9)
             self.say("speed", tokens=step.completion_tokens, rate=rate, note=note)
-        return True
+        return step
 
     def do_help(self, value: str) -> None:
         self.say("help")
