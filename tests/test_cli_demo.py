@@ -20,6 +20,7 @@ from chatglm.commands import chat
 from chatglm.front.messages import TERMINAL
 from chatglm.language import choose_language
 from fake_model import load_fake
+from test_program import full_disk
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = str(ROOT / "tests" / "fake_model.py")
@@ -216,6 +217,17 @@ def test_a_reader_that_goes_away() -> None:
     assert process.wait(60) != 0
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize("arguments", [["-p", "one"], ["-p", "one", "--no-stream"], []])
+def test_a_full_disk_ends_the_chat_in_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chat, "load_from_arguments", lambda args: load_fake(1))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"" if arguments else b"one\n/regen\ntwo\n")))
+    monkeypatch.setattr(sys, "stdout", full_disk())
+    assert chat.main(["--lang", "en", *arguments]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- commands
