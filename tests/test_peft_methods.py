@@ -208,6 +208,22 @@ def test_half_precision(version: int, kind: str, dtype: torch.dtype) -> None:
     assert model.generate(input_ids=ids[:, :9], max_new_tokens=2, do_sample=False, pad_token_id=0).shape[1] > 9
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+@every_model
+def test_a_quantised_base(version: int, kind: str, bits: int) -> None:
+    """Trained through INT4 or INT8; its tokens come from the kernels, which read the prefix in the cache."""
+    torch.manual_seed(0)
+    config = KINDS[kind](task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)
+    model, ids = peft.get_peft_model(tiny_model(version).quantize(bits, precision="exact"), config), text(version, 9, 5)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(one.grad is not None for one in model.parameters() if one.requires_grad)
+    with torch.no_grad():
+        start = torch.tensor([prompt(version, 9)])
+        options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        assert model.eval().generate(input_ids=start, **options).tolist() == recomputed(model, start, 6).tolist()
+
+
 @every_model
 def test_ia3(version: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
