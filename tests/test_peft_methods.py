@@ -130,6 +130,19 @@ def test_the_embeddings_of_words_are_words(version: int, kind: str) -> None:
     assert model.generate(input_ids=start, **options)[0].tolist() == plain[0, VIRTUAL:].tolist()
 
 
+@torch.no_grad()
+def test_a_prompt_that_starts_from_a_text_is_no_text() -> None:
+    """`prompt_tuning_init="TEXT"` copies the embeddings of `[gMASK]` and `<sop>` too: they begin no answer."""
+    model, ids = wrapped(1, "prompt").eval(), text(1, 9, 5)
+    base = model.get_base_model()
+    words = base.get_input_embeddings()(torch.tensor([[20, GMASK, BOS, 21]]))
+    model.prompt_encoder["default"].forward = lambda indices: words
+    whole = torch.cat((torch.tensor([[20, 30, 31, 21]]), ids), dim=1)
+    embedded = torch.cat((words, base.get_input_embeddings()(ids)), dim=1)
+    given = {"attention_mask": base.get_masks(whole), "position_ids": base.get_position_ids(whole)}
+    assert_same(logits(model, ids), base(inputs_embeds=embedded, **given).logits[:, VIRTUAL:])
+
+
 @every_model
 @torch.no_grad()
 def test_a_prefix_takes_places_in_the_context(version: int) -> None:
