@@ -39,6 +39,11 @@ DEVIATIONS: dict[str, str] = {
         "prefix_encoder.dropout; another attention goes in by attn_implementation. A block takes and returns hidden "
         "states (batch, tokens, width) alone, as hooks see"
     ),
+    "saved_folders_hold_no_code": (
+        "after register_for_auto_class() the originals' save_pretrained copies their .py files and writes auto_map; "
+        "ours writes neither, and says so: a saved folder is read after `import chatglm`, or by engines that know "
+        "ChatGLMModel"
+    ),
     "peft_prompts_are_context": (
         "v1: what PEFT's prefix tuning, prompt tuning and P-tuning put in front of a text takes places 0, 1, 2, ... of "
         "the context, in training and in generate() alike; the original cannot run them (its masks have four "

@@ -130,6 +130,19 @@ def test_the_embeddings_of_words_are_words(version: int, kind: str) -> None:
     assert model.generate(input_ids=start, **options)[0].tolist() == plain[0, VIRTUAL:].tolist()
 
 
+@torch.no_grad()
+def test_a_prompt_that_starts_from_a_text_is_no_text() -> None:
+    """`prompt_tuning_init="TEXT"` copies the embeddings of `[gMASK]` and `<sop>` too: they begin no answer."""
+    model, ids = wrapped(1, "prompt").eval(), text(1, 9, 5)
+    base = model.get_base_model()
+    words = base.get_input_embeddings()(torch.tensor([[20, GMASK, BOS, 21]]))
+    model.prompt_encoder["default"].forward = lambda indices: words
+    whole = torch.cat((torch.tensor([[20, 30, 31, 21]]), ids), dim=1)
+    embedded = torch.cat((words, base.get_input_embeddings()(ids)), dim=1)
+    given = {"attention_mask": base.get_masks(whole), "position_ids": base.get_position_ids(whole)}
+    assert_same(logits(model, ids), base(inputs_embeds=embedded, **given).logits[:, VIRTUAL:])
+
+
 @every_model
 @torch.no_grad()
 def test_a_prefix_takes_places_in_the_context(version: int) -> None:
@@ -206,6 +219,22 @@ def test_half_precision(version: int, kind: str, dtype: torch.dtype) -> None:
     loss.backward()
     assert torch.isfinite(loss)
     assert model.generate(input_ids=ids[:, :9], max_new_tokens=2, do_sample=False, pad_token_id=0).shape[1] > 9
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+@every_model
+def test_a_quantised_base(version: int, kind: str, bits: int) -> None:
+    """Trained through INT4 or INT8; its tokens come from the kernels, which read the prefix in the cache."""
+    torch.manual_seed(0)
+    config = KINDS[kind](task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)
+    model, ids = peft.get_peft_model(tiny_model(version).quantize(bits, precision="exact"), config), text(version, 9, 5)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(one.grad is not None for one in model.parameters() if one.requires_grad)
+    with torch.no_grad():
+        start = torch.tensor([prompt(version, 9)])
+        options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        assert model.eval().generate(input_ids=start, **options).tolist() == recomputed(model, start, 6).tolist()
 
 
 @every_model

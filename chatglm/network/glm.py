@@ -29,7 +29,8 @@ def is_token(input_ids: torch.Tensor, token_id: int | None) -> torch.Tensor:
 def marks_in(inputs_embeds: torch.Tensor, embeddings: nn.Module, config: ChatGLM1Config) -> torch.Tensor:
     """The ids of `[MASK]`, `[gMASK]` and `<sop>` where `inputs_embeds` hold their embeddings, and -2 elsewhere.
 
-    That is all that masks and positions depend on, so soft prompts need no ids beside their embeddings.
+    That is all that masks and positions depend on, so soft prompts need no ids beside their embeddings. Of each, only
+    the last counts: soft prompts that start from the words of a text hold some as well.
 
     Args:
         inputs_embeds: (batch, tokens, hidden)
@@ -43,7 +44,9 @@ def marks_in(inputs_embeds: torch.Tensor, embeddings: nn.Module, config: ChatGLM
         if token_id is not None:
             with torch.no_grad():
                 row = embeddings(ids.new_tensor([token_id])).to(inputs_embeds)
-                ids = ids.masked_fill((inputs_embeds == row).all(-1), token_id)
+            found = (inputs_embeds == row).all(-1)
+            last = found & (found.flip(-1).cumsum(-1) == 1).flip(-1)
+            ids = ids.masked_fill(last, token_id)
     return ids
 
 
