@@ -52,10 +52,19 @@ def _values_of_types(config_class: type[ChatGLMConfig], values: dict[str, Any]) 
         ValueError: a string is no value of the field's type.
     """
     types = {field.name: set(re.findall(r"\w+", str(field.type))) for field in dataclasses.fields(config_class)}
-    return {
+    found = {
         name: _of_type(value, types.get(config_class.attribute_map.get(name, name), set()), name)
         for name, value in values.items()
     }
+    quantisation = found.get("quantization_config")
+    if isinstance(quantisation, dict) and quantisation.get("quant_method") == config_class.model_type:
+        found["quantization_config"] = {
+            name: _of_type(value, _QUANTISATION_TYPES.get(name, set()), name) for name, value in quantisation.items()
+        }
+    return found
+
+
+_QUANTISATION_TYPES = {"bits": {"int"}, "quantize_embeddings": {"bool"}, "quantize_head": {"int", "None"}}
 
 
 def _of_type(value: Any, types: set[str], name: str) -> Any:

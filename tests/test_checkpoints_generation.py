@@ -245,13 +245,27 @@ def test_contradicting_names(
     assert words in line
 
 
-def test_code_and_templates_count_more_than_names(tmp_path: Path, said: list[str]) -> None:
-    """They are what the model was trained and used with."""
-    folder = nameless(tmp_path / "model", 3, _name_or_path="THUDM/chatglm2-6b")
-    edit(folder / "tokenizer_config.json", chat_template="{{ '<|user|>' }}")
+def test_a_copied_tokenizer_config_does_not_change_the_model(tmp_path: Path, said: list[str]) -> None:
+    """ChatGLM3's file, with its tokens and template, in a folder of ChatGLM2."""
+    folder = nameless(tmp_path / "model", 2, _name_or_path="THUDM/chatglm2-6b")
+    before = ChatGLMTokenizer.from_pretrained(folder)
+    edit(
+        folder / "tokenizer_config.json", name_or_path="THUDM/chatglm3-6b", chat_template="{{ '<|user|>' }}",
+        additional_special_tokens=["<|user|>", "<|observation|>"],
+    )  # fmt: skip
+    assert generations(folder) == {(2, 2)}
+    (line,) = said
+    assert "(config.json: _name_or_path = THUDM/chatglm2-6b), although there is tokenizer_config.json: name_" in line
+    tokenizer = ChatGLMTokenizer.from_pretrained(folder)
+    assert tokenizer("你好") == before("你好")
+
+
+def test_names_count_more_than_code_and_templates(tmp_path: Path, said: list[str]) -> None:
+    folder = nameless(tmp_path / "model", 3, _name_or_path="THUDM/chatglm3-6b")
+    (folder / "tokenization_chatglm.py").write_text(CODE_OF_2, encoding="utf-8")
     assert generations(folder) == {(3, 3)}
     (line,) = said
-    assert "tokenizer_config.json: chat_template = <|user|>" in line and "_name_or_path = THUDM/chatglm2-6b" in line
+    assert "although there is tokenization_chatglm.py: [Round {}]" in line
 
 
 def test_weights_and_config_of_two_networks(tmp_path: Path, said: list[str]) -> None:

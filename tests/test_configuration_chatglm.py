@@ -60,6 +60,18 @@ def test_what_a_string_means(name: str, text: Any, value: Any, tmp_path: Path) -
     assert found == value and type(found) is type(value)
 
 
+def test_quantisation_as_strings(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model", 1)
+    load(folder, quantize=4)[0].save_pretrained(folder)
+    values = values_of(folder)
+    settings = {name: value if value is None else str(value) for name, value in values["quantization_config"].items()}
+    assert settings["bits"] == "4"
+    texts = {"quantization_config": settings, "quantization_bit": "4", "quantization_embeddings": "False"}
+    write(folder, values | texts)
+    for model in (load(folder)[0], AutoModel.from_pretrained(folder)):
+        assert model.quantized and model.config.quantization_bit == 4
+
+
 @pytest.mark.parametrize(("name", "text"), [("num_layers", "two"), ("layernorm_epsilon", ""), ("use_cache", "perhaps")])
 def test_a_string_that_is_no_value(name: str, text: str, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model", 2)

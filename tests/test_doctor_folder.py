@@ -149,7 +149,7 @@ PUBLISHED = {
     "chatglm-6b": (1, "inner_hidden_size", 6_173_286_400), "chatglm-6b-v1.0": (1, "inner_hidden_size", 6_255_206_400),
     "chatglm-6b-int4": (1, "inner_hidden_size", 6_255_206_400), "chatglm2-6b": (2, "THUDM/chatglm2-6b", 6_243_584_000),
     "chatglm3-6b": (3, "THUDM/chatglm3-6b", 6_243_584_000),
-    "chatglm3-6b-32k-int4": (3, "chat_template", 6_243_584_000),
+    "chatglm3-6b-32k-int4": (3, "THUDM/chatglm3-6b-32k", 6_243_584_000),
 }  # fmt: skip
 
 

@@ -52,8 +52,8 @@ class Rank(enum.IntEnum):
 
     HINT = 1  # values that the published config.json of one generation has, and that others may have
     NEARBY = 2  # names of folders above
-    NAME = 3  # the name of the model, in a file or in its path
-    FORMAT = 4  # prompts and control tokens: templates, code beside the weights
+    FORMAT = 3  # prompts and control tokens: templates, code beside the weights; such files are sometimes copied
+    NAME = 4  # the name of the model, in a file or in its path
     STRUCTURE = 5  # what the networks differ in: keys, weights, vocabularies
     STATED = 6  # `chatglm_version` in a file
     GIVEN = 7  # `chatglm_version` as an argument

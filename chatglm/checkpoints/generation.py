@@ -37,12 +37,12 @@ class Verdict:
 
     @property
     def is_guess(self) -> bool:
-        return self.decisive is None or self.decisive.rank < Rank.NAME
+        return self.decisive is None or self.decisive.rank < Rank.FORMAT
 
     @property
     def against(self) -> tuple[Clue, ...]:
         """The clues that point to other generations, apart from mere hints."""
-        return tuple(one for one in self.clues if one.rank >= Rank.NAME and self.generation not in one.generations)
+        return tuple(one for one in self.clues if one.rank >= Rank.FORMAT and self.generation not in one.generations)
 
     def doubt(self, where: str) -> str | None:
         """A line that says what is doubtful; None if nothing is. A stated version settles what names say."""
