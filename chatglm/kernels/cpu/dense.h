@@ -37,7 +37,7 @@ AVX512 INLINE void dense_rows(const uint16_t *weight, int type, const float *x, 
         for (int r = 0; r < count; r++) even[r] = odd[r] = _mm512_setzero_ps();
         i64 i = 0;
         for (; i + STEP <= in; i += STEP) {
-            fetch(row + i, 64, place);
+            fetch(row + i, 64, place, AHEAD, 4);
             __m512 first = load_floats(row + i, type, 0xffff), second = load_floats(row + i + 16, type, 0xffff);
             for (int r = 0; r < count; r++) {
                 even[r] = _mm512_fmadd_ps(first, _mm512_loadu_ps(x + r * in + i), even[r]);
@@ -80,7 +80,7 @@ BF16 INLINE void dense_pairs(const uint16_t *weight, const uint16_t *x, i64 in, 
             for (int half = 0; half < 2; half++) {
                 const i64 at = i + half * 32, left = in - at;
                 const __mmask32 mask = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
-                fetch(row + at, 64, place);
+                fetch(row + at, 64, place, AHEAD, 4);
                 const __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(mask, row + at);
                 for (int r = 0; r < count; r++) {
                     const __m512bh v = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + r * in + at);

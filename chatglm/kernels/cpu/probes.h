@@ -11,10 +11,9 @@ static uint64_t read_plain(const char *data, i64 bytes) {
 
 #if X86
 AVX512 static uint64_t read_avx512(const char *data, i64 bytes) {
-    enum { AHEAD = 8192 };
     __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
     for (i64 i = 0; i + 256 <= bytes; i += 256) {
-        for (int p = 0; p < 256; p += 64) _mm_prefetch(data + i + AHEAD + p, _MM_HINT_T0);
+        for (int p = 0; p < 256; p += 64) _mm_prefetch(data + i + 8192 + p, _MM_HINT_T0);
         a = _mm512_add_epi64(a, _mm512_loadu_si512(data + i));
         b = _mm512_add_epi64(b, _mm512_loadu_si512(data + i + 64));
         c = _mm512_add_epi64(c, _mm512_loadu_si512(data + i + 128));

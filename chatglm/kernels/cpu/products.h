@@ -21,8 +21,8 @@ static void plan(Job *job, int precision) {
     job->few = job->isa == VNNI && job->levels == LEVELS16 && job->groups <= MOST_RUNS * SHARE &&
         job->rows <= FEW_ROWS && job->rows > (job->bits == 4 ? 2 : DOT_ROWS);
     job->tiles = job->isa == VNNI && job->levels && job->rows > most && !job->few;
-    const int sharing = bytes && job->levels == LEVELS16 && !job->tiles && job->groups <= MOST_RUNS * SHARE;
-    job->share = sharing ? SHARE : 1;
+    const int sharing = job->one && job->bits == 4 && job->levels == LEVELS16 && job->groups <= MOST_RUNS * SHARE;
+    job->share = job->few || sharing ? SHARE : 1;
     job->pass = job->isa != VNNI || job->tiles || job->few || job->rows < most ? job->rows : most;
 }
 

@@ -39,11 +39,12 @@ AVX2 static void prepare_planes(const Job *job, i64 run, i64 row) {
 }
 
 /* sum += `groups` <= 2 groups, from `weight` and `x` on, of INT4 weights. */
-AVX2 INLINE __m256i add_bytes(__m256i sum, const uint8_t *weight, const char *x, int groups, int planes, int place) {
+AVX2 INLINE __m256i add_bytes(__m256i sum, const uint8_t *weight, const char *x, int groups, int planes,
+                               const Stream *stream) {
     const __m256i offset = _mm256_set1_epi8((char)0x88), nibble = _mm256_set1_epi8(15);
     __m256i low = _mm256_setzero_si256(), high = low;
     for (int g = 0; g < groups; g++, weight += 64) {
-        fetch(weight, 64, place);
+        fetch(weight, 64, stream->place, stream->ahead, stream->every);
         for (int half = 0; half < 64; half += 32) {
             const __m256i packed = _mm256_xor_si256(_mm256_loadu_si256((const void *)(weight + half)), offset);
             const __m256i even = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
@@ -64,9 +65,9 @@ AVX2 INLINE __m256i add_bytes(__m256i sum, const uint8_t *weight, const char *x,
 }
 
 /* sum += one group of INT8 weights. */
-AVX2 INLINE __m256i add_words(__m256i sum, const uint8_t *weight, const char *x, int place) {
+AVX2 INLINE __m256i add_words(__m256i sum, const uint8_t *weight, const char *x, const Stream *stream) {
     __m256i other = _mm256_setzero_si256();
-    fetch(weight, GROUP, place);
+    fetch(weight, GROUP, stream->place, stream->ahead, stream->every);
     for (int i = 0; i < GROUP; i += 32) {
         const __m256i first = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(weight + i)));
         const __m256i second = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(weight + i + 16)));
@@ -85,30 +86,40 @@ AVX2 INLINE float add_lanes(__m256 v) {
 /* Outputs from..to of one row of x. */
 AVX2 INLINE void one_row(const Job *job, i64 from, i64 to, int bits, int planes) {
     const i64 size = GROUP * bits / 8, whole = job->row_bytes / size;
-    const int place = fetching;
-    uint8_t even[MOST_RUNS];
+    const Stream stream = plan_stream(job);
     const i64 sharing = planes == 2 && job->share == SHARE ? whole / SHARE * SHARE : 0;  /* groups in whole runs */
-    for (i64 g = 0; g < sharing; g += SHARE) even[g / SHARE] = (uint8_t)is_even(job, g / SHARE, 0, 1);
     double excess = 0;
+    uint8_t even[MOST_RUNS];
+    for (i64 g = 0; g < sharing; g += SHARE) even[g / SHARE] = (uint8_t)is_even(job, g / SHARE, 0, 1);
     if (bits == 4) find_excess(job, &excess);
-    for (i64 o = from; o < to; o++) {
-        const uint8_t *weight = job->weight + o * job->row_bytes;
-        const char *x = job->blocks;
-        __m256 total = _mm256_setzero_ps();
-        uint8_t padded[GROUP] = {0};
-        for (i64 g = 0, groups; g < job->groups; g += groups) {
-            __m256i sum = _mm256_setzero_si256();
-            groups = g < sharing && g % SHARE == 0 && even[g / SHARE] ? SHARE : 1;
-            if (g == whole) weight = memcpy(padded, weight, (size_t)bytes_in_group(job, g));
-            if (bits == 8) sum = add_words(sum, weight, x, place);
-            else if (groups == 1) sum = add_bytes(sum, weight, x, 1, planes, place);
-            else for (int i = 0; i < SHARE; i += 2)
-                sum = add_bytes(sum, weight + i * size, x + i * GROUP * planes, 2, planes, place);
-            total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(job->step[g]), total);
-            weight += groups * size, x += groups * job->block_bytes;
+    for (; from < to; from += PART_OUTS) {
+        const i64 outs = to - from < PART_OUTS ? to - from : PART_OUTS;
+        float y[PART_OUTS] = {0};
+        for (i64 first = 0; first < job->groups; first += stream.part) {
+            const i64 last = first + stream.part < job->groups ? first + stream.part : job->groups;
+            for (i64 o = 0; o < outs; o++) {
+                const uint8_t *weight = job->weight + (from + o) * job->row_bytes + first * size;
+                const char *x = job->blocks + first * job->block_bytes;
+                uint8_t padded[GROUP] = {0};
+                __m256 total = _mm256_setzero_ps();
+                for (i64 g = first, groups; g < last; g += groups) {
+                    __m256i sum = _mm256_setzero_si256();
+                    groups = g < sharing && g % SHARE == 0 && even[g / SHARE] ? SHARE : 1;
+                    if (g == whole) weight = memcpy(padded, weight, (size_t)bytes_in_group(job, g));
+                    if (bits == 8) sum = add_words(sum, weight, x, &stream);
+                    else if (groups == 1) sum = add_bytes(sum, weight, x, 1, planes, &stream);
+                    else for (int i = 0; i < SHARE; i += 2)
+                        sum = add_bytes(sum, weight + i * size, x + i * GROUP * planes, 2, planes, &stream);
+                    total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(job->step[g]), total);
+                    weight += groups * size, x += groups * job->block_bytes;
+                }
+                y[o] += add_lanes(total);
+            }
         }
-        const float scale = load_number(job->scale, job->scale_type, o);
-        store_number(job->y, job->x_type, o, (float)((double)add_lanes(total) - excess) * scale);
+        for (i64 o = 0; o < outs; o++) {
+            const float scale = load_number(job->scale, job->scale_type, from + o);
+            store_number(job->y, job->x_type, from + o, (float)((double)y[o] - excess) * scale);
+        }
     }
 }
 

@@ -90,71 +90,58 @@ AVX512 INLINE __m512i even_columns(__m512i packed) { return odd_columns(_mm512_s
 
 AVX512 INLINE __m512i make_unsigned(__m512i weight) { return _mm512_xor_si512(weight, _mm512_set1_epi8(-128)); }
 
-/* sums (count) += some groups, from `first` on, of an output. They have the same steps: their products are summed as
- * integers, those of several groups in two chains, one for each half of the weights. */
-AVX512 INLINE void dot_groups(const Job *job, const uint8_t *weight, i64 first, int groups, int count, int bits,
-                              int planes, int place, __m512 *sums) {
-    const i64 size = GROUP * bits / 8;
-    const int two = groups > 1;
-    const char *x = job->blocks + first * count * (GROUP * planes);
-    __m512i low[DOT_ROWS][2], high[DOT_ROWS][2];
-    for (int r = 0; r < count; r++) low[r][0] = low[r][1] = high[r][0] = high[r][1] = _mm512_setzero_si512();
-    #pragma GCC unroll 1
-    for (int g = 0; g < groups; g++, weight += size) {
-        fetch(weight, size, place);
-        const __m512i packed = load_weights(weight);
-        const __m512i before = bits == 4 ? even_columns(packed) : make_unsigned(packed);
-        const __m512i after = bits == 4 ? odd_columns(packed) : make_unsigned(load_weights(weight + 64));
-        for (int r = 0; r < count; r++) {
-            if (planes == 2) {
-                high[r][0] = dot4(high[r][0], before, _mm512_loadu_si512(x));
-                high[r][two] = dot4(high[r][two], after, _mm512_loadu_si512(x + 64));
-                x += GROUP;
-            }
-            low[r][0] = dot4(low[r][0], before, _mm512_loadu_si512(x));
-            low[r][two] = dot4(low[r][two], after, _mm512_loadu_si512(x + 64));
-            x += GROUP;
+/* sums (count) += one group of an output. */
+AVX512 INLINE void dot_group(const Job *job, const uint8_t *weight, i64 group, int count, int bits, int planes,
+                             __m512 *sums) {
+    const __m512i packed = load_weights(weight);
+    const __m512i before = bits == 4 ? even_columns(packed) : make_unsigned(packed);
+    const __m512i after = bits == 4 ? odd_columns(packed) : make_unsigned(load_weights(weight + 64));
+    i64 index = group * count;
+    const char *x = job->blocks + index * (GROUP * planes);
+    for (int r = 0; r < count; r++, index++, x += GROUP * planes) {
+        __m512i sum = dot4(_mm512_setzero_si512(), before, _mm512_loadu_si512(x));
+        sum = dot4(sum, after, _mm512_loadu_si512(x + 64));
+        if (planes == 2) {
+            __m512i low = dot4(_mm512_setzero_si512(), before, _mm512_loadu_si512(x + GROUP));
+            low = dot4(low, after, _mm512_loadu_si512(x + GROUP + 64));
+            sum = _mm512_add_epi32(low, _mm512_slli_epi32(sum, 8));
         }
-    }
-    for (int r = 0; r < count; r++) {
-        if (two) low[r][0] = _mm512_add_epi32(low[r][0], low[r][1]);
-        if (two) high[r][0] = _mm512_add_epi32(high[r][0], high[r][1]);
-        if (planes == 2) low[r][0] = _mm512_add_epi32(low[r][0], _mm512_slli_epi32(high[r][0], 8));
-        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low[r][0]), _mm512_set1_ps(job->step[first * count + r]), sums[r]);
+        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(job->step[index]), sums[r]);
     }
 }
 
-/* Outputs from..to of all `count` rows of x: one linear stream through the weights. */
+/* Outputs from..to of all `count` rows of x: a linear stream through the weights, or through parts of their rows. */
 AVX512 INLINE void dot_rows(const Job *job, i64 from, i64 to, int count, int bits, int planes) {
     const i64 size = GROUP * bits / 8, whole = job->row_bytes / size;
-    const int place = fetching;
+    const Stream stream = plan_stream(job);
     double excess[DOT_ROWS];
-    uint8_t even[MOST_RUNS];
-    const i64 sharing = planes == 2 && job->share == SHARE ? whole / SHARE * SHARE : 0;  /* groups in whole runs */
-    for (i64 g = 0; g < sharing; g += SHARE) even[g / SHARE] = (uint8_t)is_even(job, g / SHARE, 0, count);
     find_excess(job, excess);
-    for (i64 o = from; o < to; o++) {
-        const uint8_t *weight = job->weight + o * job->row_bytes;
-        __m512 sums[DOT_ROWS];
-        for (int r = 0; r < count; r++) sums[r] = _mm512_setzero_ps();
-        for (i64 g = 0; g < whole; ) {
-            if (g < sharing && g % SHARE == 0 && even[g / SHARE]) {
-                dot_groups(job, weight, g, SHARE, count, bits, planes, place, sums);
-                g += SHARE, weight += SHARE * size;
-            } else {
-                dot_groups(job, weight, g, 1, count, bits, planes, place, sums);
-                g++, weight += size;
+    for (; from < to; from += PART_OUTS) {
+        const i64 outs = to - from < PART_OUTS ? to - from : PART_OUTS;
+        float y[PART_OUTS][DOT_ROWS] = {0};
+        for (i64 first = 0; first < job->groups; first += stream.part) {
+            const i64 last = first + stream.part < job->groups ? first + stream.part : job->groups;
+            for (i64 o = 0; o < outs; o++) {
+                const uint8_t *weight = job->weight + (from + o) * job->row_bytes + first * size;
+                __m512 sums[DOT_ROWS];
+                for (int r = 0; r < count; r++) sums[r] = _mm512_setzero_ps();
+                for (i64 g = first; g < (last < whole ? last : whole); g++, weight += size) {
+                    fetch(weight, size, stream.place, stream.ahead, stream.every);
+                    dot_group(job, weight, g, count, bits, planes, sums);
+                }
+                if (whole < last) {
+                    uint8_t padded[GROUP] = {0};
+                    memcpy(padded, weight, (size_t)bytes_in_group(job, whole));
+                    dot_group(job, padded, whole, count, bits, planes, sums);
+                }
+                for (int r = 0; r < count; r++) y[o][r] += _mm512_reduce_add_ps(sums[r]);
             }
         }
-        if (whole < job->groups) {
-            uint8_t padded[GROUP] = {0};
-            memcpy(padded, weight, (size_t)bytes_in_group(job, whole));
-            dot_groups(job, padded, whole, 1, count, bits, planes, place, sums);
-        }
-        float scale = load_number(job->scale, job->scale_type, o);
-        for (int r = 0; r < count; r++) {
-            const float sum = (float)((double)_mm512_reduce_add_ps(sums[r]) - excess[r]);
-            store_number(job->y, job->x_type, r * job->out + o, sum * scale);
+        for (i64 o = 0; o < outs; o++) {
+            const float scale = load_number(job->scale, job->scale_type, from + o);
+            for (int r = 0; r < count; r++)
+                store_number(job->y, job->x_type, r * job->out + from + o,
+                             (float)((double)y[o][r] - excess[r]) * scale);
         }
     }
 }
@@ -199,7 +186,7 @@ AVX512 INLINE void dot_rows_floats(const Job *job, i64 from, i64 to, int count, 
         __m512 sums[DOT_ROWS][2];
         for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
         for (i64 g = 0; g < whole; g++, weight += size) {
-            fetch(weight, size, place);
+            fetch(weight, size, place, AHEAD, 1);
             dot_group_floats(job, weight, g, count, bits, sums);
         }
         if (whole < job->groups) {

@@ -34,20 +34,27 @@ typedef int64_t i64;
 
 enum { PORTABLE, PORTABLE_AVX2, VNNI };  /* the families, `isa` in every call; a CPU runs those up to its best one */
 
-/* Where weights are prefetched to. On Zen 4, lines on their way into the L1 cache hold up the loads, and a product then
- * takes three times as long; which place is best is measured once, see fetching.py. */
+/* Where weights are prefetched to; what is best is measured once, see fetching.py. With the L1 cache, Zen 4 takes up to
+ * three times as long: the lines on their way there hold up the loads of activations. */
 enum { TO_L1, TO_L2 };
 static int fetching = TO_L2;
 
 void chatglm_fetch(int place) { fetching = place; }
 int chatglm_fetching(void) { return fetching; }
 
+/* With weights that are prefetched to the L2 cache, activations are used in parts that leave room in the L1 cache, for
+ * some outputs at a time. */
+enum { PART_BYTES = 14336, PART_OUTS = 64 };
+enum { AHEAD = 16384 };  /* bytes of weights between those in use and those being prefetched */
+
 #if X86
-/* Prefetches weights that are needed soon after those at `weight`. */
-INLINE void fetch(const void *weight, i64 bytes, int place) {
+/* Prefetches what comes after the weights at `weight`: into the L2 cache, `ahead` bytes on, one line of `every`; or
+ * into the L1 cache, 8 KB on. */
+INLINE void fetch(const void *weight, i64 bytes, int place, i64 ahead, int every) {
     for (i64 b = 0; b < bytes; b += 64) {
-        if (place == TO_L2) _mm_prefetch((const char *)weight + b + 16384, _MM_HINT_T1);
-        else _mm_prefetch((const char *)weight + b + 8192, _MM_HINT_T0);
+        const char *line = (const char *)weight + b;
+        if (place == TO_L1) _mm_prefetch(line + 8192, _MM_HINT_T0);
+        else if (!((uintptr_t)line & (uintptr_t)(every * 64 - 64))) _mm_prefetch(line + ahead, _MM_HINT_T1);
     }
 }
 #endif
