@@ -5,7 +5,8 @@
 Takes all arguments of `lm_eval` (https://github.com/EleutherAI/lm-evaluation-harness). With `import chatglm` alone, the
 harness runs generations 2 and 3, but omits the `[gMASK] sop` that starts all of their texts (it uses an end token that
 decodes to no text as the start of any text). Generation 1 reads `context [gMASK] <sop> answer`, while the harness takes
-the end of `context answer` for the answer. `teach` corrects both in the harness's model class.
+the end of `context answer` for the answer. It also stops where a text has the end token's text, which is empty for all
+generations, so after one token. `teach` corrects all of this in the harness's model class.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> int:
 def teach(model_class: Any) -> None:
     """Makes the harness's class for transformers models encode correctly with our tokenizers."""
     encode, encode_pair, encode_batch = model_class.tok_encode, model_class._encode_pair, model_class.tok_batch_encode
-    score, roll = model_class._loglikelihood_tokens, model_class.loglikelihood_rolling
+    score, roll, decode = model_class._loglikelihood_tokens, model_class.loglikelihood_rolling, model_class.tok_decode
 
     def is_v1(model: Any) -> bool:
         return isinstance(model.tokenizer, chatglm.ChatGLM1Tokenizer)
@@ -46,6 +47,11 @@ def teach(model_class: Any) -> None:
             add_special_tokens = "[gMASK]" not in string  # the chat template has added it
         ids: list[int] = encode(self, string, add_special_tokens=add_special_tokens, **kwargs)
         return ids
+
+    def tok_decode(self: Any, tokens: Any, skip_special_tokens: bool = True) -> str:
+        text: str = decode(self, tokens, skip_special_tokens=skip_special_tokens)
+        is_end = isinstance(tokens, int) and tokens == self.tokenizer.eos_token_id
+        return text or (str(self.tokenizer.eos_token) if is_end else "")
 
     def _encode_pair(self: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if not is_v1(self):
@@ -73,7 +79,7 @@ def teach(model_class: Any) -> None:
             mask = (~mask[:, 0, -1, -ids.shape[1] :]).long()
         return ids, mask
 
-    model_class.tok_encode = tok_encode
+    model_class.tok_encode, model_class.tok_decode = tok_encode, tok_decode
     model_class._encode_pair = _encode_pair
     model_class._loglikelihood_tokens = _loglikelihood_tokens
     model_class.loglikelihood_rolling = loglikelihood_rolling

@@ -256,6 +256,14 @@ def by_hand(version: int, context: str, answer: str) -> float:
     return float(scores[range(len(after)), after].sum())
 
 
+def answer_by_hand(version: int, context: str) -> str:
+    """The greedy answer of 8 tokens, up to a line break."""
+    model, tokenizer = demo(version)
+    ids = tokenizer(context, return_tensors="pt")["input_ids"]
+    answer = model.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :]
+    return str(tokenizer.decode(answer, skip_special_tokens=True)).split("\n")[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 3])
 def test_the_harness_runs_offline_and_scores_as_the_logits_say(tmp_path: Path, version: int) -> None:
@@ -283,6 +291,8 @@ def test_the_harness_runs_offline_and_scores_as_the_logits_say(tmp_path: Path, v
             assert float(response[0][0]) == pytest.approx(expected, abs=2e-3)
     assert all(isinstance(sample["resps"][0][0], str) for sample in samples[generate])
     assert len(samples[generate]) == 3
+    for sample in samples[generate]:
+        assert sample["resps"][0][0] == answer_by_hand(version, sample["arguments"]["gen_args_0"]["arg_0"])
 
 
 def test_generation_1_without_context_and_its_refusal() -> None:
@@ -299,6 +309,9 @@ def test_generation_1_without_context_and_its_refusal() -> None:
 
         def tok_encode(self, text: str, add_special_tokens: bool) -> Any:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+        def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+            return self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
         def tok_batch_encode(self, texts: list[str]) -> Any:
             encoded = self.tokenizer(texts, padding="longest", return_tensors="pt", padding_side="left")
@@ -321,5 +334,7 @@ def test_generation_1_without_context_and_its_refusal() -> None:
     ids, mask = harness.tok_batch_encode(["你", "你好，今天天气怎么样？"])
     assert mask.shape == ids.shape
     assert mask.tolist() == (ids != tokenizer.pad_token_id).long().tolist()
+    assert harness.tok_decode(tokenizer.eos_token_id, skip_special_tokens=False) == tokenizer.eos_token != ""
+    assert harness.tok_decode(answer) == "很好"
     with pytest.raises(ValueError, match="not defined for ChatGLM-6B"):
         harness.loglikelihood_rolling([])
