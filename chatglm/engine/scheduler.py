@@ -137,13 +137,13 @@ class Scheduler:
         adapter = self.adapter_named(adapter)
         if not ids:
             raise ValueError("the prompt is empty")
-        vocabulary = self._model.config.vocab_size
-        if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU, one wrong id would crash the process
-            raise ValueError(f"token ids must be from 0 to {vocabulary - 1}")
         try:
             limit = options.room_for(len(ids), min(self._context, self.cache_tokens))
         except ValueError as error:
             raise PromptTooLongError(str(error)) from error
+        vocabulary = self._model.config.vocab_size
+        if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU, one wrong id would crash the process
+            raise ValueError(f"token ids must be from 0 to {vocabulary - 1}")
         self._model.positions_from(torch.tensor([list(ids)]), 0)  # for its errors
         return Request(ids, options, limit, top_logprobs, self._decode_ids, adapter)
 

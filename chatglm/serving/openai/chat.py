@@ -56,6 +56,7 @@ def _chat_requests(
         others = names_of(lambda format: format.knows_tools, "is", "are", short=True)
         reason = f"this model was not trained to call tools, {others}: describe them in the prompt"
         raise ApiError(400, reason, param="tools")
+    engine.check_size("".join(message.text for message in body.messages))
     choices = body.choices(lambda **settings: engine.model.turn_options(tokenizer, **settings))
     ids = chat_format.encode_chat(tokenizer, messages, offered)
     before = len(ids)

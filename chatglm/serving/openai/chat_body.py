@@ -61,6 +61,10 @@ class Message(Part):
     audio: None = None
     annotations: list[Any] | None = None
 
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
+
 
 class Function(BaseModel):
     """`params` are ChatGLM3's own list of parameters, in place of OpenAI's `parameters`.

@@ -69,6 +69,7 @@ def _completion_requests(
     engine.check_places(len(body.prompts()) * (body.n or 1))
     for prompt in body.prompts():
         if isinstance(prompt, str):
+            engine.check_size(prompt)
             ids = list(tokenizer(prompt)["input_ids"])
         else:
             ids = list(prompt)
