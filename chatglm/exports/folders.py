@@ -133,7 +133,7 @@ def _generation_config(folder: Path, config: ChatGLMConfig, stops: list[int]) ->
 def stop_ids(config: Any, tokenizer: Any) -> list[int]:
     """The ids that end an answer; for a model without training on chats, the one that ends a text."""
     if config.is_base_model:
-        return [tokenizer.get_command(tokenizer.end_token)]
+        return [tokenizer.get_command(tokenizer.answer_end)]
     return tokenizer.chat_format.stop_token_ids(tokenizer)
 
 
