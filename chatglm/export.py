@@ -22,9 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("base", metavar="BASE", help="folder or hub id of the model that was fine-tuned")
     parser.add_argument("adapter", metavar="ADAPTER", help="its LoRA adapter or P-tuning prefix")
     parser.add_argument("out", metavar="OUT", help="new folder to write")
+    parser.add_argument("--chatglm-version", type=int, metavar="N", help="1, 2 or 3: the generation of BASE")
     args = parser.parse_args(arguments)
     try:
-        print(export(args.base, args.adapter, args.out))
+        print(export(args.base, args.adapter, args.out, args.chatglm_version))
     except (OSError, ValueError, RuntimeError) as error:
         print(TERMINAL["error"][choose_language()].format(reason=error), file=sys.stderr)
         return 1
