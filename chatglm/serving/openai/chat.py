@@ -30,23 +30,7 @@ router = APIRouter()
 @router.post("/chat/completions")
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     service = service_of(request)
-<<<<<<< HEAD
     streams, answers = await start_chat(request, body)
-=======
-    engine = service.engine
-    adapter = service.adapter_of(body.model)
-    body.check()
-    schemas = [body.schema_wanted(), *body.schemas_of_calls().values()]
-    charge(BYTES_PER_CHARACTER * sum(len(str(schema)) for schema in schemas if schema is not None))
-    requests, grammar = await in_thread(_chat_requests, engine, body, request.app.state.grammars)
-    streams = submit(engine, requests, adapter, (body.top_logprobs or 0) if body.logprobs else None)
-    tools = [function.name for function in body.offered()]
-    at_most_one = body.parallel_tool_calls is False or body.functions is not None
-    answers = [
-        grammar.answer(engine.tokenizer, options) if grammar else AssistantMessage(engine.tokenizer, tools, at_most_one)
-        for _, options in requests
-    ]
->>>>>>> i12-server
     head = head_of("chatcmpl", "chat.completion", service, body)
     if body.stream:
         return EventStream(_chat_chunks(service, body, streams, answers, head), done="[DONE]")
@@ -63,6 +47,8 @@ async def start_chat(request: Request, body: ChatBody) -> tuple[list[Stream], li
     adapter = service.adapter_of(body.model)
     body.check()
     check_prefill(body)
+    schemas = [body.schema_wanted(), *body.schemas_of_calls().values()]
+    charge(BYTES_PER_CHARACTER * sum(len(str(schema)) for schema in schemas if schema is not None))
     requests, grammar = await in_thread(_chat_requests, engine, body, request.app.state.grammars)
     top = (body.top_logprobs or 0) if body.logprobs else None
     streams = submit(engine, requests, adapter, top, body.prompt_logprobs)
