@@ -102,6 +102,7 @@ class Visitor:
         self.stop = self.page.locator("#box .stop-button")
         self.chats = self.page.locator("#chats tbody tr, #chats .gallery-item")
         expect(self.send).to_be_visible()
+        self.page.wait_for_function("window.chats")  # the page listens
 
     def _check_request(self, request: Any) -> None:
         if not request.url.startswith((self.url, "data:", "blob:")):
