@@ -91,7 +91,7 @@ static int is_even(const Job *job, i64 run, i64 from, i64 to) {
     return 1;
 }
 
-/* excess (rows): what the offset of the weights adds to the sums; if activations have a mean, far more than a result. */
+/* excess (rows): what the offset of the weights adds to the sums. If x has a mean, that is far more than the result. */
 INLINE void find_excess(const Job *job, double *excess) {
     for (i64 r = 0; r < job->rows; r++) excess[r] = 0;
     for (i64 g = 0; g < job->groups; g++)
