@@ -91,7 +91,7 @@ static int is_even(const Job *job, i64 run, i64 from, i64 to) {
     return 1;
 }
 
-/* excess (rows): what the offset of the weights adds to the sums; if activations have a mean, far more than a result. */
+/* excess (rows): what the offset of the weights adds to the sums. If x has a mean, that is far more than the result. */
 INLINE void find_excess(const Job *job, double *excess) {
     for (i64 r = 0; r < job->rows; r++) excess[r] = 0;
     for (i64 g = 0; g < job->groups; g++)
@@ -103,14 +103,15 @@ INLINE void find_excess(const Job *job, double *excess) {
 typedef struct { i64 part, ahead; int place, every; } Stream;
 
 /* On Zen 4, which prefetches the rest, one line of four is best; but not for parts of rows, nor for INT4 weights with
- * 16-bit activations, whose loop is slower. */
+ * 16-bit activations or several rows, whose loop is slower. */
 static Stream plan_stream(const Job *job) {
     const i64 room = job->rows * job->block_bytes, parts = (room * job->groups + PART_BYTES - 1) / PART_BYTES;
     Stream stream = {.part = job->groups, .place = fetching};
     if (stream.place == TO_L2 && parts > 1) stream.part = (job->groups + parts * SHARE - 1) / (parts * SHARE) * SHARE;
     const i64 bytes = stream.part * job->group_bytes;
     stream.ahead = (AHEAD + bytes - 1) / bytes * job->row_bytes;
-    stream.every = stream.part < job->groups || (job->bits == 4 && job->levels == LEVELS16) ? 1 : 4;
+    const int slow = job->bits == 4 && (job->levels == LEVELS16 || job->rows > 1);
+    stream.every = stream.part < job->groups || slow ? 1 : 4;
     return stream;
 }
 

@@ -7,13 +7,6 @@ enum { FEW_ROWS = 8, FEW_OUTS = 64 };  /* the most rows of x, and the outputs pe
 enum { CHUNK = 32 };                   /* blocks of FOUR rows that stay in the L1 cache */
 
 #if X86
-/* Sums of the lanes of four vectors: of their lower halves in the first four lanes, of the upper ones in the last. */
-AVX512 INLINE __m256 add_across(__m512 a, __m512 b, __m512 c, __m512 d) {
-    #define HALVES(v) _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))
-    return _mm256_hadd_ps(_mm256_hadd_ps(HALVES(a), HALVES(b)), _mm256_hadd_ps(HALVES(c), HALVES(d)));
-    #undef HALVES
-}
-
 /* One variable per row of x: GCC would keep an array of so many sums in memory. */
 #define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3)
 
