@@ -50,9 +50,9 @@ def call(function: str) -> str:
 
 
 #: (question, chat) -> the same, with what other tabs have added to the chat.
-ASK = "(question, chat) => [question, window.chats?.latest(chat) ?? chat]"
+ASK = "(question, chat) => [question, window.chats ? window.chats.latest(chat) : chat]"
 #: (chat) -> the same, with what other tabs have added to the chat.
-LATEST = "chat => [window.chats?.latest(chat) ?? chat]"
+LATEST = "chat => [window.chats ? window.chats.latest(chat) : chat]"
 #: (chat) -> the chat as this tab shows it.
-HERE = "chat => [window.chats?.here(chat) ?? chat]"
+HERE = "chat => [window.chats ? window.chats.here(chat) : chat]"
 LEAVE = "() => { window.chats?.leave(); return [] }"

@@ -120,11 +120,11 @@ class Page:
         self.copied = gr.Textbox(visible=False)
         with gr.Sidebar(open=False, elem_id="side") as self.side:
             self.new = gr.Button(text("new"), variant="primary", elem_id="new")
+            self.search = gr.Textbox(label=text("search"), elem_id="search")
             self.chat_list = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[], label=text("chats"), layout="table", type="index",
                 samples_per_page=50, elem_id="chats",
             )  # fmt: skip
-            self.search = gr.Textbox(label=text("search"), elem_id="search")
             self.title = gr.Textbox(label=text("rename"), max_length=200, elem_id="rename")
             self.delete = gr.Button(text("delete"), size="sm", elem_id="delete")
             self.adapter = gr.Dropdown(

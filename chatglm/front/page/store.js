@@ -137,7 +137,17 @@ function secondOf(chat) {
 
 // ------------------------------------------------------------------------------------------------ what the page shows
 
+const displayed = {}  // what `shown` has returned last
+
+function ifNew(name, update) {
+    const written = JSON.stringify(update)
+    if (displayed[name] === written) return undefined
+    displayed[name] = written
+    return update
+}
+
 // Values for the list, the title, the notice and the box, to which a question may return; it is put before a draft.
+// What is undefined stays as it is.
 function shown(unsent = "") {
     for (const [id, chat] of unsaved)  // there may be room again
         if (!read(id) || read(id).revision === seen.get(id)) write(chat)
@@ -150,9 +160,9 @@ function shown(unsent = "") {
     const notice = [said, room].filter(Boolean).join("\n\n")
     const open = load(tab.id)
     return [
-        {__type__: "update", samples: listed.map(chat => [title(chat)])},
+        ifNew("list", {__type__: "update", samples: listed.map(chat => [title(chat)])}),
         document.activeElement?.closest("#rename") ? undefined : open ? title(open) : "",
-        {__type__: "update", value: notice, visible: Boolean(notice)},
+        ifNew("notice", {__type__: "update", value: notice, visible: Boolean(notice)}),
         unsent && !tab.draft.includes(unsent) ? [unsent, tab.draft].filter(Boolean).join("\n") : undefined,
     ]
 }
@@ -205,12 +215,13 @@ function flush() {
     remember()
 }
 
-// The conversation to which a question is added: with what other tabs have added to it.
+// The conversation to which a question is added, with what other tabs have added to it. It is what the visitor has
+// chosen last, even if the server has not shown it yet.
 function latest(given) {
-    const id = current(given?.id || tab.id)  // after a reload, the visitor may be faster than the server
-    const chat = load(id)
-    if (!chat || growing) return here(given)
-    if (!unsaved.has(id)) seen.set(id, chat.revision)
+    const chat = load(tab.id)
+    if (growing || (tab.id && !chat)) return here(given)
+    if (!chat) return null
+    if (!unsaved.has(chat.id)) seen.set(chat.id, chat.revision)
     return place(chat)
 }
 
