@@ -7,7 +7,7 @@ the next token of every request. Each request has a `Stream` of steps.
 from .errors import EngineStoppedError, PromptTooLongError, QueueFullError
 from .request import AS_LOADED, AdapterName, Request
 from .scheduler import Scheduler, Statistics
-from .stream import EngineStep, Stream, TokenLogprob
+from .stream import EngineStep, Stream, TokenLogprob, Waiting
 from .worker import Engine
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "Statistics",
     "Stream",
     "TokenLogprob",
+    "Waiting",
 ]
