@@ -19,25 +19,26 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from ...conversation.formats import ChatFormat
-from ...language import LANGUAGES
+from ...engine import Waiting
+from ...language import LANGUAGES, browser_language
 from ..messages import PAGE, TERMINAL
 from ..session import Session
-from . import display
+from . import behaviour, display, failures
 from .browser_store import FORGET, KEEP, ONE, READ
+from .limits import BoundedBodies
 from .style import CLOSE_SIDE, CODE_FONTS, FONTS, STYLE, LocalOnly
 
-#: (question, history, settings, cancel) -> the steps of the answer, as `ChatEngine.chat` gives them. Settings are
-#: its keyword arguments, including `role` and, if there is a choice, `adapter`; once `cancel` is set, the answer soon
-#: ends with the text so far.
+#: (question, history, settings, cancel) -> places in the queue and steps of the answer, as `ChatEngine.chat_in_queue`
+#: gives them. Settings are its keyword arguments, including `role` and, if there is a choice, `adapter`; once `cancel`
+#: is set, the answer soon ends with the text so far.
 AnswerSource = Callable[[str, list[Any], dict[str, Any], threading.Event], Iterator[Any]]
 
 EXAMPLES = ["你好", "Hello", "12 + 7 = ?", "3公里等于多少米？"]
+OTHER_THREADS = 40  # for what is not an answer
 REFRESH = 0.05  # seconds between two updates of a growing answer
 MOST_CHARACTERS = 200_000  # of a question; longer ones are refused before the tokenizer sees them
 MOST_CHATS = 50  # kept in the browser, whose store is small
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Page:
             values.
         adapters: the model's adapters, of which the visitor may choose one or none; initially the first.
         demo_millions: parameters in millions if the model is the bundled demo, for the note that says so.
-        at_once: how many answers may be computed at the same time; other visitors wait for their turn.
+        at_once: how many visitors' questions the source of answers takes at the same time; each needs a thread.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Page:
         tools: list[Any] | None = None,
         adapters: Sequence[str] = (),
         demo_millions: int | None = None,
-        at_once: int = 1,
+        at_once: int = 64,
     ) -> None:
         self.answer, self.chat_format, self.settings = answer, chat_format, dict(settings or {})
         self.adapters = list(adapters)
@@ -88,7 +89,8 @@ class Page:
         with gr.Blocks(title=self.name, analytics_enabled=False, fill_height=True) as self.blocks:
             self._draw(system, tools, demo_millions is not None)
             self._connect()
-        self.blocks.queue(default_concurrency_limit=at_once)
+        self.blocks.queue(default_concurrency_limit=None)  # the source of answers has a queue of its own
+        self.threads = at_once + OTHER_THREADS
 
     def launch(self, **kwargs: Any) -> None:
         """Serves the page until it is interrupted; arguments as for `gr.Blocks.launch`.
@@ -99,13 +101,15 @@ class Page:
             prevent_thread_lock=True,
             theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
             css=STYLE,
+            js=behaviour.script(self.name),
+            max_threads=self.threads,
             i18n=self.labels,
             footer_links=[],
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,
             max_file_size=1,
-            app_kwargs={"middleware": [Middleware(LocalOnly)]},
+            app_kwargs={"middleware": [Middleware(LocalOnly), Middleware(BoundedBodies)]},
             **kwargs,
         )
         with contextlib.suppress(KeyboardInterrupt):
@@ -158,18 +162,19 @@ class Page:
                 0, max(1, begin["temperature"]), begin["temperature"], step=0.01, label=text("temperature"),
                 info=text("temperature_info"), elem_id="temperature",
             )  # fmt: skip
-        gr.Markdown(f"## {self.name}", elem_id="title")
+        gr.Markdown(f"# {self.name}", elem_id="title")
         if is_demo:
             gr.Markdown(text("demo"), elem_id="demo-note")
         self.chat = gr.Chatbot(
             show_label=False, elem_id="chat", scale=1, height=None, placeholder=text("placeholder"), editable="user",
-            buttons=["copy"], latex_delimiters=[], allow_tags=False, sanitize_html=True, layout="bubble",
-            group_consecutive_messages=False, feedback_options=None, examples=[{"text": text} for text in EXAMPLES],
+            buttons=["copy"], latex_delimiters=display.LATEX_DELIMITERS, allow_tags=False, sanitize_html=True,
+            layout="bubble", group_consecutive_messages=False, feedback_options=None,
+            examples=[{"text": text} for text in EXAMPLES],
         )  # fmt: skip
         self.speed = gr.Markdown(elem_id="speed")
         self.box = gr.Textbox(
-            show_label=False, placeholder=text("question"), elem_id="box", lines=1, max_lines=10, submit_btn=True,
-            stop_btn=False, autofocus=True, max_length=MOST_CHARACTERS,
+            label=text("box"), show_label=False, placeholder=text("question"), elem_id="box", lines=1, max_lines=10,
+            submit_btn=True, stop_btn=False, autofocus=True, max_length=MOST_CHARACTERS,
         )  # fmt: skip
 
     def _connect(self) -> None:
@@ -267,6 +272,7 @@ class Page:
             return
         shown = [*self._messages(turn.history), display.question(turn.question)]
         step, failure, drawn = None, "", 0.0
+        yield {self.speed: PAGE["reading"][language]}
         try:
             session = Session(self.chat_format, system.strip() or None, read_tools(tools, language))
             head = len(session.history)
@@ -277,17 +283,18 @@ class Page:
                 settings["adapter"] = adapter or None
             if "seed" in settings:
                 settings["seed"] += turn.attempt
-            for step in self.answer(turn.question, [*session.history, *turn.history], settings, cancel):
+            for given in self.answer(turn.question, [*session.history, *turn.history], settings, cancel):
                 if self.running.get(session_hash) is not cancel:
                     return
+                if isinstance(given, Waiting):
+                    yield {self.speed: display.waiting(given.before, language)}
+                    continue
+                step = given
                 if step.finish_reason is None and step.text and time.monotonic() - drawn > REFRESH:
-                    yield {self.chat: [*shown, display.answer(step.text)]}
+                    yield {self.chat: [*shown, display.answer(step.text, growing=True)], self.speed: ""}
                     drawn = time.monotonic()
-        except (ValueError, ArithmeticError) as error:  # a question that does not fit, invalid tools, NaN
-            failure = str(error)
-        except Exception:
-            logger.exception("an answer failed")
-            failure = PAGE["internal"][language]
+        except Exception as error:
+            failure = failures.reason(error, language)
         finally:
             if self.running.get(session_hash) is cancel:
                 del self.running[session_hash]
@@ -298,7 +305,8 @@ class Page:
         if failure:
             gr.Warning(html.escape(TERMINAL["error"][language].format(reason=failure)))
         # Restore the page; a typed question goes back into the box.
-        yield {self.chat: self._messages(turn.before)} | ({} if turn.attempt else {self.box: turn.question})
+        restored = {self.chat: self._messages(turn.before), self.speed: ""}
+        yield restored | ({} if turn.attempt else {self.box: turn.question})
 
     def stop(self, request: gr.Request) -> None:
         """Ends the visitor's answer; the text so far stays."""
@@ -380,8 +388,8 @@ class Page:
 
 
 def language_of(request: gr.Request) -> str:
-    """ "zh" if the visitor's browser prefers Chinese, else "en"."""
-    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
+    """The language of the visitor's browser."""
+    return browser_language(request.headers.get("accept-language", ""))
 
 
 def read_tools(text: str, language: str) -> list[Any] | None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 STYLE = """
-#title h2 { margin: 0 }
+#title h1 { margin: 0; font-size: var(--text-xxl) }
 #demo-note { opacity: .8; font-size: .9em }
 #chat { min-height: 14rem; height: calc(100dvh - 13rem) !important; flex: none }
 #demo-note + #chat { height: calc(100dvh - 16rem) !important }
 @media (max-width: 640px) { #demo-note + #chat { height: calc(100dvh - 23rem) !important } }
-#chat math[display=block] + br { display: none }
-#chat math { font-size: 1.1em }
-#chat math[display=block] { display: block math; overflow-x: auto; max-width: 100%; padding: .4em 0 }
+#chat .katex-display { overflow: auto hidden; margin: .4em 0; padding: .2em 0 }
+#chat .katex-display + br, #chat span:has(> .katex-display) + br { display: none }
+#chat .katex-error { color: inherit !important; font-family: var(--font-mono) }
+.dark #chat .katex [style*="rgb(204, 0, 0)"] { color: #ff8080 !important }  /* commands that KaTeX does not know */
+#chat .mermaid:not(:has(svg)) { white-space: pre-wrap }
+#chat :is(td, th)[align=left] { text-align: left }
+#chat :is(td, th)[align=center] { text-align: center }
+#chat :is(td, th)[align=right] { text-align: right }
+#chat li.task { list-style: none; margin-left: -1.4em }
 #chats td { padding: .4em .6em; text-align: left }
 #chats .thumbnail, #chats td div { min-height: 0; padding: 0 }
 #speed { min-height: 1.4em; opacity: .7; font-size: .85em }
