@@ -154,6 +154,7 @@ NAMES: dict[str, dict[str, str]] = {
     "edit": {"zh": "修改问题", "en": "Edit the question"},
     "cancel": {"zh": "取消", "en": "Cancel"},  # as gradio names the button
     "chat": {"zh": "对话", "en": "Conversation"},
+    "examples": {"zh": "示例", "en": "Examples"},
     "number": {"zh": "{label}（数值）", "en": "{label} (number)"},
     "copy_code": {"zh": "复制代码", "en": "Copy code"},
     "diagram": {"zh": "图无法绘制，其源码如下：", "en": "This diagram cannot be drawn; its source:"},
@@ -173,6 +174,7 @@ GRADIO: dict[str, str] = {
     "Error": "出错了",
     "Warning": "注意",
     "Info": "提示",
+    "An error occurred.": "出错了。",
     "Connection Lost": "连接已断开",
     "Connection to the server was lost. Attempting reconnection...": "与服务器的连接已断开，正在重新连接……",
     "Connection errored out.": "无法连接服务器。",

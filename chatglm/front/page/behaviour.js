@@ -1,9 +1,8 @@
 // What the page adds to gradio's components in the browser: text as it was written, names in the visitor's language,
 // who speaks, and everything by keyboard. `texts` has the texts by language, `model` is the model's name.
 (texts, model) => {
-    const language = navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"
+    const language = document.documentElement.lang.startsWith("zh") ? "zh" : "en"  // as the server chose
     const say = texts[language]
-    document.documentElement.lang = language === "zh" ? "zh-CN" : "en"
 
     const one = selector => document.querySelector(selector)
     const within = (root, selector) => [
@@ -103,6 +102,15 @@
         set(log, "aria-busy", String(Boolean(stopButton())))  // a growing answer is read once, at its end
         set(log, "tabindex", "0")  // it scrolls
         set(one("#speed"), "role", "status")
+        set(one("#chat .examples"), "role", "group")  // of buttons, not a list
+        set(one("#chat .examples"), "aria-label", say.examples)
+        for (const example of document.querySelectorAll("#chat .examples button"))
+            set(example, "aria-label", example.textContent.trim())
+        for (const header of document.querySelectorAll(".toast-header")) set(header, "role", "group")  // has a button
+        for (const title of document.querySelectorAll("#chat [role=button].title")) {  // of a folded tool call
+            set(title, "aria-expanded", String(title.classList.contains("expanded")))
+            for (const icon of title.querySelectorAll("button")) icon.inert = true  // a second button for the same
+        }
         const chats = one("#chats [role=grid]")
         set(chats, "aria-label", one("#chats .label")?.textContent.trim() ?? "")
         for (const range of document.querySelectorAll("#side input[type=range]")) {

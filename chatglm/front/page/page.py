@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
 
 from ...conversation.formats import ChatFormat
 from ...engine import Waiting
@@ -25,8 +24,8 @@ from ..messages import PAGE, TERMINAL
 from ..session import Session
 from . import behaviour, display, failures
 from .browser_store import FORGET, KEEP, ONE, READ
-from .limits import BoundedBodies
-from .style import CLOSE_SIDE, CODE_FONTS, FONTS, STYLE, LocalOnly
+from .responses import middleware
+from .style import CLOSE_SIDE, STYLE, theme
 
 #: (question, history, settings, cancel) -> places in the queue and steps of the answer, as `ChatEngine.chat_in_queue`
 #: gives them. Settings are its keyword arguments, including `role` and, if there is a choice, `adapter`; once `cancel`
@@ -99,7 +98,7 @@ class Page:
         """
         self.blocks.launch(
             prevent_thread_lock=True,
-            theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
+            theme=theme(),
             css=STYLE,
             js=behaviour.script(self.name),
             max_threads=self.threads,
@@ -109,7 +108,7 @@ class Page:
             enable_monitoring=False,
             ssr_mode=False,
             max_file_size=1,
-            app_kwargs={"middleware": [Middleware(LocalOnly), Middleware(BoundedBodies)]},
+            app_kwargs={"middleware": middleware(self.name)},
             **kwargs,
         )
         with contextlib.suppress(KeyboardInterrupt):

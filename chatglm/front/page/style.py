@@ -1,8 +1,8 @@
-"""How the web page looks, and the header that keeps browsers from loading anything for it from elsewhere."""
+"""How the web page looks."""
 
 from __future__ import annotations
 
-from typing import Any
+import gradio as gr
 
 STYLE = """
 #title h1 { margin: 0; font-size: var(--text-xxl) }
@@ -21,6 +21,9 @@ STYLE = """
 #chat li.task { list-style: none; margin-left: -1.4em }
 #chats td { padding: .4em .6em; text-align: left }
 #chats .thumbnail, #chats td div { min-height: 0; padding: 0 }
+/* Gradio's greys for these are too light to read. */
+#side :is(.info-text, .min_value, .max_value), #speed { color: var(--body-text-color) }
+#box textarea::placeholder { color: var(--body-text-color); opacity: .7 }
 #speed { min-height: 1.4em; opacity: .7; font-size: .85em }
 """
 #: On a phone, the sidebar covers the chat.
@@ -29,29 +32,13 @@ CLOSE_SIDE = "() => { if (innerWidth < 768) document.querySelector('#side.open .
 FONTS = ["system-ui", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 CODE_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "Noto Sans Mono CJK SC", "monospace"]
 
-# Gradio's page needs inline scripts and styles; everything must still come from this server.
-_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'; frame-ancestors 'self'"
-)
 
-
-class LocalOnly:
-    """ASGI middleware: nothing that a model or a visitor writes makes a browser contact another server."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = [
-                    *message.get("headers", []),
-                    (b"content-security-policy", _POLICY.encode()),
-                    (b"referrer-policy", b"no-referrer"),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+def theme() -> gr.themes.Base:
+    """Gradio's theme with fonts that have Chinese, and buttons dark enough for the white text on them."""
+    dark, darker = "*primary_700", "*primary_800"
+    return gr.themes.Default(font=FONTS, font_mono=CODE_FONTS).set(
+        button_primary_background_fill=dark,
+        button_primary_background_fill_dark=dark,
+        button_primary_background_fill_hover=darker,
+        button_primary_background_fill_hover_dark=darker,
+    )
