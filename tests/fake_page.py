@@ -30,6 +30,11 @@ ANSWERS = {
     "bomb": "```mermaid\ngraph TD\n  A[one --> B{<img src=x onerror='window.pwned=9'>\n```\nThat is it.",
     "formula": "The root is $\\sqrt{2}$ and\n$$\\frac{a_1}{b^2} = c$$\nas \\(x*y*z\\) shows.",
     "code": "Here:\n\n```python\nfor i in range(3):\n\n    print(i < 2)\n```\n",
+    "colours": (
+        "```python\n@cache\nclass A(B):  # why\n"
+        "    def f(self):\n        return f'{x} y' if len(self.z) > 31 else None\n"
+        "```\n```json\n{\"a\": [1, true, null, \"b\"]}\n```\nand `code`\n"
+    ),
     "evil": (
         "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'> ![p](http://evil.test/a.png) "
         "[j](javascript:window.pwned=3) $\\text{<img src=x onerror='window.pwned=4'>}$ &lt;b&gt; "

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import re
+import socket
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -136,3 +140,18 @@ def test_messages_of_gradio_are_in_the_visitors_language(visit: Callable[..., Vi
     visitor.box.press("Enter")
     expect(visitor.page.locator(".toast-title")).to_have_text("注意")
     expect(visitor.page.locator("html")).to_have_attribute("lang", "zh-CN")
+
+
+def test_large_requests_are_refused_by_the_page(serve: Callable[[int], str]) -> None:
+    url = serve(2)
+    body = b'{"session_hash": "x", "fn_index": 0, "data": [' + b"[]," * 1_000_000 + b"1]}"
+    request = urllib.request.Request(f"{url}gradio_api/queue/join", body, {"content-type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError, match="413") as refused:
+        urllib.request.urlopen(request)
+    refused.value.close()
+    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=60) as client:
+        client.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 413")  # before any of the body
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"accept-language": "zh-CN"})) as response:
+        text = response.read().decode()
+    assert '<html\n\tlang="zh-CN"' in text and "<title>ChatGLM2</title>" in text

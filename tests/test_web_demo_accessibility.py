@@ -54,7 +54,7 @@ def faults(page: Any) -> list[str]:
 def test_axe_finds_no_serious_fault(visit: Callable[..., Visitor], language: str, scheme: str, device: str) -> None:
     visitor = visit(3, locale=language, color_scheme=scheme, reduced_motion="reduce", **DEVICES[device])
     seen = {"at first": faults(visitor.page)}
-    for question in ("mathematics", "code", "tables", "links"):
+    for question in ("mathematics", "colours", "tables", "links", "call"):
         visitor.ask(question)
         expect(visitor.speed).to_contain_text(re.compile("tokens/s|词元/秒"))
         expect(visitor.send).to_be_visible()

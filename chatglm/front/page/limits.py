@@ -10,8 +10,8 @@ from ...language import browser_language
 from ..messages import PAGE
 
 MOST_BYTES = 4 * 2**20
-#: Items of lists and objects: what costs time is their number, not the length of a text.
-MOST_VALUES = 100_000
+#: Items of lists and objects: what costs time is their number, not the length of a text. A message has about five.
+MOST_VALUES = 20_000
 #: Bytes of bodies that are in memory at the same time, whoever sends them.
 MOST_HELD = 64 * 2**20
 #: Bodies larger than this are handled one at a time, and between two of them all other requests have their turn.
@@ -50,6 +50,8 @@ class BoundedBodies:
             if length.isdigit() and int(length) > MOST_BYTES:
                 raise RefusedError(413, "too_large")
             body = await asyncio.wait_for(self._read(receive, held), BODY_SECONDS)
+            if not _is_small(body):
+                raise RefusedError(413, "too_large")
             if len(body) <= LARGE:
                 await self.app(scope, _replay(body, receive), send)
             else:
@@ -93,8 +95,6 @@ class BoundedBodies:
             await send(message)
 
         try:
-            if not _is_small(body):
-                raise RefusedError(413, "too_large")
             await self.app(scope, _replay(body, receive), answer)
         finally:
             if busy:

@@ -22,7 +22,7 @@ from ...engine import Waiting
 from ...language import LANGUAGES, browser_language
 from ..messages import PAGE, TERMINAL
 from ..session import Session
-from . import behaviour, display, failures
+from . import behaviour, display, failures, log
 from .browser_store import FORGET, KEEP, ONE, READ
 from .responses import middleware
 from .style import CLOSE_SIDE, STYLE, theme
@@ -96,6 +96,7 @@ class Page:
 
         Features with which visitors could fill the disk are off.
         """
+        log.keep_brief()
         self.blocks.launch(
             prevent_thread_lock=True,
             theme=theme(),

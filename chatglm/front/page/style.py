@@ -21,7 +21,22 @@ STYLE = """
 #chat li.task { list-style: none; margin-left: -1.4em }
 #chats td { padding: .4em .6em; text-align: left }
 #chats .thumbnail, #chats td div { min-height: 0; padding: 0 }
-/* Gradio's greys for these are too light to read. */
+/* Gradio's colours for code and its greys are too close to the background to be read easily. */
+#chat :is(.prose, .message-content) { opacity: 1 }
+#chat .token:is(.comment, .prolog, .doctype, .cdata) { color: #5b6470 }
+#chat .token:is(.punctuation, .operator, .entity) { color: #5a5a5a }
+#chat .token:is(.property, .tag, .boolean, .number, .constant, .symbol, .deleted) { color: #990055 }
+#chat .token:is(.selector, .attr-name, .string, .char, .builtin, .inserted, .url) { color: #3d6b00 }
+#chat .token:is(.atrule, .attr-value, .keyword) { color: #00608a }
+#chat .token:is(.function, .class-name) { color: #b01f45 }
+#chat .token:is(.regex, .important, .variable) { color: #8a5300 }
+.dark #chat .token:is(.comment, .prolog, .doctype, .cdata) { color: #a0a8b7 }
+.dark #chat .token:is(.punctuation, .operator, .entity) { color: #abb2bf }
+.dark #chat .token:is(.property, .tag, .boolean, .number, .constant, .symbol, .deleted) { color: #e5a06c }
+.dark #chat .token:is(.selector, .attr-name, .string, .char, .builtin, .inserted, .url) { color: #98c379 }
+.dark #chat .token:is(.atrule, .attr-value, .keyword) { color: #d08ee5 }
+.dark #chat .token:is(.function, .class-name) { color: #61afef }
+.dark #chat .token:is(.regex, .important, .variable) { color: #e5c07b }
 #side :is(.info-text, .min_value, .max_value), #speed { color: var(--body-text-color) }
 #box textarea::placeholder { color: var(--body-text-color); opacity: .7 }
 #speed { min-height: 1.4em; opacity: .7; font-size: .85em }
