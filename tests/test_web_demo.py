@@ -136,7 +136,7 @@ class Visitor:
         return self.page.get_by_role("button", name=name, exact=True)
 
     def open_side(self) -> None:
-        self.page.get_by_label("Toggle Sidebar").first.click()
+        self.page.locator("#side .toggle-button").click()
         expect(self.page.locator("#new")).to_be_in_viewport(ratio=1)
 
     def new_chat(self) -> None:
