@@ -15,7 +15,7 @@ import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import utils
-from chatglm import ChatGLM2ForConditionalGeneration, ChatGLMConfig, load
+from chatglm import ChatGLM2ForConditionalGeneration, ChatGLMConfig, ChatGLMTokenizer, load
 from chatglm.checkpoints import clues
 from chatglm.checkpoints.generation import Verdict, weigh
 from chatglm.front.arguments import add_model_arguments, load_from_arguments

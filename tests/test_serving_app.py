@@ -53,7 +53,9 @@ class Program:
     def health(self) -> float:
         """Seconds that /health takes on a connection of its own."""
         began = time.perf_counter()
-        assert httpx.get(f"{self.url}/health", timeout=SECONDS, trust_env=False).status_code == 200
+        with self.socket() as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         return time.perf_counter() - began
 
     def memory(self, kind: str) -> int:
@@ -94,9 +96,9 @@ def floods() -> list[tuple[str, bytes]]:
         ("/v1/completions", {"prompt": [[1]] * 60_000}),
         ("/v1/completions", {"prompt": "y " * (most // 2)}),
         ("/v1/embeddings", {"input": ["x"] * 120_000}),
-        ("/v1/embeddings", {"input": ["word " * 400] * 2000}),
+        ("/v1/embeddings", {"input": ["word " * 400] * 20}),
         ("/", {"prompt": "x", "history": [["a", "b"]] * 40_000}),
-        ("/", {"prompt": "x", "history": [["a " * 200, "b " * 200]] * 4000}),
+        ("/", {"prompt": "x", "history": [["a " * 200, "b " * 200]] * 4000, "max_length": 600}),
         ("/", {"prompt": "长" * (most // 7)}),
     ]
     bodies = [(path, json.dumps(value).encode()) for path, value in values]
@@ -113,36 +115,38 @@ def test_one_clients_floods_stop_nobody_and_take_little_memory(program: Program)
 
     def flood(place: int) -> None:
         with httpx.Client(base_url=program.url, timeout=SECONDS, trust_env=False) as client:
-            for path, body in bodies[place:] + bodies[:place]:
+            for path, body in bodies[place::4]:
                 answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
                 statuses.append(answer.status_code)
 
-    threads = [threading.Thread(target=flood, args=(place,)) for place in range(0, len(bodies), 5)]
+    threads = [threading.Thread(target=flood, args=(place,)) for place in range(4)]
     for thread in threads:
         thread.start()
     slowest = 0.0
     while any(thread.is_alive() for thread in threads):
         slowest = max(slowest, program.health())
+        threads[0].join(0.02)
     for thread in threads:
         thread.join()
     assert slowest < 1.0
     assert program.memory("VmHWM") - before < 300 * MB
-    assert len(statuses) == len(threads) * len(bodies) and max(statuses) < 500, statuses
+    assert len(statuses) == len(bodies) and max(statuses) < 500, statuses
 
 
 def test_silent_and_half_asking_sockets_stop_nobody_and_fill_no_log(program: Program) -> None:
     before = program.log.stat().st_size
-    sockets = [program.socket() for _ in range(FILES + 50)]
+    opened = contextlib.ExitStack()
+    sockets = [opened.enter_context(program.socket()) for _ in range(FILES + 50)]
     for number, one in enumerate(sockets[::2]):
         with contextlib.suppress(OSError):  # closed to make room for others
             one.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" if number % 2 else b"garbage\r\n\r\n" * 10)
     assert program.health() < 1.0
-    half = program.socket()
+    half = opened.enter_context(program.socket())
     half.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
     assert program.http.post("/", json={"prompt": "x", "max_length": 60}).status_code == 200
     files = len(os.listdir(f"/proc/{program.process.pid}/fd"))
     assert files < FILES
-    for one in [*sockets, half]:
-        one.close()
+    opened.close()
     assert program.health() < 1.0
+    assert "system resource" not in program.log.read_text()
     assert program.log.stat().st_size - before < 100_000

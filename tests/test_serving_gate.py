@@ -95,6 +95,18 @@ def test_errors_of_fields_name_the_field(live: Live) -> None:
         assert live.http.post(path, json=body).json()["error"]["param"] == param
 
 
+def test_what_no_model_of_the_family_reads_is_named_in_a_sentence(live: Live) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,xx"}}
+    text = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+    body = {"messages": [{"role": "user", "content": [text, image]}], "max_tokens": 2}
+    error = live.http.post("/v1/chat/completions", json=body).json()["error"]
+    assert error["message"] == "this model reads text only: a message holds a part of the type 'image_url'"
+    assert error["param"] == "messages"
+    tool = {"type": "function", "function": {"name": "f", "strict": None}, "cache_control": {"type": "ephemeral"}}
+    body = {"messages": [{"role": "user", "content": [text]}], "tools": [tool], "max_tokens": 2}
+    assert live.http.post("/v1/chat/completions", json=body).status_code == 200
+
+
 def test_lists_are_bounded_before_anything_else(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("a text was encoded")

@@ -146,9 +146,6 @@ class Scheduler:
         adapter = self.adapter_named(adapter)
         if not ids:
             raise ValueError("the prompt is empty")
-        vocabulary = self._model.config.vocab_size
-        if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU, one wrong id would crash the process
-            raise ValueError(f"token ids must be from 0 to {vocabulary - 1}")
         limit, room = len(ids), min(self._context, self.cache_tokens)
         if answers:
             try:
@@ -157,6 +154,9 @@ class Scheduler:
                 raise PromptTooLongError(str(error)) from error
         elif len(ids) > room:
             raise PromptTooLongError(f"the prompt has {len(ids)} tokens, and the model reads at most {room}")
+        vocabulary = self._model.config.vocab_size
+        if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU, one wrong id would crash the process
+            raise ValueError(f"token ids must be from 0 to {vocabulary - 1}")
         self._model.positions_from(torch.tensor([list(ids)]), 0)  # for its errors
         told = None if prompt_logprobs is None else PromptLogprobs(self._model, ids, prompt_logprobs)
         return Request(ids, options, limit, top_logprobs, self._decode_ids, adapter, told, answers)

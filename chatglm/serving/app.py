@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 from . import legacy, openai, tokens
 from .chat_engine import ChatEngine
 from .clients import Clients
-from .connections import BACKLOG, HEADER_SECONDS, Connection, Limits, affordable_connections
+from .connections import ACCEPTED, HEADER_SECONDS, PENDING, Connection, Limits, affordable_connections
 from .errors import ApiError, bad_request, validation_message
 from .gate import Gate
 from .grammar import Grammars
@@ -158,7 +158,7 @@ class Server(uvicorn.Server):
                 port=port,
                 http=protocol,
                 ws="none",
-                backlog=BACKLOG,
+                backlog=ACCEPTED,
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=int(grace) + 3,
@@ -172,6 +172,9 @@ class Server(uvicorn.Server):
             if not any(isinstance(one, LineLimit) for one in logger.filters):
                 logger.addFilter(LineLimit())
         await super().startup(sockets)
+        for listening in (one for server in getattr(self, "servers", []) for one in server.sockets):
+            with listening.dup() as same:
+                same.listen(PENDING)  # uvicorn uses one number for this and for what is accepted at once
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         engine: Any = self._app.state.service.loaded

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat import ChatStep, ShownAnswer, ids_to_text
-from ..engine import AS_LOADED, AdapterName, Engine, Stream, Waiting
+from ..engine import AS_LOADED, AdapterName, Engine, PromptTooLongError, Stream, Waiting
 
 
 class ChatEngine(Engine):
@@ -20,10 +20,18 @@ class ChatEngine(Engine):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> None:
         self.tokenizer = tokenizer
+        self._longest_piece = max(map(len, tokenizer.token_pieces()))
         super().__init__(model, ids_to_text(tokenizer), **sizes)
 
     def __enter__(self) -> ChatEngine:
         return self
+
+    def check_size(self, text: str) -> None:
+        """Raises PromptTooLongError for a text that cannot fit into the context, before it is made into tokens."""
+        least = -(-len(text.encode()) // self._longest_piece)
+        if least > self.context:
+            reason = f"the prompt has more than {least} tokens and the limit for prompt and answer together is"
+            raise PromptTooLongError(f"{reason} {self.context}: shorten it")
 
     def chat(
         self,

@@ -27,13 +27,13 @@ _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 class Client:
     """A client with requests under way.
 
-    `lane`: the client's long checks and encodings wait here, so that they never hold up those of others.
+    `lane`: the client's long checks and encodings run one by one, so that they never hold up those of others.
     """
 
     name: str
     requests: int = 0
     bytes: int = 0
-    lane: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    lane: asyncio.Lock = field(default_factory=asyncio.Lock)
     embedding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 

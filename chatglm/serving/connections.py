@@ -12,8 +12,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import ApiError
 
-#: Connections at once, and those that the system may hold ready. Each may hold up to about 100 kB that wait to be read.
-MOST_CONNECTIONS, BACKLOG = 600, 128
+#: Connections at once. Each may hold up to about 100 kB that wait to be read.
+MOST_CONNECTIONS = 600
+#: Connections that the system holds ready, and those that the loop accepts at once. It takes about four rounds until
+#: one too many is closed again.
+PENDING, ACCEPTED, ROUNDS = 1024, 32, 4
 #: Files and connections of the process besides those of clients.
 OTHER_FILES = 64
 #: Seconds that a client may take from connecting, or from the first byte of a further request, to the end of its head.
@@ -37,12 +40,15 @@ def affordable_connections() -> int:
     except ImportError:  # Windows has no such limit
         return MOST_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The loop accepts a whole backlog before it sees the first of these connections.
-    others = BACKLOG + OTHER_FILES + _open_files()
+    others = ROUNDS * ACCEPTED + OTHER_FILES + _open_files()
     unlimited, wanted = resource.RLIM_INFINITY, MOST_CONNECTIONS + others
     if soft != unlimited and soft < wanted and (hard == unlimited or soft < hard):
-        soft = wanted if hard == unlimited else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        more = wanted if hard == unlimited else min(wanted, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+        except (OSError, ValueError):  # some systems have a further limit
+            pass
     return MOST_CONNECTIONS if soft == unlimited else min(MOST_CONNECTIONS, max(8, soft - others))
 
 

@@ -40,6 +40,7 @@ class QuestionInProgress:
 
     def __init__(self, engine: ChatEngine, question: Question) -> None:
         self._engine = engine
+        engine.check_size(question.prompt)
         given = list(question.history or [])
         # Clients of the original know only pairs: they get pairs back, even from a model that takes role messages.
         self.pairs = all(isinstance(item, (list, tuple)) for item in given)

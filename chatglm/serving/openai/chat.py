@@ -73,6 +73,7 @@ def prompt_ids(engine: ChatEngine, body: ChatBody) -> list[int]:
         others = names_of(lambda format: format.knows_tools, "is", "are", short=True)
         reason = f"this model was not trained to call tools, {others}: describe them in the prompt"
         raise ApiError(400, reason, param="tools")
+    engine.check_size("".join(message.text for message in body.messages))
     return chat_ids(engine.tokenizer, body, messages, offered)
 
 

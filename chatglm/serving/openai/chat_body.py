@@ -23,7 +23,7 @@ from .neutral import without_records
 
 
 class Part(BaseModel):
-    """A message or a part of one. Unknown keys are errors, except a chat program's own records."""
+    """A message, a part of one, or a tool. Unknown keys are errors, except a chat program's own records."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,14 +62,28 @@ class Message(Part):
     audio: None = None
     annotations: list[Any] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_text_only(cls, values: Any) -> Any:
+        parts = values.get("content") if isinstance(values, Mapping) else None
+        for part in parts[:MOST_PARTS] if isinstance(parts, list) else ():
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if isinstance(kind, str) and kind != "text":
+                reason = f"this model reads text only: a message holds a part of the type {kind[:40]!r}"
+                raise ApiError(400, reason, param="messages", code="unsupported_parameter")
+        return values
 
-class Function(BaseModel):
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
+
+
+class Function(Part):
     """`params` are ChatGLM3's own list of parameters, in place of OpenAI's `parameters`.
 
     With `strict`, the arguments of every call follow the schema; those of calls that the client forces always do.
     """
 
-    model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")
     description: str | None = None
     params: list[dict[str, Any]] | None = None
@@ -77,8 +91,7 @@ class Function(BaseModel):
     strict: bool | None = None
 
 
-class Tool(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Tool(Part):
     type: Literal["function"]
     function: Function
 

@@ -93,6 +93,7 @@ def _completion_requests(
     control = control_ids(engine)
     for prompt in body.prompts():
         if isinstance(prompt, str):
+            engine.check_size(prompt)
             ids = list(tokenizer(prompt)["input_ids"])
         else:
             ids = list(prompt)

@@ -87,6 +87,8 @@ def _items(vectors: list[Vector], encoding: str, first: int) -> str:
 def _embedding_ids(engine: ChatEngine, inputs: list[Any]) -> list[list[int]]:
     result = []
     for index, text in enumerate(inputs):
+        if isinstance(text, str):
+            engine.check_size(text)
         ids = list(engine.tokenizer(text)["input_ids"]) if isinstance(text, str) else list(text)
         if not 0 < len(ids) <= engine.context:
             reason = f"input[{index}] has {len(ids)} tokens; the model reads from 1 to {engine.context}"
