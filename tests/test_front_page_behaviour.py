@@ -16,6 +16,7 @@ from test_web_demo import (
     Visitor,
     browser,
     expect,
+    own_server,
     pytestmark,
     serve,
     serve_once,
