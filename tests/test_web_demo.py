@@ -102,8 +102,8 @@ class Visitor:
         self.stop = self.page.locator("#box .stop-button")
         self.chats = self.page.locator("#chats tbody tr, #chats .gallery-item")
         expect(self.send).to_be_visible()
-        self.page.wait_for_function("window.chats")
-        expect(self.box).to_have_attribute("aria-label", re.compile("."))  # who presses Enter earlier presses it again
+        self.page.wait_for_function("window.chats")  # the page listens
+        expect(self.box).to_have_attribute("aria-label", re.compile("."))
 
     def _check_request(self, request: Any) -> None:
         if not request.url.startswith((self.url, "data:", "blob:")):
