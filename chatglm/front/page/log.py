@@ -39,4 +39,4 @@ def keep_brief() -> None:
 
     brief: Any = BriefTraceback()
     for module in (queueing, route_utils, routes):
-        module.traceback = brief
+        vars(module)["traceback"] = brief
