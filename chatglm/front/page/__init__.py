@@ -1,1 +1,1 @@
-"""The web page (needs gradio): `page.py` has its behaviour, the other modules its looks and what browsers keep."""
+"""The web page (needs gradio): `page.py` is the whole, the other modules are its parts, `behaviour.js` in the browser."""
