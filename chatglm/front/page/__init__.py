@@ -1,1 +1,1 @@
-"""The web page (needs gradio): `page.py` is the whole, the other modules are its parts, `behaviour.js` in the browser."""
+"""The web page (needs gradio): `page.py` joins its parts, the other modules; `behaviour.js` runs in the browser."""
