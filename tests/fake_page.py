@@ -106,8 +106,6 @@ class FakeEngine:
             yield json.dumps(settings, sort_keys=True)
         elif query == "queued":
             yield from ()
-        elif query.startswith("say "):
-            yield query.removeprefix("say ")
         elif query == "history":
             yield f"```json\n{json.dumps(history, ensure_ascii=False)}\n```"
         elif query == "active":

@@ -3,6 +3,7 @@
 # ruff: noqa: F401, F811 (the fixtures are those of the other tests of the page)
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import urllib.error
@@ -13,13 +14,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from test_web_demo import (
+    Server,
     Visitor,
     browser,
     expect,
     own_server,
     pytestmark,
     serve,
-    serve_once,
     visit,
 )
 
@@ -124,15 +125,16 @@ def test_who_waits_is_told_how_long_and_can_stop(visit: Callable[..., Visitor], 
     expect(visitor.answers.last).to_have_text("active: 0")
 
 
-def test_many_who_wait_do_not_stop_the_others(visit: Callable[..., Visitor], serve_once: Callable[..., str]) -> None:
-    visitor = visit(url=serve_once("tests/fake_page.py", "2", "--max-batch", "1"))
-    visitor.ask("forever")
-    expect(visitor.answers.last).to_contain_text("3 4 5")
-    for other in (visit(url=visitor.url), visit(url=visitor.url)):
-        other.ask("queued")
-        expect(other.speed).to_contain_text("Waiting")
-    visitor.stop.click()
-    expect(visitor.speed).to_contain_text("stopped")
+def test_who_waits_does_not_stop_the_others(visit: Callable[..., Visitor]) -> None:
+    with contextlib.closing(Server("tests/fake_page.py", "2", "--max-batch", "1")) as server:
+        visitor = visit(url=server.url)
+        visitor.ask("forever")
+        expect(visitor.answers.last).to_contain_text("3 4 5")
+        for other in (visit(url=server.url), visit(url=server.url)):
+            other.ask("queued")
+            expect(other.speed).to_contain_text("Waiting")
+        visitor.stop.click()
+        expect(visitor.speed).to_contain_text("stopped")
 
 
 def test_messages_of_gradio_are_in_the_visitors_language(visit: Callable[..., Visitor]) -> None:

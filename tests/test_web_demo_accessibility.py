@@ -3,6 +3,7 @@
 # ruff: noqa: F401, F811 (the fixtures are those of the other tests of the page)
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -14,13 +15,13 @@ import pytest
 from test_web_demo import (
     PATIENCE,
     ROOT,
+    Server,
     Visitor,
     browser,
     expect,
     own_server,
     pytestmark,
     serve,
-    serve_once,
     visit,
 )
 
@@ -75,15 +76,15 @@ def test_axe_finds_no_serious_fault(visit: Callable[..., Visitor], language: str
 
 
 @needs_axe
-def test_axe_finds_no_serious_fault_at_the_login(browser: Any, serve_once: Callable[..., str]) -> None:
-    url = serve_once("tests/fake_page.py", "2", "--auth", "me:secret")
-    context = browser.new_context(locale="en-US")
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
-    page.goto(url)
-    expect(page.get_by_role("button", name="Login")).to_be_visible()
-    found = faults(page)
-    context.close()
+def test_axe_finds_no_serious_fault_at_the_login(browser: Any) -> None:
+    with contextlib.closing(Server("tests/fake_page.py", "2", "--auth", "me:secret")) as server:
+        context = browser.new_context(locale="en-US")
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        page.goto(server.url)
+        expect(page.get_by_role("button", name="Login")).to_be_visible()
+        found = faults(page)
+        context.close()
     assert found == []
 
 

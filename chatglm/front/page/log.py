@@ -37,7 +37,6 @@ def keep_brief() -> None:
     """Makes gradio log errors in this way."""
     from gradio import queueing, route_utils, routes  # takes seconds
 
-    modules: tuple[Any, ...] = (queueing, route_utils, routes)
-    brief = BriefTraceback()
-    for module in modules:
-        module.traceback = brief
+    brief: Any = BriefTraceback()
+    for module in (queueing, route_utils, routes):
+        vars(module)["traceback"] = brief
