@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from .checkpoints import file_names
-from .checkpoints.generation import names_of, settle
+from .checkpoints.generation import names_of, settle, weigh
 from .network.compat import CACHE_NAMES, NoCodeToSave
 
 ROPE_PRECISIONS = ("float32", "original")
@@ -167,8 +167,8 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == cls.model_type:
-            path = _place_of(pretrained_model_name_or_path, kwargs)
             own = next((generation for generation, config in CONFIGS.items() if config is cls), None)
+            path = _place_of(pretrained_model_name_or_path, config_dict, kwargs)
             version = settle(path, config_dict, given=kwargs.get("chatglm_version") or own)
             config_dict = config_dict | {"chatglm_version": version}
         return config_dict, kwargs
@@ -178,7 +178,7 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
         """As in transformers; `chatglm_version=` says which generation it is, whatever the values say."""
         if cls is not ChatGLMConfig:
             return super().from_dict(_values_of_types(cls, config_dict), **kwargs)
-        path = _place_of(kwargs.get("name_or_path"), kwargs)
+        path = _place_of(kwargs.get("name_or_path"), config_dict, kwargs)
         version = settle(path, config_dict, given=kwargs.pop("chatglm_version", None))
         chosen = CONFIGS[version]
         config_dict = config_dict | {"chatglm_version": version}
@@ -187,15 +187,24 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
         return chosen.from_dict(config_dict, **kwargs)
 
 
-def _place_of(path: str | os.PathLike[str] | None, kwargs: dict[str, Any]) -> str | os.PathLike[str] | None:
-    """Where the files of a config lie: the folder of a hub id in the cache, else `path` itself."""
+def _place_of(
+    path: str | os.PathLike[str] | None, config_dict: dict[str, Any], kwargs: dict[str, Any]
+) -> str | os.PathLike[str] | None:
+    """Where the files of a config lie: the folder of a hub id in the cache, else `path` itself.
+
+    If the config of a hub id tells too little of its generation, tokenizer_config.json is fetched as well.
+    """
     if path is None or os.path.exists(path):
         return os.path.join(path, kwargs["subfolder"]) if path and kwargs.get("subfolder") else path
-    options = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)}
+    names = ("cache_dir", "revision", "subfolder", "token", "proxies", "local_files_only")
+    options = {name: kwargs[name] for name in names if kwargs.get(name)}
+    place = path
     with contextlib.suppress(OSError, ValueError):
-        file = cached_file(os.fspath(path), file_names.CONFIG, local_files_only=True, **options)
-        return path if file is None else Path(file).parent
-    return path
+        file = cached_file(os.fspath(path), file_names.CONFIG, **options | {"local_files_only": True})
+        place = path if file is None else Path(file).parent
+        if weigh(place, config_dict, given=kwargs.get("chatglm_version")).is_guess:
+            cached_file(os.fspath(path), file_names.TOKENIZER_CONFIG, **options)
+    return place
 
 
 class ChatGLM1Config(ChatGLMConfig):

@@ -26,12 +26,17 @@ __all__ = ["export", "main"]
 FORMATS = ("merged", "glm", "gguf", "chatglm")
 
 
-def export(base: str | os.PathLike[str], adapter: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+def export(
+    base: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    chatglm_version: int | None = None,
+) -> Path:
     """`chatglm.loading.export.export`: writes the checkpoint and returns its folder."""
     from . import load as _  # noqa: F401  # registers the generations
     from .loading.export import export
 
-    return export(base, adapter, out)
+    return export(base, adapter, out, chatglm_version)
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m chatglm.export") -> int:
@@ -48,6 +53,7 @@ def _main(arguments: list[str] | None, prog: str) -> int:
     parser.add_argument("--to", choices=FORMATS, default="merged", help="default: %(default)s")
     parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter (or, with merged, P-tuning prefix) to merge")
     parser.add_argument("--type", choices=GGUF_TYPES, help="with gguf: of the matrices; default: as in SOURCE")
+    parser.add_argument("--chatglm-version", type=int, metavar="N", help="1 to 4: the generation of SOURCE")
     args = parser.parse_args(arguments)
     *between, out = args.adapter_or_out
     if len(between) > 1 or (between and args.adapter):
@@ -63,14 +69,14 @@ def _main(arguments: list[str] | None, prog: str) -> int:
     try:
         with importing_libraries(language):
             from . import load as _  # noqa: F401
-        put(str(_export(args.source, Path(out).expanduser(), args.to, adapter, args.type)))
+        put(str(_export(args.source, Path(out).expanduser(), args.to, adapter, args.type, args.chatglm_version)))
     except (OSError, ValueError, RuntimeError, ImportError, LibraryError) as error:
         complain(TERMINAL["error"][language].format(reason=error))
         return 1
     return 0
 
 
-def _export(source: str, out: Path, to: str, adapter: str | None, kind: str | None) -> Path:
+def _export(source: str, out: Path, to: str, adapter: str | None, kind: str | None, version: int | None) -> Path:
     """Writes `out` and returns it."""
     from safetensors import SafetensorError
 
@@ -80,15 +86,15 @@ def _export(source: str, out: Path, to: str, adapter: str | None, kind: str | No
     from .loading.plan import find_folder
 
     if to == "merged":
-        return export(source, str(adapter), out)
+        return export(source, str(adapter), out, version)
     if out.exists():
         raise FileExistsError(f"{out} exists already: name a new one, or remove it first")
     folder = find_folder(source)
     try:
         if to == "glm":
-            export_glm(folder, out, None if adapter is None else read_adapter(adapter), _show)
+            export_glm(folder, out, None if adapter is None else read_adapter(adapter), version, _show)
         elif to == "gguf":
-            export_gguf(folder, out, kind, None if adapter is None else read_adapter(adapter), _show)
+            export_gguf(folder, out, kind, None if adapter is None else read_adapter(adapter), version, _show)
         else:
             export_chatglm(folder, out, _show)
     except SafetensorError as error:

@@ -29,7 +29,7 @@ class ChatGLM4Tokenizer(StartTokenTokenizer):
     vocab_files_names = {"vocab_file": "tokenizer.model"}
     chatglm_version = 4
     start_tokens = ("[gMASK]", "<sop>")
-    end_token = "<|endoftext|>"
+    answer_end = "<|endoftext|>"
     _typed_start = start_tokens
 
     def __init__(
@@ -45,7 +45,7 @@ class ChatGLM4Tokenizer(StartTokenTokenizer):
         self._set_tokens([*map(name_of, ranks), *CONTROL_TOKENS])
         self._commands = {token: len(ranks) + index for index, token in enumerate(CONTROL_TOKENS)}
         self._format = ChatGLM4Format(persona_of(kwargs.get("chat_template")) or DEFAULT_PERSONA)
-        kwargs = {"eos_token": self.end_token, "pad_token": self.end_token} | kwargs
+        kwargs = {"eos_token": self.answer_end, "pad_token": self.answer_end} | kwargs
         extra = dict.fromkeys([*CONTROL_TOKENS, *(kwargs.get("extra_special_tokens") or [])])
         kwargs["extra_special_tokens"] = list(extra)
         if encode_special_tokens:

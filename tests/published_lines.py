@@ -50,6 +50,13 @@ def base(name: str) -> Any:
     return model, tokenizer.decode(outputs[0].tolist()), []
 
 
+def model_first(name: str) -> Any:
+    """The model before its tokenizer, as some programs load them."""
+    model = AutoModel.from_pretrained(name, trust_remote_code=True).float()
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    return model, *model.chat(tokenizer, "你好", history=[], **SETTINGS)
+
+
 def revision(name: str) -> Any:
     """With a tag, as the cards advise, and by `chatglm.load`; then from the cache alone."""
     AutoModel.from_pretrained(name, trust_remote_code=True, revision="v1.0")

@@ -33,6 +33,10 @@ CARDS: dict[str, tuple[int, int, dict[str, Any], str]] = {
 }
 
 
+#: A fine-tuned ChatGLM2 whose config.json has lost its name: only its tokenizer_config.json has one.
+TUNED = "somebody/tuned"
+
+
 def publish(folder: Path, name: str, version: int, bits: int = 0, **changes: Any) -> Path:
     """A folder as the originals published it: names inside, no stated generation, and code that must not run."""
     make_folder(folder, version, **changes)
@@ -64,6 +68,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     for name, (version, bits, changes, _) in CARDS.items():
         repositories[name] = {"main": publish(root / name, name, version, bits, **changes)}
     repositories["THUDM/chatglm-6b"]["v1.0"] = publish(root / "v1.0", "THUDM/chatglm-6b", 1, num_layers=1)
+    tuned = publish(root / TUNED, "THUDM/chatglm2-6b", 2, seq_length=2048)
+    values = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps(values | {"_name_or_path": "output"}))
+    repositories[TUNED] = {"main": tuned}
     with FakeHub(repositories).running() as running:
         yield running
 
@@ -82,7 +90,8 @@ def run(hub: FakeHub, cache: Path, *cards: tuple[str, str], **environment: str) 
 
 def test_the_lines_of_every_card_through_a_mirror(hub: FakeHub, tmp_path: Path) -> None:
     hub.requests.clear()
-    cards = [(card, name) for name, (_, _, _, card) in CARDS.items()] + [("revision", "THUDM/chatglm-6b")]
+    cards = [(card, name) for name, (_, _, _, card) in CARDS.items()]
+    cards += [("revision", "THUDM/chatglm-6b"), ("model_first", TUNED)]
     results, said = run(hub, tmp_path, *cards)
     for name, result in zip(CARDS, results, strict=False):
         version, bits, _, card = CARDS[name]
@@ -91,7 +100,8 @@ def test_the_lines_of_every_card_through_a_mirror(hub: FakeHub, tmp_path: Path) 
         assert isinstance(result["answer"], str)
         if card != "base":
             assert result["turns"] == (1 if card == "quantised" else 2) * (2 if version == 3 else 1)
-    assert results[-1]["layers"] == 1 and "snapshots" in results[-1]["answer"]
+    assert results[-2]["layers"] == 1 and "snapshots" in results[-2]["answer"]
+    assert results[-1]["generation"] == 2
     assert "taken for" not in said
     assert not [request for request in hub.requests if request.startswith("GET") and request.endswith(".py")]
     # What was fetched needs no hub: the mirror is gone, and nobody asks for it.

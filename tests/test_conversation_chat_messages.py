@@ -65,7 +65,7 @@ def test_messages_as_pairs() -> None:
 
 def test_templates_and_tools() -> None:
     for version in (1, 2):
-        with pytest.raises(ValueError, match="tools are for ChatGLM3-6B only"):
+        with pytest.raises(ValueError, match="tools are for ChatGLM3-6B and GLM-4-9B only"):
             tiny(version).apply_chat_template([{"role": "user", "content": "q"}], tools=TOOLS)
         with pytest.raises(ValueError, match="the last message to be the user's"):
             messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

@@ -57,7 +57,7 @@ def test_queries_and_roles() -> None:
             encode_conversation(tiny(version), None)  # type: ignore[arg-type]
         assert encode_conversation(tiny(version), "")
     for version in (1, 2):
-        with pytest.raises(ValueError, match="for ChatGLM3-6B only"):
+        with pytest.raises(ValueError, match="for ChatGLM3-6B and GLM-4-9B only"):
             encode_conversation(tiny(version), "q", role="system")
     with pytest.raises(ValueError, match="unknown role 'tool'"):
         encode_conversation(tiny(3), "q", role="tool")

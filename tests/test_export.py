@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,15 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(type(tiny(3)), "save_pretrained", full)
     assert "No space left" in error_of(lambda: export.export(base, lora, tmp_path / "out" / "new"), OSError)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_base_that_does_not_tell_its_generation(tmp_path: Path) -> None:
+    base = make_folder(tmp_path / "base", 2)
+    prefix = make_prefix(tmp_path / "prefix", load(base)[0])
+    for name in ("config.json", "tokenizer_config.json"):
+        values = json.loads((base / name).read_text())
+        del values["chatglm_version"]
+        (base / name).write_text(json.dumps(values))
+    assert export.main([str(base), str(prefix), str(tmp_path / "out"), "--chatglm-version", "2"]) == 0
+    model, tokenizer = load(tmp_path / "out")
+    assert model.config.chatglm_version == tokenizer.chatglm_version == 2

@@ -150,7 +150,8 @@ def test_the_place_to_prefetch_to_changes_no_result(kernels: cpu.CPUBackend, bit
             results.append(torch.cat([*products, *(kernels.dense(x, head) for x in inputs)]))
     finally:
         kernels.library.chatglm_fetch(chosen)
-    assert all(torch.equal(result, results[0]) for result in results[1:])
+    for result in results[1:]:  # another kernel may compute, which adds in another order
+        assert (result - results[0]).norm() < 1e-6 * results[0].norm()
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -142,7 +142,7 @@ def test_limits_as_transformers_takes_them(text: int | str, size: int) -> None:
     [
         ((0,), "num_gpus is 0"),
         ((2.5,), "num_gpus is 2.5"),
-        ((2, 4), "no generation 4"),
+        ((2, 5), "no generation 5"),
         ((2, 3, {0: "1GiB"}), "give the config"),
         ((2, chatglm.ChatGLM3Config(num_layers=2), {5: "1GiB"}), "max_memory names 5: use 0, 1, 'cpu' and 'disk'"),
         ((2, chatglm.ChatGLM3Config(num_layers=2), {0: "much"}), "'much' is not a size"),

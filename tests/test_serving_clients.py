@@ -138,6 +138,18 @@ def test_bodies_in_memory_are_counted_for_each_client(monkeypatch: pytest.Monkey
         assert ask("g").status_code == 200  # the account is empty again
 
 
+def test_grammars_count_as_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llguidance")
+    monkeypatch.setattr(clients, "MOST_BYTES", 100_000)
+    with serve(Parrot(3)) as live:
+        for length, status in ((10, 200), (2000, 429), (10, 200)):
+            schema = {"description": "x" * length, "type": "null"}
+            body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+            wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+            answer = live.http.post("/v1/chat/completions", json=body | {"response_format": wanted})
+            assert answer.status_code == status, answer.text
+
+
 # ---------------------------------------------------------------------------------------------------- a crowd
 
 

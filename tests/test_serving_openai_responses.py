@@ -357,3 +357,16 @@ def test_a_list_of_the_wrong_things_ends_at_the_first(live: Live) -> None:
     assert response.status_code == 400 and len(response.text) < 1000
     many = live.http.post("/v1/responses", json={"input": [{"role": "user", "content": "x"}] * 3000})
     assert many.status_code == 400 and "2048" in many.json()["error"]["message"]
+
+
+def test_each_key_reads_only_its_own() -> None:
+    with serve(Parrot(3), api_keys={"anna": "first", "bert": "second"}) as live:
+        anna, bert = (live.client.with_options(api_key=key) for key in ("first", "second"))
+        made = anna.responses.create(model=NAME, input="x", max_output_tokens=1)
+        assert anna.responses.retrieve(made.id).id == made.id
+        with pytest.raises(openai.NotFoundError):
+            bert.responses.retrieve(made.id)
+        with pytest.raises(openai.NotFoundError):
+            bert.responses.delete(made.id)
+        with pytest.raises(openai.BadRequestError, match="there is no response"):
+            bert.responses.create(model=NAME, input="x", previous_response_id=made.id)

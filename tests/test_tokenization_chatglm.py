@@ -535,8 +535,8 @@ def test_a_folder_with_both_vocabularies(tiny_folders: dict[str, Path], tmp_path
 
 
 def test_wrong_version(path: Path) -> None:
-    with pytest.raises(ValueError, match="must be 1, 2 or 3"):
-        ChatGLMTokenizer.from_pretrained(path, chatglm_version=4)
+    with pytest.raises(ValueError, match="must be 1, 2, 3 or 4"):
+        ChatGLMTokenizer.from_pretrained(path, chatglm_version=5)
 
 
 def test_the_class_can_be_called(path: Path) -> None:

@@ -27,7 +27,7 @@ class Verdict:
     Args:
         clues: the most important first.
         decisive: the clue that left one generation; None if none did, and the default was taken.
-        possible: the generations that no clue excludes.
+        possible: the generations that no clue excludes, apart from hints.
     """
 
     generation: int
@@ -105,13 +105,16 @@ def weigh(
     possible, decisive = frozenset(file_names.VOCABULARIES) - {GLM4}, None
     if any(clue.generations == {GLM4} for clue in clues):  # nothing is taken for a GLM-4 by exclusion
         possible |= {GLM4}
+    left = possible
     for clue in clues:
-        left = possible & clue.generations
-        if left and len(left) < len(possible):
-            possible, decisive = left, clue if len(left) == 1 else None
-        if len(possible) == 1:
+        fitting = left & clue.generations
+        if fitting and len(fitting) < len(left):
+            left, decisive = fitting, clue if len(fitting) == 1 else None
+        if clue.rank >= Rank.FORMAT:
+            possible = left
+        if len(left) == 1:
             break
-    return Verdict(3 if 3 in possible else min(possible), clues, decisive, possible)
+    return Verdict(3 if 3 in left else min(left), clues, decisive, possible)
 
 
 def names_of(config: Mapping[str, Any], path: str | os.PathLike[str] | None) -> list[str]:

@@ -41,8 +41,8 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     parser.add_argument(
         "--complete", action="store_true", help="continue texts instead of answering: for base models and CodeGeeX2"
     )
-    parser.add_argument("--system", metavar="TEXT", help="system prompt (ChatGLM3)")
-    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3)")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt (ChatGLM3, GLM-4)")
+    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3, GLM-4)")
     parser.add_argument("--no-stream", action="store_true", help="print an answer once it is complete")
     parser.add_argument("--no-history", action="store_true", help="keep no file of the lines that are typed")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of the messages")

@@ -34,8 +34,8 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     parser = argparse.ArgumentParser(prog, description=__doc__)
     add_model_arguments(parser, "web")
     add_generation_arguments(parser)
-    parser.add_argument("--system", metavar="TEXT", help="system prompt to begin with (ChatGLM3)")
-    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3)")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt to begin with (ChatGLM3, GLM-4)")
+    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3, GLM-4)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     parser.add_argument("--port", type=port_number, default=7860, help="default: %(default)s")
     parser.add_argument(

@@ -22,11 +22,11 @@ from ..checkpoints.files import (
     read_contents,
     read_json,
 )
-from ..checkpoints.generation import weigh
+from ..checkpoints.generation import Verdict, weigh
 from ..configuration_chatglm import ChatGLMConfig
 from ..conversation import chat_format
 from ..kernels.__main__ import devices
-from ..loading import memory_needed, model_class
+from ..loading import memory_needed, model_class, read_config
 from ..network.fitting import check_quantization, check_vocabulary_size
 from ..quantization import settings_of
 from ..tokenization_chatglm import ChatGLMTokenizer
@@ -119,8 +119,9 @@ def _checkpoint(path: Path, language: str, device: str) -> Iterator[Finding]:
         yield from _adapter_or_nothing(path, language)
         return
     try:
-        config = ChatGLMConfig.from_pretrained(path, local_files_only=True)
-        version = config.chatglm_version
+        verdict = weigh(path, raw)
+        version = verdict.generation
+        config = read_config(path, version)
         plain = {key: value for key, value in raw.items() if key not in QUANTISATION} | {"chatglm_version": version}
         is_quantised = settings_of(config) is not None
         with torch.device("meta"):
@@ -130,7 +131,7 @@ def _checkpoint(path: Path, language: str, device: str) -> Iterator[Finding]:
         yield Finding("config", "wrong", f"config.json: {one_line(error)}")
         yield from findings
         return
-    yield from _generation(raw, path, language)
+    yield from _generation(verdict, str(raw.get("_name_or_path") or path.resolve().name), language)
     yield _size(config, full, language)
     yield from findings
     yield from _odd_fields(raw, config, language)
@@ -158,13 +159,13 @@ def _model(config: Any) -> Any:
     return model_class(config)(config)
 
 
-def _generation(raw: dict[str, Any], path: Path, language: str) -> Iterator[Finding]:
+def _generation(verdict: Verdict, named: str, language: str) -> Iterator[Finding]:
     """The generation, and all that the folder says about it."""
-    verdict = weigh(path, raw)
     generation, decisive = verdict.generation, verdict.decisive
     if decisive is None or verdict.is_guess:
-        possible = sorted(verdict.possible & VOCABULARIES.keys() | {generation})
-        why = say("why_guess", language, possible=", ".join(map(str, possible)), file=CONFIG)
+        between = "、" if language == "zh" else " or "
+        possible = between.join(map(str, sorted(verdict.possible & VOCABULARIES.keys())))
+        why = say("why_guess", language, possible=possible, file=CONFIG)
         why += "" if decisive is None else f" ({decisive.text})"
     else:
         why = decisive.text
@@ -173,7 +174,6 @@ def _generation(raw: dict[str, Any], path: Path, language: str) -> Iterator[Find
         why = say("why_though", language, why=why, others=others)
     text = say("is_generation", language, generation=generation, model=chat_format(generation).model_name, why=why)
     status = "note" if verdict.is_guess or verdict.against else "ok"
-    named = raw.get("_name_or_path") or path.resolve().name
     name = None if decisive is None else decisive.name
     data = {"generation": generation, "evidence": name, "model_name": named}
     yield Finding("generation", status, text, data=data)
@@ -268,8 +268,8 @@ def _tokenizer(path: Path, config: Any, language: str) -> Iterator[Finding]:
     version = config.chatglm_version
     try:
         check_vocabulary(path, version)
-        tokenizer = ChatGLMTokenizer.from_pretrained(path, local_files_only=True)
-        count, theirs = len(tokenizer), tokenizer.chatglm_version
+        tokenizer = ChatGLMTokenizer.from_pretrained(path, local_files_only=True, chatglm_version=version)
+        count = len(tokenizer)
         came = tokenizer.decode(tokenizer.encode(ROUND_TRIP, add_special_tokens=False))
     except ModelLoadError as error:
         yield Finding("tokenizer", "wrong", str(error))
@@ -277,10 +277,7 @@ def _tokenizer(path: Path, config: Any, language: str) -> Iterator[Finding]:
     except Exception as error:  # whatever error a file that is not a vocabulary causes
         yield Finding("tokenizer", "wrong", f"{VOCABULARIES[version]}: {one_line(error)}")
         return
-    if theirs != version:
-        text = say("tokenizer_generation", language, theirs=theirs, ours=version)
-        yield Finding("tokenizer", "wrong", text)
-    elif count > config.vocab_size:
+    if count > config.vocab_size:
         text = say("vocabulary_larger", language, theirs=count, ours=config.vocab_size)
         yield Finding("tokenizer", "wrong", text)
     elif came != ROUND_TRIP:

@@ -133,8 +133,8 @@ DOCTOR: dict[str, dict[str, str]] = {
     },
     "why_though": {"zh": "{why}（虽然 {others}）", "en": "{why} (although {others})"},
     "why_guess": {
-        "zh": '推测，也可能是其他代（{possible}）：请在 {file} 中写明 "chatglm_version"，或用 --chatglm-version 指定',
-        "en": 'a guess, it may be any of {possible}: write "chatglm_version" into {file}, or give --chatglm-version',
+        "zh": '只是推测，可能是第 {possible} 代：请在 {file} 中写明 "chatglm_version"，或用 --chatglm-version 指定',
+        "en": 'a guess, it may be {possible}: write "chatglm_version" into {file}, or give --chatglm-version',
     },
     "evidence": {"zh": "依据（及其相符的代）：{clues}", "en": "evidence, with the generations that it fits: {clues}"},
     "base_model": {"zh": "base 模型，没有对话训练", "en": "a base model without chat training"},
@@ -170,10 +170,6 @@ DOCTOR: dict[str, dict[str, str]] = {
     "fits": {"zh": "{kind} {size}", "en": "{kind} {size}"},
     "too_large": {"zh": "{kind} {size}（放不下）", "en": "{kind} {size} (does not fit)"},
     "tokenizer_ok": {"zh": "分词器：{file}，{count:,} 个词元", "en": "tokenizer: {file}, {count:,} tokens"},
-    "tokenizer_generation": {
-        "zh": "分词器属于第 {theirs} 代，模型属于第 {ours} 代",
-        "en": "the tokenizer is of generation {theirs}, the model of generation {ours}",
-    },
     "vocabulary_larger": {
         "zh": "分词器有 {theirs:,} 个词元，模型只有 {ours:,} 个",
         "en": "the tokenizer has {theirs:,} tokens, the model only {ours:,}",

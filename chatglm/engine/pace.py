@@ -45,7 +45,8 @@ class Pace:
         """
         if not self._tokens:
             return None
-        return self._seconds / self._tokens * min(room, GUESS if self._length is None else max(1.0, self._length))
+        length = min(room, GUESS if self._length is None else self._length)
+        return self._seconds / self._tokens * max(1.0, length)
 
     def retry_after(self, client: str, answers: int, room: float, held: int, clients: int) -> float:
         """Returns in how many seconds a client should ask again for this many answers.

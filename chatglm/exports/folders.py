@@ -16,7 +16,7 @@ from ..checkpoints.adapters import Adapter, Lora
 from ..checkpoints.atomic import whole_folder
 from ..checkpoints.files import check_folder, find_weights, read_json, refuse_missing
 from ..configuration_chatglm import ChatGLMConfig
-from ..loading.reading import read_tokenizer
+from ..loading.reading import read_config, read_tokenizer
 from ..tokenization_chatglm import ChatGLMTokenizer
 from .glm_network import config_from_glm, glm_config, glm_names, refuse_unfit, sources_in_glm, to_glm
 from .glm_readme import readme
@@ -29,11 +29,18 @@ GENERATION_CONFIG = "generation_config.json"
 Progress = Callable[[str, int, int], None]
 
 
-def export_glm(folder: Path, out: Path, adapter: Adapter | None = None, progress: Progress | None = None) -> None:
+def export_glm(
+    folder: Path,
+    out: Path,
+    adapter: Adapter | None = None,
+    chatglm_version: int | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Writes the model of a ChatGLM2 or ChatGLM3 folder as a `GlmForCausalLM`, in the dtype of its files.
 
     Args:
         adapter: a LoRA adapter to merge.
+        chatglm_version: the generation, if the folder does not tell it.
 
     Raises:
         ValueError: the model, its vocabulary or the adapter has no place there; the message says why.
@@ -41,10 +48,10 @@ def export_glm(folder: Path, out: Path, adapter: Adapter | None = None, progress
         OSError: `out` exists or cannot be written.
     """
     check_folder(folder)
-    config: Any = ChatGLMConfig.from_pretrained(folder, local_files_only=True)
+    config: Any = read_config(folder, chatglm_version)
     refuse_unfit(config)
     deltas = lora_deltas(adapter)
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder, chatglm_version)
     stops = stop_ids(config, tokenizer)
     tensors = Tensors(folder, renamer(model_class(config).other_names))
     if deltas is not None:
@@ -133,7 +140,7 @@ def _generation_config(folder: Path, config: ChatGLMConfig, stops: list[int]) ->
 def stop_ids(config: Any, tokenizer: Any) -> list[int]:
     """The ids that end an answer; for a model without training on chats, the one that ends a text."""
     if config.is_base_model:
-        return [tokenizer.get_command(tokenizer.end_token)]
+        return [tokenizer.get_command(tokenizer.answer_end)]
     return tokenizer.chat_format.stop_token_ids(tokenizer)
 
 

@@ -15,8 +15,7 @@ from ..chat import model_class
 from ..checkpoints.adapters import Adapter
 from ..checkpoints.atomic import whole_file
 from ..checkpoints.files import check_folder, find_weights, refuse_missing
-from ..configuration_chatglm import ChatGLMConfig
-from ..loading.reading import read_tokenizer
+from ..loading.reading import read_config, read_tokenizer
 from .folders import Progress, lora_deltas, stop_ids, template_for_others
 from .gguf_blocks import BLOCK, blocks_of_quantized
 from .gguf_vocabulary import add_vocabulary
@@ -45,6 +44,7 @@ def export_gguf(
     out: Path,
     kind: str | None = None,
     adapter: Adapter | None = None,
+    chatglm_version: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes the model of a ChatGLM2 or ChatGLM3 folder as a GGUF file.
@@ -54,6 +54,7 @@ def export_gguf(
     Args:
         kind: one of GGUF_TYPES for the matrices; by default that of the folder's files.
         adapter: a LoRA adapter to merge.
+        chatglm_version: the generation, if the folder does not tell it.
 
     Raises:
         ImportError: the gguf package is not installed.
@@ -66,7 +67,7 @@ def export_gguf(
     except ImportError as error:
         raise ImportError(NEEDS_GGUF) from error
     check_folder(folder)
-    config: Any = ChatGLMConfig.from_pretrained(folder, local_files_only=True)
+    config: Any = read_config(folder, chatglm_version)
     refuse_unfit(config, quantized=True)
     deltas = lora_deltas(adapter)
     bits = config.quantization_bit
@@ -78,7 +79,7 @@ def export_gguf(
     tensors = Tensors(folder, renamer(model_class(config).other_names))
     if deltas is not None:
         deltas.refuse_unknown(tensors)
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder, chatglm_version)
     default = {torch.float32: "f32", torch.bfloat16: "bf16"}.get(find_weights(folder).dtype, "f16")
     plan = dict(_plan(tensors, config))
     refuse_missing(folder, set(_expected(config)) - set(plan.values()), ())

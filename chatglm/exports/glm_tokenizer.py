@@ -29,7 +29,7 @@ def fast_tokenizer(tokenizer: Any) -> Tokenizer:
     """
     if isinstance(tokenizer, ChatGLM4Tokenizer):
         made = Tokenizer.from_str(tokenizer.tokenizer.to_str())
-        _add_control_tokens(made, list(tokenizer.commands), tokenizer.end_token)
+        _add_control_tokens(made, list(tokenizer.commands), tokenizer.answer_end)
         return made
     sp = tokenizer.sp_model
     control = [token for token, index in tokenizer.commands.items() if index >= sp.get_piece_size()]

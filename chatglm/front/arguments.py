@@ -96,7 +96,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
     )
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument(
-        "--chatglm-version", type=int, metavar="N", help="1, 2 or 3: the generation, if the folder does not tell it"
+        "--chatglm-version", type=int, metavar="N", help="1 to 4: the generation, if the folder does not tell it"
     )
     group.add_argument(
         "--adapter",

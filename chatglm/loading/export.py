@@ -12,16 +12,24 @@ from ..checkpoints import file_names
 from ..checkpoints.adapters import Lora, read_adapter
 from ..checkpoints.atomic import whole_folder
 from ..checkpoints.files import find_weights
-from ..configuration_chatglm import ChatGLMConfig
 from ..quantization import settings_of
 from .one_device import load
 from .plan import find_folder
+from .reading import read_config
 
 
-def export(base: str | os.PathLike[str], adapter: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+def export(
+    base: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    chatglm_version: int | None = None,
+) -> Path:
     """Writes the checkpoint, in the dtype of the base's files, and returns its folder.
 
     It is written aside, and renamed once it is complete.
+
+    Args:
+        chatglm_version: the generation of the base, if its folder does not tell it; OUT states it.
 
     Raises:
         ValueError: the base is quantised and the adapter is LoRA; see `merge_lora` for others.
@@ -32,13 +40,14 @@ def export(base: str | os.PathLike[str], adapter: str | os.PathLike[str], out: s
         raise FileExistsError(f"{out} exists already: name a new folder, or remove it first")
     folder = find_folder(base)
     is_lora = isinstance(read_adapter(adapter), Lora)
-    quantised = (folder / file_names.CONFIG).is_file() and settings_of(ChatGLMConfig.from_pretrained(folder))
+    quantised = (folder / file_names.CONFIG).is_file() and settings_of(read_config(folder, chatglm_version))
     if is_lora and quantised:
         raise ValueError(
             f"{folder} is quantised, and rounding its weights again would lose most of what LoRA adds: export with the "
             f"full-precision checkpoint as BASE, then load the result with quantize={quantised.bits}"
         )
-    model, tokenizer = load(folder, "cpu", find_weights(folder).dtype, adapter=adapter)
+    dtype = find_weights(folder).dtype
+    model, tokenizer = load(folder, "cpu", dtype, adapter=adapter, chatglm_version=chatglm_version)
     if is_lora:
         merge_lora(model)
     try:

@@ -41,7 +41,7 @@ def load(
             are detected) or the folder of a LoRA adapter (needs PEFT). Several as {"name": path, ...}: the first is
             used until `with model.adapter("name"):`. A single one is named after its folder.
         revision: branch, tag or commit of a hub repository.
-        chatglm_version: the generation (1, 2 or 3) of a checkpoint that tells too little of it, or the wrong one. A
+        chatglm_version: the generation (1 to 4) of a checkpoint that tells too little of it, or the wrong one. A
             warning says where that is in doubt.
         local_files_only: take a hub repository from this machine's cache, without asking the hub.
         check_memory: False tries to load even if the weights do not seem to fit.

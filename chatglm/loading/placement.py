@@ -205,7 +205,7 @@ def auto_map(num_gpus: int, model: Any, max_memory: Mapping[Device, int | str] |
         raise ValueError(f"num_gpus is {num_gpus!r}: give 1 or more")
     if isinstance(model, int) and not isinstance(model, bool) and max_memory is None:
         if model not in CHAT_MODELS:
-            raise ValueError(f"there is no generation {model}: use 1, 2 or 3, or a config")
+            raise ValueError(f"there is no generation {model}: use 1, 2, 3 or 4, or a config")
         published = CHAT_MODELS[model]
         gpus: list[Device] = list(range(num_gpus))
         shares = even_split(published.config_class().num_layers, num_gpus)

@@ -38,6 +38,14 @@ class Client:
 
 
 _CURRENT: ContextVar[Client | None] = ContextVar("_CURRENT", default=None)
+_ACCOUNT: ContextVar[Body | None] = ContextVar("_ACCOUNT", default=None)
+
+
+def charge(count: int) -> None:
+    """Counts memory that the current request will take besides its body, as `Body.add` does."""
+    account = _ACCOUNT.get()
+    if account is not None:
+        account.add(count)
 
 
 @contextlib.asynccontextmanager
@@ -96,13 +104,14 @@ class Clients:
         """Makes this the current client while its request is under way; gives the account of the request's body."""
         client = self._clients.setdefault(name, Client(name))
         client.requests += 1
-        tokens = CLIENT.set(name), _CURRENT.set(client)
         body = Body(self, client)
+        tokens = CLIENT.set(name), _CURRENT.set(client), _ACCOUNT.set(body)
         try:
             yield body
         finally:
             CLIENT.reset(tokens[0])
             _CURRENT.reset(tokens[1])
+            _ACCOUNT.reset(tokens[2])
             client.bytes -= body.size
             self.bytes -= body.size
             client.requests -= 1

@@ -16,7 +16,7 @@ class StartTokenTokenizer(ChatGLMTokenizer):
 
     #: The control tokens in front of a text, and the one that ends an answer.
     start_tokens: ClassVar[tuple[str, ...]] = ("[gMASK]", "sop")
-    end_token: ClassVar[str] = "<eos>"
+    answer_end: ClassVar[str] = "<eos>"
 
     @property
     def encode_special_tokens(self) -> bool:
@@ -44,7 +44,7 @@ class StartTokenTokenizer(ChatGLMTokenizer):
     ) -> list[int]:
         """`[gMASK] sop text`, for a pair `[gMASK] sop text answer end`."""
         ids = [*self.get_prefix_tokens(), *token_ids_0]
-        return ids if token_ids_1 is None else [*ids, *token_ids_1, self.get_command(self.end_token)]
+        return ids if token_ids_1 is None else [*ids, *token_ids_1, self.get_command(self.answer_end)]
 
     def _pad(
         self,

@@ -1,7 +1,7 @@
 """Where the kernels prefetch weights to: measured once, as CPUs differ, and kept beside the compiled library.
 
-Products are read from memory at very different speeds with the one or the other place: on Zen 4 the L2 cache is up to
-three times as fast as the L1 cache. The results are the same. CHATGLM_CPU_PREFETCH names a place instead.
+On Zen 4, products that prefetch to the L2 cache are up to three times as fast as those that prefetch to the L1 cache.
+The results are the same up to rounding. CHATGLM_CPU_PREFETCH names a place instead.
 """
 
 from __future__ import annotations

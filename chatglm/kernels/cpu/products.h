@@ -12,8 +12,10 @@ static void plan(Job *job, int precision) {
     job->groups = (job->in + GROUP - 1) / GROUP;
     job->row_bytes = job->in * job->bits / 8;
     job->group_bytes = GROUP * job->bits / 8;
-    job->one = job->isa == PORTABLE_AVX2 && job->rows == 1 && precision != EXACT;
-    const int bytes = job->isa == VNNI || (job->one && job->bits == 4);  /* activations are planes of bytes */
+    /* 16-bit products of INT8 weights keep up with the L2 cache at a steady rate; those of byte planes do not. */
+    const int words = job->isa == VNNI && job->bits == 8 && precision == DEFAULT && fetching == TO_L2;
+    job->one = job->rows == 1 && precision != EXACT && (job->isa == PORTABLE_AVX2 || words);
+    const int bytes = job->one ? job->bits == 4 : job->isa == VNNI;  /* activations are planes of bytes */
     job->levels = precision == EXACT ? 0 : precision == INT8 && bytes ? LEVELS8 : LEVELS16;
     job->block_bytes = !job->levels ? GROUP * 4 : job->levels == LEVELS8 ? GROUP : GROUP * 2;
     const i64 fitting = DOT_BYTES / (job->groups * job->block_bytes);
@@ -44,8 +46,8 @@ static void take_memory(Job *job, int threads, char *memory) {
 static void prepare_blocks(const Job *job, Meeting *meeting) {
     void (*prepare)(const Job *, i64, i64) = CHOOSE(job->isa, prepare);
 #if X86
-    if (job->isa == VNNI) prepare = job->levels ? prepare_vnni : prepare_floats;
-    else if (job->one && job->bits == 4) prepare = prepare_planes;
+    if (job->one && job->bits == 4) prepare = prepare_planes;
+    else if (job->isa == VNNI && !job->one) prepare = job->levels ? prepare_vnni : prepare_floats;
 #endif
     #pragma omp for schedule(static) nowait
     for (i64 b = 0; b < runs_of(job) * job->rows; b++) prepare(job, b / job->rows, b % job->rows);

@@ -1,4 +1,4 @@
-/* Products with AVX2 for one row of x: one linear stream through the weights.
+/* Products with AVX2 for one row of x: one linear stream through the weights, or through parts of their rows.
  *
  * INT4: as with VNNI (products_dots.h), weights become unsigned and 16-bit activations two planes of bytes; but the
  * products of bytes are first summed in 16 bits, which hold those of two groups. INT8: products of 16-bit numbers. */

@@ -13,8 +13,9 @@ from ...engine import Stream, TokenLogprob
 from ...generation import GenerationOptions
 from ..answers import AssistantMessage, Call, Change, StartWith
 from ..chat_engine import ChatEngine
+from ..clients import charge
 from ..errors import ApiError
-from ..grammar import Grammar, Grammars
+from ..grammar import BYTES_PER_CHARACTER, Grammar, Grammars
 from ..service import EventStream, Json, Service, in_thread, service_of, submit, unless_gone
 from ..tool_grammar import FollowCalls, compile_arguments
 from .chat_body import ChatBody
@@ -46,6 +47,8 @@ async def start_chat(request: Request, body: ChatBody) -> tuple[list[Stream], li
     adapter = service.adapter_of(body.model)
     body.check()
     check_prefill(body)
+    schemas = [body.schema_wanted(), *body.schemas_of_calls().values()]
+    charge(BYTES_PER_CHARACTER * sum(len(str(schema)) for schema in schemas if schema is not None))
     requests, grammar = await in_thread(_chat_requests, engine, body, request.app.state.grammars)
     top = (body.top_logprobs or 0) if body.logprobs else None
     streams = submit(engine, requests, adapter, top, body.prompt_logprobs)

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ...engine import Stream
+from ...engine import CLIENT, Stream
 from ..answers import AssistantMessage
 from ..errors import ApiError
 from ..service import EventStream, Json, Service, in_thread, service_of, unless_gone
@@ -35,7 +35,7 @@ def _store_of(request: Request) -> ResponseStore:
 @router.post("/responses")
 async def create_response(request: Request, body: ResponsesBody) -> Response:
     """Answers text or a list of items; `previous_response_id` continues a response that is still kept."""
-    service, store = service_of(request), _store_of(request)
+    service, store, owner = service_of(request), _store_of(request), CLIENT.get()
     service.adapter_of(body.model)  # for its errors
     before = _before(store, body)
     new, chat = await in_thread(_chat_of, body, before)
@@ -49,7 +49,7 @@ async def create_response(request: Request, body: ResponsesBody) -> Response:
 
     def keep() -> None:
         if body.store is not False:
-            store.put(output.response, before, [*new, output.message()])
+            store.put(owner, output.response, before, [*new, output.message()])
 
     async def events() -> AsyncGenerator[Event, None]:
         for event in output.begin():
@@ -86,7 +86,7 @@ def _before(store: ResponseStore, body: ResponsesBody) -> Kept | None:
     name = body.previous_response_id
     if name is None:
         return None
-    kept = store.get(name)
+    kept = store.get(CLIENT.get(), name)
     if kept is None:
         reason = f"there is no response {name[:80]!r} (any more): send the whole conversation as input"
         raise ApiError(400, reason, param="previous_response_id", code="previous_response_not_found")
@@ -116,7 +116,7 @@ async def response(request: Request, name: str, stream: bool = False) -> Respons
     """A response that is still kept."""
     if stream:
         raise ApiError(400, "only a new response can be streamed", param="stream", code="unsupported_parameter")
-    kept = _store_of(request).get(name)
+    kept = _store_of(request).get(CLIENT.get(), name)
     if kept is None:
         raise _missing(name)
     return Json(kept.response)
@@ -125,7 +125,7 @@ async def response(request: Request, name: str, stream: bool = False) -> Respons
 @router.delete("/responses/{name}")
 async def delete_response(request: Request, name: str) -> Response:
     """Forgets a response. Responses that continue it keep its conversation."""
-    if not _store_of(request).delete(name):
+    if not _store_of(request).delete(CLIENT.get(), name):
         raise _missing(name)
     return Json({"id": name, "object": "response", "deleted": True})
 

@@ -18,8 +18,12 @@ MOST_CHARACTERS = 64 * 2**20
 
 @dataclass(frozen=True)
 class Kept:
-    """A response, and the chat messages of its conversation up to and including its answer, without instructions."""
+    """A response, and the chat messages of its conversation up to and including its answer, without instructions.
 
+    `owner`: the client that asked for it; nobody else may read it.
+    """
+
+    owner: str
     response: dict[str, Any]
     messages: Sequence[dict[str, Any]]
     size: int
@@ -49,28 +53,32 @@ class ResponseStore:
         self._drop()
         return len(self._kept)
 
-    def put(self, response: dict[str, Any], before: Kept | None, new: Sequence[dict[str, Any]]) -> None:
+    def put(self, owner: str, response: dict[str, Any], before: Kept | None, new: Sequence[dict[str, Any]]) -> None:
         """Keeps a response.
 
         Args:
+            owner: the client that asked for it.
             before: the response that it continues.
             new: the chat messages since then, the answer included.
         """
         size = len(dumps(response)) + len(dumps(list(new))) + (before.size if before else 0)
         messages = [*(before.messages if before else ()), *new]
-        self._kept[response["id"]] = Kept(response, messages, size, self._clock() + self._seconds)
+        self._kept[response["id"]] = Kept(owner, response, messages, size, self._clock() + self._seconds)
         self._size += size
         self._drop()
 
-    def get(self, name: str) -> Kept | None:
+    def get(self, owner: str, name: str) -> Kept | None:
+        """Returns a client's response; None if it has none of this name (any more)."""
         self._drop()
-        return self._kept.get(name)
+        kept = self._kept.get(name)
+        return kept if kept is not None and kept.owner == owner else None
 
-    def delete(self, name: str) -> bool:
-        """Forgets a response; returns whether it was there."""
-        self._drop()
-        kept = self._kept.pop(name, None)
-        self._size -= kept.size if kept else 0
+    def delete(self, owner: str, name: str) -> bool:
+        """Forgets a client's response; returns whether it was there."""
+        kept = self.get(owner, name)
+        if kept is not None:
+            del self._kept[name]
+            self._size -= kept.size
         return kept is not None
 
     def _drop(self) -> None:
