@@ -9,6 +9,11 @@ from collections.abc import Mapping
 LANGUAGES = ("zh", "en")
 
 
+def browser_language(accept_language: str) -> str:
+    """Returns "zh" if a browser that sends this header Accept-Language prefers Chinese, else "en"."""
+    return "zh" if accept_language.lower().startswith("zh") else "en"
+
+
 def choose_language(environment: Mapping[str, str] | None = None) -> str:
     """Returns "zh" if the locale of the environment is Chinese, else "en"."""
     env = os.environ if environment is None else environment

@@ -12,11 +12,30 @@ from typing import Any
 
 from chatglm.commands import web
 from chatglm.conversation import chat_format
+from chatglm.engine import Waiting
 from chatglm.serving import chat_engine
 
 ANSWERS = {
+    "links": (
+        "[one](https://a.test/?b=1&copy=2), <https://b.test/?c=3&lt=4>, [two](<https://c.test/d e?f=5&g=6>) and "
+        "https://d.test/?h=7&i=8 [no](<javascript:window.pwned=8>) a < b && c <b> d"
+    ),
+    "mathematics": (
+        "$$\\begin{aligned} a &= b < c \\\\ &= d \\end{aligned}$$\n\n"
+        "\\begin{align} x &= 1 \\\\ y &= 2 \\end{align}\n\n"
+        "\\[\\begin{gathered} p \\\\ q \\end{gathered}\\]\n\n"
+        "So \\(\\boxed{42}\\) and $$\\sum_{i=1}^n i$$ and \\[ \\frac{1} \\]"
+    ),
+    "tables": "- [x] bought\n- [ ] sold\n- plain\n\n| l | c | r |\n| :-- | :-: | --: |\n| 1 | 2 | 3 |\n",
+    "diagram": "```mermaid\ngraph TD\n  A[one] --> B{two<br>lines}\n```\nThat is it.",
+    "bomb": "```mermaid\ngraph TD\n  A[one --> B{<img src=x onerror='window.pwned=9'>\n```\nThat is it.",
     "formula": "The root is $\\sqrt{2}$ and\n$$\\frac{a_1}{b^2} = c$$\nas \\(x*y*z\\) shows.",
     "code": "Here:\n\n```python\nfor i in range(3):\n\n    print(i < 2)\n```\n",
+    "colours": (
+        "```python\n@cache\nclass A(B):  # why\n"
+        "    def f(self):\n        return f'{x} y' if len(self.z) > 31 else None\n"
+        "```\n```json\n{\"a\": [1, true, null, \"b\"]}\n```\nand `code`\n"
+    ),
     "evil": (
         "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'> ![p](http://evil.test/a.png) "
         "[j](javascript:window.pwned=3) $\\text{<img src=x onerror='window.pwned=4'>}$ &lt;b&gt; "
@@ -26,10 +45,14 @@ ANSWERS = {
 
 
 class FakeEngine:
-    """Answers with its settings, its history or a text above, or repeats the question. "forever" never ends, "silent"
-    says nothing for as long, "half" fails in the middle."""
+    """Answers with its settings, its history or a text above, or repeats the question.
+
+    "forever" never ends, "silent" says nothing for as long, "half" fails in the middle, and "queued" waits in the queue
+    until it is stopped.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, *, max_batch: int) -> None:
+        self.max_batch, self.max_queue = max_batch, 64
         self.has_roles = tokenizer.chat_format.has_roles
         self.active = 0
         self.attempts = itertools.count(1)
@@ -40,7 +63,7 @@ class FakeEngine:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def chat(
+    def chat_in_queue(
         self, query: str, history: list[Any], *, role: str, cancel: threading.Event, **settings: Any
     ) -> Iterator[Any]:
         if query == "boom":
@@ -50,6 +73,9 @@ class FakeEngine:
         self.active += 1
         try:
             text, count = "", 0
+            if query == "queued":
+                yield Waiting(2)
+                cancel.wait()
             for count, piece in enumerate(self._pieces(query, history, role, cancel, settings), 1):
                 text += piece
                 yield self._step(text, None, count, history)
@@ -78,6 +104,8 @@ class FakeEngine:
             raise ValueError("it <b>broke</b>")
         elif query == "settings":
             yield json.dumps(settings, sort_keys=True)
+        elif query == "queued":
+            yield from ()
         elif query == "history":
             yield f"```json\n{json.dumps(history, ensure_ascii=False)}\n```"
         elif query == "active":

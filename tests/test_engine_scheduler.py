@@ -225,6 +225,21 @@ def test_waiting_requests_are_served_in_order() -> None:
     assert ended == numbers and waiting == [3, 2, 1, 0]
 
 
+def test_waiting_requests_know_how_many_come_before_them() -> None:
+    one = asked(3, max_batch=1)
+    requests = [one.ask(f"question {number}", **LONG) for number in range(4)]
+    places = [request.stream.queue() for request in requests]
+    one.steps(1)
+    assert list(places[0]) == []  # it runs
+    assert [next(place).before for place in places[1:]] == [0, 1, 2]
+    requests[2].stream.cancel()
+    one.steps(1)
+    assert list(places[2]) == [] and next(places[3]).before == 1
+    assert next(iter(requests[2].stream)).finish_reason == "cancelled"
+    one.run()
+    assert list(places[1]) == list(places[3]) == []
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_cannot_be_a_prompt_is_refused(version: int) -> None:
     many = asked(version, max_batch=2, cache_tokens=100)

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from chatglm.engine import EngineStep, Stream
+from chatglm.engine import EngineStep, Stream, Waiting
 from scripted import SECONDS
 
 COUNT = 2000
@@ -93,3 +93,36 @@ def test_leaving_a_stream_cancels_it() -> None:
     assert stream.cancelled
     stream.cancel()
     assert stream.cancelled
+
+
+def test_a_place_in_the_queue_is_told_when_it_changes_until_the_request_begins() -> None:
+    stream, told = Stream(), []
+    heard = threading.Semaphore(0)
+
+    def read() -> None:
+        for place in stream.queue():
+            told.append(place)
+            heard.release()
+        heard.release()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for before in (2, 2, 1, 0):
+        known = len(told)
+        stream.wait(before)
+        if before not in [place.before for place in told[:known]]:
+            assert heard.acquire(timeout=SECONDS)
+    stream.begin()
+    assert heard.acquire(timeout=SECONDS)
+    thread.join(SECONDS)
+    assert told == [Waiting(2), Waiting(1), Waiting(0)]
+    assert list(stream.queue()) == []
+
+
+def test_what_never_waits_has_no_place_and_an_end_is_no_place() -> None:
+    begun, ended = Stream(), Stream()
+    begun.begin()
+    ended.wait(3)
+    ended.put(step(1, 1))
+    assert list(begun.queue()) == list(ended.queue()) == []
+    assert len(list(ended)) == 1

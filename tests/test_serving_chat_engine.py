@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
+from chatglm.engine import Waiting
 from chatglm.serving.chat_engine import ChatEngine
 from scripted import Say
 from tiny_chat import TOOLS_SYSTEM, pair
@@ -81,3 +83,20 @@ def test_a_request_begins_at_once_and_closing_the_iterator_cancels_it() -> None:
         answer.close()  # type: ignore[attr-defined]
         assert list(later)[-1].finish_reason
     assert engine.statistics.finished["cancelled"] == 1
+
+
+def test_a_queued_request_tells_its_place_and_can_be_ended_there() -> None:
+    model, tokenizer = pair(3)
+    with ChatEngine(model, tokenizer, max_batch=1) as engine:
+        assert not any(isinstance(step, Waiting) for step in engine.chat_in_queue("x", max_new_tokens=2))
+        running = engine.chat("x", do_sample=False, min_new_tokens=200)
+        next(running)
+        cancel = threading.Event()
+        two: dict[str, Any] = {"max_new_tokens": 2, "min_new_tokens": 2}
+        queued = [engine.chat_in_queue("x", cancel=cancel, **two), engine.chat_in_queue("x", **two)]
+        assert [next(answer) for answer in queued] == [Waiting(0), Waiting(1)]
+        cancel.set()
+        assert [step.finish_reason for step in queued[0]] == ["cancelled"]
+        assert next(queued[1]) == Waiting(0)
+        running.close()  # type: ignore[attr-defined]
+        assert list(queued[1])[-1].finish_reason == "length"

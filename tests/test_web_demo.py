@@ -103,6 +103,7 @@ class Visitor:
         self.chats = self.page.locator("#chats tbody tr, #chats .gallery-item")
         expect(self.send).to_be_visible()
         self.page.wait_for_function("window.chats")  # the page listens
+        expect(self.box).to_have_attribute("aria-label", re.compile("."))
 
     def _check_request(self, request: Any) -> None:
         if not request.url.startswith((self.url, "data:", "blob:")):
@@ -137,7 +138,7 @@ class Visitor:
         return self.page.get_by_role("button", name=name, exact=True)
 
     def open_side(self) -> None:
-        self.page.get_by_label("Toggle Sidebar").first.click()
+        self.page.locator("#side .toggle-button").click()
         expect(self.page.locator("#new")).to_be_in_viewport(ratio=1)
 
     def new_chat(self) -> None:

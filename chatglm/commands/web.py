@@ -58,13 +58,15 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
 
         with ChatEngine(model, tokenizer, max_batch=args.max_batch) as engine:
             page = Page(
-                lambda question, history, settings, cancel: engine.chat(question, history, cancel=cancel, **settings),
+                lambda question, history, settings, cancel: engine.chat_in_queue(
+                    question, history, cancel=cancel, **settings
+                ),
                 tokenizer.chat_format,
                 generation_settings(args),
                 system=args.system,
                 tools=tools,
                 adapters=model.adapter_names if args.adapter else (),
-                at_once=args.max_batch,
+                at_once=engine.max_batch + engine.max_queue,
                 signed_in=bool(users),
                 demo_millions=round(model.num_parameters() / 1e6) if is_demo(model.name_or_path) else None,
             )

@@ -11,6 +11,17 @@ if TYPE_CHECKING:
     from .formats import ChatFormat
 
 
+class QuestionTooLongError(ValueError):
+    """What must stay in the prompt needs `needed` tokens, and there is room for `room`."""
+
+    def __init__(self, needed: int, room: int) -> None:
+        super().__init__(
+            f"the question alone needs {needed} tokens, but only {room} are left for the prompt: "
+            "shorten it or raise max_length (or lower max_new_tokens)"
+        )
+        self.needed, self.room = needed, room
+
+
 def fit(
     chat_format: ChatFormat,
     tokenizer: ChatTokenizer,
@@ -26,7 +37,7 @@ def fit(
     The work grows with the budget, not with the length of the history.
 
     Raises:
-        ValueError: what must stay does not fit; the message gives the token counts.
+        QuestionTooLongError: what must stay does not fit; the message gives the token counts.
         TypeError, ValueError: as `ChatFormat.encode`.
     """
     query = chat_format.check_query(query, role)
@@ -40,10 +51,7 @@ def fit(
 
     ids = ids_with(0)
     if len(ids) > budget:
-        raise ValueError(
-            f"the question alone needs {len(ids)} tokens, but only {budget} are left for the prompt: "
-            "shorten it or raise max_length (or lower max_new_tokens)"
-        )
+        raise QuestionTooLongError(len(ids), budget)
     # Estimate from the newest turn backwards; round numbers and joints can change it by a token or two per turn.
     kept, used = 0, len(ids)
     while kept < len(turns):

@@ -8,7 +8,7 @@ from .errors import EngineStoppedError, PromptTooLongError, QueueFullError
 from .logprobs import TokenLogprob
 from .request import AS_LOADED, CLIENT, AdapterName, Request
 from .scheduler import Scheduler, Statistics
-from .stream import EngineStep, Stream
+from .stream import EngineStep, Stream, Waiting
 from .worker import Engine
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "Statistics",
     "Stream",
     "TokenLogprob",
+    "Waiting",
 ]

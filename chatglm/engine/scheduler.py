@@ -252,6 +252,7 @@ class Scheduler:
         except Exception as error:  # a processor that cannot be built, or out of memory: only this request ends
             self._fail(request, error)
             return self._admit()
+        request.stream.begin()
         request.cached_tokens = min(self._batch.place(request), request.prompt_tokens)
         self.statistics.prompt_tokens += request.prompt_tokens
         self.statistics.cached_tokens += request.cached_tokens
@@ -282,6 +283,8 @@ class Scheduler:
         left = self._prefill_tokens
         while left > 0 and (self._batch.busy > self._batch.answering or self._admit()):
             left -= self._read_prompt(self._batch.answering)
+        for before, request in enumerate(self._waiting):
+            request.stream.wait(before)
 
     def _read_prompt(self, index: int) -> int:
         """Reads a chunk of a prompt and returns its length in tokens. The last chunk gives the first token."""

@@ -27,6 +27,13 @@ class EngineStep(GenerationStep):
     queue_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """The request is in the queue, and `before` others come before it."""
+
+    before: int
+
+
 class Stream:
     """The steps of one answer, to be read once, with `for` or `async for`.
 
@@ -40,11 +47,41 @@ class Stream:
         self._wake: Callable[[], object] | None = None
         self._text = ""
         self._ended = False
+        self._before: int | None = None  # None: no step of the scheduler has seen the request yet
+        self._begun = False
         self.cancelled = False
 
     def cancel(self) -> None:
         """Ends the answer with the reason "cancelled" at the next step. Any thread may call it, and more than once."""
         self.cancelled = True
+
+    def wait(self, before: int) -> None:
+        """Says how many requests in the queue come before this one."""
+        if before != self._before:
+            with self._ready:
+                self._before = before
+                self._ready.notify_all()
+
+    def begin(self) -> None:
+        """Says that the request has left the queue."""
+        with self._ready:
+            self._begun = True
+            self._ready.notify_all()
+
+    def queue(self) -> Iterator[Waiting]:
+        """Yields the place in the queue whenever it changes, until the request leaves the queue."""
+        said: int | None = None
+
+        def has_news() -> bool:
+            return self._begun or bool(self._items) or self._before != said
+
+        while True:
+            with self._ready:
+                self._ready.wait_for(has_news)
+                if self._begun or self._items or self._before is None:
+                    return
+                said = self._before
+            yield Waiting(said)
 
     def put(self, item: EngineStep | BaseException) -> None:
         """Adds a step, or the error that ended the request early.

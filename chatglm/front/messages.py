@@ -160,8 +160,71 @@ PAGE: dict[str, dict[str, str]] = {
     "top_p": {"zh": "Top P", "en": "Top P"},
     "temperature": {"zh": "温度", "en": "Temperature"},
     "temperature_info": {"zh": "0 为总取最可能的词元", "en": "0: always the likeliest token"},
+    "box": {"zh": "消息", "en": "Message"},
+    "reading": {"zh": "正在读题……", "en": "Reading the question …"},
+    "next": {"zh": "排队中，下一个就轮到你", "en": "Waiting, you are next"},
+    "waiting": {"zh": "排队中，前面还有 {before} 个请求", "en": "Waiting, {before} before you"},
     "busy": {"zh": "还在回答，请先停止", "en": "Still answering: stop it first"},
+    "full": {
+        "zh": "排队的人太多，请 {seconds} 秒后再试",
+        "en": "Too many requests are waiting: try again in {seconds} s",
+    },
+    "stopping": {"zh": "服务器正在关闭", "en": "The server is shutting down"},
+    "no_room": {
+        "zh": "问题太长（{needed} 个词元，最多 {room} 个）：请缩短，或调大“最大长度”",
+        "en": "The question is too long ({needed} tokens, at most {room}): shorten it, or raise Maximum length",
+    },
+    "no_memory": {
+        "zh": "问题太长，服务器的内存放不下：请缩短",
+        "en": "The question is too long for the server's memory: shorten it",
+    },
+    "not_finite": {
+        "zh": "模型算出了无效的数值（NaN），详见服务器日志",
+        "en": "The model computed invalid numbers (NaN); the server's log says why",
+    },
+    "too_large": {
+        "zh": "请求太大，最多 {bytes} 字节、{values} 个值",
+        "en": "The request is too large: at most {bytes} bytes and {values} values",
+    },
+    "too_slow": {"zh": "请求发送得太慢", "en": "The request took too long to arrive"},
+    "too_many": {"zh": "服务器正忙，请稍后再试", "en": "The server is busy: try again later"},
     "too_long": {"zh": "消息太长", "en": "The message is too long"},
     "internal": {"zh": "服务器内部错误，详见其日志", "en": "The server failed; its log says why"},
     "tools_json": {"zh": "工具须为 JSON 列表：{reason}", "en": "The tools must be a JSON list: {reason}"},
+}
+
+#: Names that the page gives to parts of gradio's components: key -> language -> text.
+NAMES: dict[str, dict[str, str]] = {
+    "send": {"zh": "发送", "en": "Send"},
+    "stop": {"zh": "停止（Esc）", "en": "Stop (Esc)"},
+    "you": {"zh": "你", "en": "You"},
+    "edit": {"zh": "修改问题", "en": "Edit the question"},
+    "cancel": {"zh": "取消", "en": "Cancel"},  # as gradio names the button
+    "chat": {"zh": "对话", "en": "Conversation"},
+    "examples": {"zh": "示例", "en": "Examples"},
+    "number": {"zh": "{label}（数值）", "en": "{label} (number)"},
+    "copy_code": {"zh": "复制代码", "en": "Copy code"},
+    "diagram": {"zh": "图无法绘制，其源码如下：", "en": "This diagram cannot be drawn; its source:"},
+    "done": {"zh": "已完成", "en": "done"},
+    "to_do": {"zh": "未完成", "en": "to do"},
+}
+#: What gradio says in English only -> Chinese.
+GRADIO: dict[str, str] = {
+    "Toggle Sidebar": "打开或关闭侧栏",
+    "Copy message": "复制消息",
+    "Copied message": "已复制",
+    "Scroll down": "滚动到底部",
+    "Loading response": "正在等待回答",
+    "Loading content": "正在载入",
+    "Reset to default value": "恢复默认值",
+    "Close": "关闭",
+    "Error": "出错了",
+    "Warning": "注意",
+    "Info": "提示",
+    "An error occurred.": "出错了。",
+    "Connection Lost": "连接已断开",
+    "Connection to the server was lost. Attempting reconnection...": "与服务器的连接已断开，正在重新连接……",
+    "Connection errored out.": "无法连接服务器。",
+    "Could not parse server response": "无法理解服务器的回复",
+    "This application is currently busy. Please try again.": "服务器正忙，请稍后再试。",
 }

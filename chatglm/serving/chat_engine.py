@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat import ChatStep, ShownAnswer, ids_to_text
-from ..engine import AS_LOADED, AdapterName, Engine, PromptTooLongError, Stream
+from ..engine import AS_LOADED, AdapterName, Engine, PromptTooLongError, Stream, Waiting
 
 
 class ChatEngine(Engine):
@@ -45,12 +45,36 @@ class ChatEngine(Engine):
 
         Submits the request at once; closing the iterator cancels it. Raises as `stream_steps` and `submit_all`.
         """
+        stream, shown = self._start(query, history, role, adapter, settings)
+        return _shown_steps(stream, shown)
+
+    def chat_in_queue(
+        self,
+        query: str,
+        history: Sequence[Any] | None = None,
+        role: str = "user",
+        adapter: AdapterName = AS_LOADED,
+        **settings: Any,
+    ) -> Iterator[Waiting | ChatStep]:
+        """Like `chat`; while the request waits in the queue, also says how many come before it."""
+        stream, shown = self._start(query, history, role, adapter, settings)
+        return _places_and_steps(stream, shown)
+
+    def _start(
+        self, query: str, history: Sequence[Any] | None, role: str, adapter: AdapterName, settings: dict[str, Any]
+    ) -> tuple[Stream, ShownAnswer]:
         ids, options = self.model.prepare_turn(self.tokenizer, query, history, role, **settings)
         shown = ShownAnswer(self.tokenizer, query, history, role)
-        return _shown_steps(self.submit(ids, options, adapter=adapter), shown)
+        return self.submit(ids, options, adapter=adapter), shown
 
 
 def _shown_steps(stream: Stream, shown: ShownAnswer) -> Iterator[ChatStep]:
     with stream:
         for step in stream:
             yield shown.step(step)
+
+
+def _places_and_steps(stream: Stream, shown: ShownAnswer) -> Iterator[Waiting | ChatStep]:
+    with stream:
+        yield from stream.queue()
+        yield from _shown_steps(stream, shown)

@@ -1,1 +1,1 @@
-"""The web page (needs gradio): `page.py` has its behaviour, the other modules its looks and what browsers keep."""
+"""The web page (needs gradio): `page.py` joins its parts, the other modules; `behaviour.js` runs in the browser."""

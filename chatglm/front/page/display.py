@@ -1,28 +1,35 @@
-"""Renders a conversation for gradio's chat box: Markdown whose HTML is inert and whose formulas are MathML.
+"""Renders a conversation for gradio's chat box: Markdown whose HTML is inert, with formulas for KaTeX.
 
-Only the displayed text goes through here; the model gets the raw text of the history.
+Only the displayed text goes through here; the model gets the raw text of the history. In the browser, `behaviour.js`
+takes the marks out again, so that nobody selects or copies them.
 """
 
 from __future__ import annotations
 
+import html
 import re
-import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
-from xml.etree import ElementTree
 
 from ...conversation.formats import ChatFormat
-from ..messages import TERMINAL
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # mdtex2html 1.3 has invalid escapes in its strings, which Python 3.12 warns of
-    import mdtex2html
+from ..messages import PAGE, TERMINAL
 
 #: Inserted after the first character of markup: invisible, and makes it plain text in both Markdown and HTML.
 MARK = "\u2060"
-_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])|!(?=\[)")  # tags, entities, and images, which would be fetched
-_MARKED = re.compile(rf"(?<=[<&!]){MARK}")
+#: A private character, part of the delimiters that gradio looks for: only what is found to be a formula here is one.
+FORMULA = "\ue0f0"
+LATEX_DELIMITERS: list[dict[str, str | bool]] = [
+    {"left": f"{FORMULA}[", "right": f"]{FORMULA}", "display": True},
+    {"left": f"{FORMULA}(", "right": f"){FORMULA}", "display": False},
+]
+
+# Tags but no addresses in angle brackets, entities, images, which would be fetched, and delimiters of ours.
+_MARKUP = re.compile(
+    rf"<(?=[A-Za-z/!?])(?!(?:https?://|mailto:)[^\s<>]+>|[\w.+-]{{1,64}}@[\w.-]{{1,255}}>)"
+    rf"|&(?=[A-Za-z#])|!(?=\[)|{FORMULA}(?=[\[(])"
+)
+_MARKED = re.compile(rf"(?<=[<&!{FORMULA}]){MARK}")
+_RENDERED = re.compile(rf"{FORMULA}([\[(])(.*?)([\])]){FORMULA}", re.DOTALL)
 
 # Every alternative is bounded or stops at the next opener, so that no text takes more than linear time.
 _PARTS = re.compile(
@@ -34,21 +41,14 @@ _PARTS = re.compile(
     | (?<![\\$]) \$\$ (?P<dollars> (?:\\[\s\S]|[^$\\]){1,4000}? ) \$\$
     | (?<![\\$]) \$ (?P<dollar> (?![\s$]) (?:\\.|[^$\\\n]){1,1000}? (?<!\s)
                               | [ ] (?=[^$\n]*[\\^_={}]) (?:\\.|[^$\\\n]){1,1000}? [ ] ) \$ (?!\d)
+    | (?P<environment> \\begin\{(?P<name>(?:equation|align|alignat|gather)\*?)\}
+                       (?:(?!\\begin\{(?P=name)\})[\s\S]){1,4000}? \\end\{(?P=name)\} )
     """,
     re.MULTILINE | re.VERBOSE,
 )
-
-_TAGS = {
-    "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "ms", "mfrac", "msqrt", "mroot", "mstyle", "mpadded",
-    "mphantom", "menclose", "msub", "msup", "msubsup", "munder", "mover", "munderover", "mmultiscripts",
-    "mprescripts", "none", "mtable", "mtr", "mtd", "mlabeledtr",
-}  # fmt: skip
-_ATTRIBUTES = {
-    "accent", "accentunder", "columnalign", "columnlines", "columnspacing", "depth", "displaystyle", "fence", "form",
-    "frame", "height", "largeop", "linethickness", "lspace", "mathbackground", "mathcolor", "mathsize", "mathvariant",
-    "maxsize", "minsize", "movablelimits", "notation", "rowlines", "rowspacing", "rspace", "scriptlevel", "separator",
-    "stretchy", "symmetric", "voffset", "width",
-}  # fmt: skip
+_MERMAID = re.compile(r"(?<=[`~])[ \t]*mermaid\b")
+#: What KaTeX takes in display mode only.
+_DISPLAY_ONLY = re.compile(r"\\begin\{(?:equation|align|alignat|gather|CD)\*?\}|\\tag\b")
 
 
 def inert(text: str) -> str:
@@ -57,8 +57,12 @@ def inert(text: str) -> str:
 
 
 def raw(text: str) -> str:
-    """Undoes `inert` in text that the visitor edited or copied in the chat box."""
-    return _MARKED.sub("", text)
+    """Undoes `inert`, and the delimiters of formulas, in text that the visitor edited or copied in the chat box."""
+
+    def formula(match: re.Match[str]) -> str:
+        return f"\\{match[1]}{html.unescape(match[2])}\\{match[3]}"
+
+    return _MARKED.sub("", _RENDERED.sub(formula, text))
 
 
 def question_markdown(text: str) -> str:
@@ -66,18 +70,30 @@ def question_markdown(text: str) -> str:
     return _markdown(text, lambda match: inert(match[0]))
 
 
-def answer_markdown(text: str) -> str:
-    """Formats an answer, even an unfinished one, for the chat box: complete formulas become MathML."""
-    return _markdown(text, _formula)
+def answer_markdown(text: str, growing: bool = False) -> str:
+    """Formats an answer for the chat box: complete formulas are rendered.
+
+    Diagrams of a `growing` answer are shown as code, else each refresh would draw them anew.
+    """
+    return _markdown(text, _formula, growing)
 
 
-def _markdown(text: str, formula: Callable[[re.Match[str]], str]) -> str:
+def _markdown(text: str, formula: Callable[[re.Match[str]], str], growing: bool = False) -> str:
     shown, end = [], 0
     for match in _PARTS.finditer(text):
         shown.append(inert(text[end : match.start()]))
-        shown.append(match[0] if match["code"] else formula(match))
+        shown.append(_code(match, growing) if match["code"] else formula(match))
         end = match.end()
     return "".join([*shown, inert(text[end:])])
+
+
+def _code(match: re.Match[str], growing: bool) -> str:
+    code = match["code"]
+    first, newline, rest = code.partition("\n")
+    if match["fence"] is None or not _MERMAID.search(first):
+        return code
+    # Gradio puts the source of a diagram into the page as HTML, and takes no other info string than this word alone.
+    return (_MERMAID.sub("mermaid code", first) if growing else first) + newline + inert(rest)
 
 
 def question(text: str) -> dict[str, Any]:
@@ -85,9 +101,9 @@ def question(text: str) -> dict[str, Any]:
     return {"role": "user", "content": question_markdown(text)}
 
 
-def answer(text: str, metadata: str = "") -> dict[str, Any]:
+def answer(text: str, metadata: str = "", growing: bool = False) -> dict[str, Any]:
     """An answer as a message of gradio; with metadata (the tool that it calls), a collapsed one."""
-    message: dict[str, Any] = {"role": "assistant", "content": answer_markdown(text)}
+    message: dict[str, Any] = {"role": "assistant", "content": answer_markdown(text, growing)}
     if metadata.strip():
         message["metadata"] = {"title": f"⚙ {inert(metadata.strip())}", "status": "done"}
     return message
@@ -109,42 +125,27 @@ def texts(chat_format: ChatFormat, history: Sequence[Any]) -> list[str]:
 
 
 def _formula(match: re.Match[str]) -> str:
-    tex = match["bracket"] or match["paren"] or match["dollars"] or match["dollar"]
-    block = match["bracket"] is not None or match["dollars"] is not None
-    return mathml(tex, block) or inert(match[0])
+    tex = match["bracket"] or match["paren"] or match["dollars"] or match["dollar"] or match["environment"]
+    if not tex.strip() or not _balanced(tex):
+        return inert(match[0])
+    inline = match["paren"] is not None or match["dollar"] is not None
+    delimiters = LATEX_DELIMITERS[1 if inline and not _DISPLAY_ONLY.search(tex) else 0]
+    return f"{delimiters['left']}{html.escape(tex.replace(FORMULA, ''), quote=False)}{delimiters['right']}"
 
 
-@lru_cache(maxsize=4096)  # while an answer streams, every refresh converts its formulas again
-def mathml(tex: str, block: bool) -> str | None:
-    """Converts a formula with mdtex2html to MathML that holds nothing but mathematics; None if it is not a formula."""
-    try:
-        html = mdtex2html.convert(f"$${' '.join(tex.split())}$$")
-        found = re.search(r"<math.*</math>", html, re.DOTALL)
-        tree = ElementTree.fromstring(found[0]) if found else None
-        if tree is None:
-            return None
-        inside = "".join(_markup(child) for child in tree)
-    except (ElementTree.ParseError, RecursionError, ValueError):
-        return None
-    return f'<math display="{"block" if block else "inline"}">{inside}</math>'
+def _balanced(tex: str) -> bool:
+    """Whether every brace is closed: KaTeX looks for the end of a formula outside of braces only."""
+    depth = 0
+    for brace in re.findall(r"\\[\s\S]|[{}]", tex):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
-def _markup(element: ElementTree.Element) -> str:
-    tag = element.tag.rpartition("}")[2]
-    inside = _text(element.text) + "".join(_markup(child) for child in element)
-    if tag not in _TAGS:  # mdtex2html passes on tags that are written in a formula
-        return _text(f"<{tag}>") + inside + _text(f"</{tag}>") + _text(element.tail)
-    given = (
-        f' {name}="{value}"'
-        for name, value in element.attrib.items()
-        if name in _ATTRIBUTES and re.fullmatch(r"[\w.#%+ -]*", value)
-    )
-    return f"<{tag}{''.join(given)}>{inside}</{tag}>{_text(element.tail)}"
-
-
-def _text(text: str | None) -> str:
-    """Escapes everything but letters and digits, so that neither Markdown nor HTML finds markup in it."""
-    return "".join(char if char.isalnum() else f"&#{ord(char)};" for char in text or "")
+def waiting(before: int, language: str) -> str:
+    """Returns the line under a question that is in the queue, with `before` others before it."""
+    return PAGE["waiting" if before else "next"][language].format(before=before)
 
 
 def speed(step: Any, language: str) -> str:

@@ -13,29 +13,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
 
 from ...conversation.formats import ChatFormat
+from ...engine import Waiting
 from ...language import LANGUAGES
 from ..messages import PAGE, TERMINAL
 from ..session import Session
-from . import browser_store, display
+from . import behaviour, browser_store, display, failures, log
 from .browser_store import KNOBS
+from .responses import middleware
 from .stored_chat import StoredChat
-from .style import CLOSE_SIDE, CODE_FONTS, FONTS, STYLE, LocalOnly
+from .style import CLOSE_SIDE, STYLE, theme
 from .visitor import language_of, read_tools, valid_settings
 
-#: (question, history, settings, cancel) -> the steps of the answer, as `ChatEngine.chat` gives them. Settings are
-#: its keyword arguments, including `role` and, if there is a choice, `adapter`; once `cancel` is set, the answer soon
-#: ends with the text so far.
+#: (question, history, settings, cancel) -> places in the queue and steps of the answer, as `ChatEngine.chat_in_queue`
+#: gives them. Settings are its keyword arguments, including `role` and, if there is a choice, `adapter`; once `cancel`
+#: is set, the answer soon ends with the text so far.
 AnswerSource = Callable[[str, list[Any], dict[str, Any], threading.Event], Iterator[Any]]
 
 EXAMPLES = ["你好", "Hello", "12 + 7 = ?", "3公里等于多少米？"]
+OTHER_THREADS = 40  # for what is not an answer
 REFRESH = 0.05  # seconds between two updates of a growing answer
 MOST_CHARACTERS = 200_000  # of a question; longer ones are refused before the tokenizer sees them
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
-logger = logging.getLogger(__name__)
 
 
 class Page:
@@ -48,7 +48,7 @@ class Page:
             values.
         adapters: the model's adapters, of which the visitor may choose one or none; initially the first.
         demo_millions: parameters in millions if the model is the bundled demo, for the note that says so.
-        at_once: how many answers may be computed at the same time; other visitors wait for their turn.
+        at_once: how many visitors' questions the source of answers takes at the same time; each needs a thread.
         signed_in: whether visitors have signed in, and may want to sign out.
     """
 
@@ -62,7 +62,7 @@ class Page:
         tools: list[Any] | None = None,
         adapters: Sequence[str] = (),
         demo_millions: int | None = None,
-        at_once: int = 1,
+        at_once: int = 64,
         signed_in: bool = False,
     ) -> None:
         self.answer, self.chat_format, self.settings = answer, chat_format, dict(settings or {})
@@ -77,24 +77,28 @@ class Page:
         with gr.Blocks(title=self.name, analytics_enabled=False, fill_height=True) as self.blocks:
             self._draw(system, tools, demo_millions is not None)
             self._connect()
-        self.blocks.queue(default_concurrency_limit=at_once)
+        self.blocks.queue(default_concurrency_limit=None)  # the source of answers has a queue of its own
+        self.threads = at_once + OTHER_THREADS
 
     def launch(self, **kwargs: Any) -> None:
         """Serves the page until it is interrupted; arguments as for `gr.Blocks.launch`.
 
         Features with which visitors could fill the disk are off.
         """
+        log.keep_brief()
         self.blocks.launch(
             prevent_thread_lock=True,
-            theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
+            theme=theme(),
             css=STYLE,
+            js=behaviour.script(self.name),
+            max_threads=self.threads,
             i18n=self.labels,
             footer_links=[],
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,
             max_file_size=1,
-            app_kwargs={"middleware": [Middleware(LocalOnly)]},
+            app_kwargs={"middleware": middleware(self.name)},
             **kwargs,
         )
         with contextlib.suppress(KeyboardInterrupt):
@@ -156,19 +160,20 @@ class Page:
             self.logout = gr.Button(text("logout"), size="sm", visible=self.signed_in, elem_id="logout")
         sliders = [self.max_length, self.top_p, self.temperature]
         self.knobs: list[Any] = [self.adapter, self.system, self.tools, *sliders]  # in the order of KNOBS
-        gr.Markdown(f"## {self.name}", elem_id="title")
+        gr.Markdown(f"# {self.name}", elem_id="title")
         if is_demo:
             gr.Markdown(text("demo"), elem_id="demo-note")
         self.notice = gr.Markdown(visible=False, elem_id="notice")  # about the browser's store
         self.chat = gr.Chatbot(
             show_label=False, elem_id="chat", scale=1, height=None, placeholder=text("placeholder"), editable="user",
-            buttons=["copy"], latex_delimiters=[], allow_tags=False, sanitize_html=True, layout="bubble",
-            group_consecutive_messages=False, feedback_options=None, examples=[{"text": text} for text in EXAMPLES],
+            buttons=["copy"], latex_delimiters=display.LATEX_DELIMITERS, allow_tags=False, sanitize_html=True,
+            layout="bubble", group_consecutive_messages=False, feedback_options=None,
+            examples=[{"text": text} for text in EXAMPLES],
         )  # fmt: skip
         self.speed = gr.Markdown(elem_id="speed")
         self.box = gr.Textbox(
-            show_label=False, placeholder=text("question"), elem_id="box", lines=1, max_lines=10, submit_btn=True,
-            stop_btn=False, autofocus=True, max_length=MOST_CHARACTERS,
+            label=text("box"), show_label=False, placeholder=text("question"), elem_id="box", lines=1, max_lines=10,
+            submit_btn=True, stop_btn=False, autofocus=True, max_length=MOST_CHARACTERS,
         )  # fmt: skip
 
     def _connect(self) -> None:
@@ -274,6 +279,7 @@ class Page:
         if cancel is None or turn is None:  # the visitor left the conversation while waiting
             return
         step, failure, drawn = None, "", 0.0
+        yield {self.speed: PAGE["reading"][language]}
         try:
             session = Session(self.chat_format, system.strip() or None, read_tools(tools, language))
             head = len(session.history)
@@ -284,18 +290,20 @@ class Page:
                 settings["adapter"] = adapter or None
             if "seed" in settings:
                 settings["seed"] += chat.attempt
-            for step in self.answer(turn.question, [*session.history, *chat.before], settings, cancel):
+            for given in self.answer(turn.question, [*session.history, *chat.before], settings, cancel):
                 if self.running.get(session_hash) is not cancel:
                     return
+                if isinstance(given, Waiting):
+                    yield {self.speed: display.waiting(given.before, language)}
+                    continue
+                step = given
                 if step.finish_reason is None and step.text and time.monotonic() - drawn > REFRESH:
                     growing = {"turn": turn.id, "answer": step.text}
-                    yield {self.chat: [*shown, display.answer(step.text)], self.growing: growing}
+                    answer = display.answer(step.text, growing=True)
+                    yield {self.chat: [*shown, answer], self.growing: growing, self.speed: ""}
                     drawn = time.monotonic()
-        except (ValueError, ArithmeticError) as error:  # a question that does not fit, invalid tools, NaN
-            failure = str(error)
-        except Exception:
-            logger.exception("an answer failed")
-            failure = PAGE["internal"][language]
+        except Exception as error:
+            failure = failures.reason(error, language)
         finally:
             if self.running.get(session_hash) is cancel:
                 del self.running[session_hash]
@@ -310,7 +318,7 @@ class Page:
             chat, unsent = chat.broken_off(said, failure), ""
         else:  # a typed question goes back into the box
             chat, unsent = chat.without_turn(), "" if chat.attempt else turn.question
-        yield {self.chat: chat.shown(language), self.place: chat.write() | {"unsent": unsent}}
+        yield {self.chat: chat.shown(language), self.place: chat.write() | {"unsent": unsent}, self.speed: ""}
 
     def stop(self, request: gr.Request) -> None:
         """Ends the visitor's answer; the text so far stays."""

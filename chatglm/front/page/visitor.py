@@ -8,12 +8,13 @@ from typing import Any
 
 import gradio as gr
 
+from ...language import browser_language
 from ..messages import PAGE
 
 
 def language_of(request: gr.Request) -> str:
-    """ "zh" if the visitor's browser prefers Chinese, else "en"."""
-    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
+    """The language of the visitor's browser."""
+    return browser_language(request.headers.get("accept-language", ""))
 
 
 def read_tools(text: str, language: str) -> list[Any] | None:
