@@ -43,6 +43,7 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     )
     parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="public address through gradio's servers, for a week")
+    parser.add_argument("--mathml", action="store_true", help="formulas as MathML, by mdtex2html; default: KaTeX")
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of messages here")
     args = parser.parse_args(arguments)
@@ -53,9 +54,12 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
         check_address(args.host, args.port)
         model, tokenizer = load_from_arguments(args)
         with importing_libraries(args.lang):  # after the model: importing gradio takes seconds, and errors come first
+            from ..front.page import display
             from ..front.page.page import Page
             from ..serving.chat_engine import ChatEngine
 
+            if args.mathml:
+                display.use_mathml()
         with ChatEngine(model, tokenizer, max_batch=args.max_batch) as engine:
             page = Page(
                 lambda question, history, settings, cancel: engine.chat_in_queue(

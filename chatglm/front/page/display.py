@@ -51,6 +51,18 @@ _MERMAID = re.compile(r"(?<=[`~])[ \t]*mermaid\b")
 _DISPLAY_ONLY = re.compile(r"\\begin\{(?:equation|align|alignat|gather|CD)\*?\}|\\tag\b")
 
 
+#: Makes MathML of a formula, or None where it cannot; without it, the browser renders every formula. See `use_mathml`.
+_mathml: Callable[[str, bool], str | None] | None = None
+
+
+def use_mathml() -> None:
+    """From now on, formulas become MathML on the server where mdtex2html knows them."""
+    global _mathml
+    from .mathml import mathml
+
+    _mathml = mathml
+
+
 def inert(text: str) -> str:
     """Returns text whose HTML tags, entities and images are shown literally; `raw` undoes it."""
     return _MARKUP.sub(lambda match: match[0] + MARK, text)
@@ -129,6 +141,9 @@ def _formula(match: re.Match[str]) -> str:
     if not tex.strip() or not _balanced(tex):
         return inert(match[0])
     inline = match["paren"] is not None or match["dollar"] is not None
+    converted = _mathml(tex, not inline) if _mathml is not None and match["environment"] is None else None
+    if converted is not None:
+        return converted
     delimiters = LATEX_DELIMITERS[1 if inline and not _DISPLAY_ONLY.search(tex) else 0]
     return f"{delimiters['left']}{html.escape(tex.replace(FORMULA, ''), quote=False)}{delimiters['right']}"
 
