@@ -242,11 +242,13 @@ def test_wide_schemas() -> None:
 
 
 def test_deep_schemas() -> None:
-    deep: dict[str, Any] = {"type": "null"}
-    for _ in range(30):
-        deep = {"type": "array", "items": deep, "maxItems": 1}
-    assert allows({"properties": {"a": deep}}, "a=" + "[" * 30 + "None" + "]" * 30)
-    for _ in range(20_000):
-        deep = {"items": deep}
-    with pytest.raises(ValueError, match="nested too deeply"):
-        call_grammar({"type": "object", "properties": {"a": deep}})
+    def nested(levels: int) -> dict[str, Any]:
+        deep: dict[str, Any] = {"type": "null"}
+        for _ in range(levels):
+            deep = {"type": "array", "items": deep, "maxItems": 1}
+        return {"type": "object", "properties": {"a": deep}}
+
+    assert allows(nested(80), "a=" + "[" * 80 + "None" + "]" * 80)
+    for levels in (100, 300):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            call_grammar(nested(levels))

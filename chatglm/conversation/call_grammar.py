@@ -58,11 +58,12 @@ TYPES_OF_VALUES = {
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 #: A number without other limits stays below this: Python reads no integer of more than 4300 digits.
 LARGEST = 10**15
-#: Levels of lists and dicts where any value may stand, and those of a schema in Python's form; Python reads about 100.
-ANY_DEPTH, MOST_LEVELS = 6, 40
+#: Levels of lists and dicts where any value may stand, and those of a schema; Python reads fewer than 200.
+ANY_DEPTH, MOST_LEVELS = 6, 90
 #: Values or members of which any may come next: the library has a limit of 2000 items, and these take four.
 MOST_CHOICES = 400
 
+_DEEP = "the schema is nested too deeply"
 _ESCAPED = r"\\(?:[\\'\"nrt]|x[0-9a-fA-F]{2}|u(?:[0-9a-cefA-CEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}))"
 #: In a string, `<|` needs an escape: the text of a control token would end the message.
 _TERMINALS = rf"""
@@ -89,7 +90,7 @@ def call_grammar(schema: Mapping[str, Any]) -> CallGrammar:
         json.dumps(schema, allow_nan=False, ensure_ascii=False).encode()
         return _Rules(schema).grammar()
     except RecursionError:
-        raise ValueError("the schema is nested too deeply") from None
+        raise ValueError(_DEEP) from None
 
 
 class _Rules:
@@ -126,8 +127,12 @@ class _Rules:
 
     def _arguments(self, schema: Mapping[str, Any]) -> str:
         """`key=value` for every property; a dict after `**` where that does not work, as `tool_call_message` does."""
-        parts = self._members(schema, 0) if set(schema) <= ANNOTATIONS | {"type"} | KEYWORDS["object"] else None
-        if parts is None or not all(is_argument_name(name) for name, _, _ in parts[0]):
+        properties, required = schema.get("properties", {}), schema.get("required", [])
+        simple = set(schema) <= ANNOTATIONS | {"type"} | KEYWORDS["object"]
+        simple = simple and isinstance(properties, Mapping) and isinstance(required, list)
+        simple = simple and all(isinstance(name, str) and is_argument_name(name) for name in [*properties, *required])
+        parts = self._members(schema, 0) if simple else None
+        if parts is None:
             return f'"**" {self._value(schema, 0)}'
         members, more = parts
         if more is not None:
@@ -179,7 +184,9 @@ class _Rules:
         """The rule, or the body of one, for values of a schema."""
         if schema is True or (isinstance(schema, Mapping) and set(schema) <= ANNOTATIONS):
             return f"any_{ANY_DEPTH}"
-        if not isinstance(schema, Mapping) or level > MOST_LEVELS:
+        if level > MOST_LEVELS:
+            raise ValueError(_DEEP)
+        if not isinstance(schema, Mapping):
             return self._json(schema)
         keys = set(schema) - ANNOTATIONS
         if keys == {"$ref"}:
