@@ -29,7 +29,7 @@ OLDEST = (1, 9)
 #: Limits on characters and references in a schema: the library follows references recursively, on the stack below.
 MOST_CHARACTERS, MOST_REFERENCES = 65_536, 256
 STACK = 256 * 2**20
-#: Bytes of memory that a grammar takes for each character of its schema: large ones took up to 170.
+#: Bytes of memory that a grammar takes for each character of its schema: large ones took up to 220.
 BYTES_PER_CHARACTER = 64
 #: Whitespace between two parts of a value: without a limit, a model can repeat it for ever.
 BLANKS = r"[ \n\t]{0,32}"
