@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -57,6 +58,14 @@ def test_a_round_with_a_tool(glm4: Any, monkeypatch: pytest.MonkeyPatch) -> None
             assert called[0].function.name == "get_weather"
             arguments = "".join(call.function.arguments or "" for call in called)
             assert json.loads(arguments) == {"city": "北京"}
+        if importlib.util.find_spec("llguidance") is not None:
+            schema = {"properties": {"days": {"enum": [3]}}, "required": ["days"]}
+            function = {"name": "get_weather", "parameters": schema}
+            forced: Any = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+            made = live.chat("x", max_tokens=200, temperature=1.5, logprobs=True, **forced).choices[0]
+            assert json.loads(made.message.tool_calls[0].function.arguments) == {"days": 3}
+            written = "".join(one.token for one in made.logprobs.content)
+            assert written.startswith("get_weather\n{"), written  # as it learned it: JSON
         question = live.engine.say("\n答案是\n{1}")
         assert live.chat(question, tools=TOOLS).choices[0].message.content == "答案是\n{1}"
 

@@ -11,6 +11,9 @@ from typing import Any
 import openai
 import pytest
 
+import chatglm
+from chatglm.loading import DEMO
+from chatglm.serving.chat_engine import ChatEngine
 from chatglm.serving.tool_grammar import schema_of
 from live_server import Live, Parrot, serve
 from test_api import whole
@@ -44,6 +47,24 @@ def live() -> Iterator[Live]:
     with serve(engine) as live:
         yield live
     engine.close()
+
+
+@needs_library
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_demo_writes_the_call_that_it_learned(strict: bool) -> None:
+    model, tokenizer = chatglm.load(str(DEMO), device="cpu", dtype="float32")
+    (weather,) = json.loads((DEMO.parent / "tools.json").read_text(encoding="utf-8"))
+    offered = [{"type": "function", "function": weather | {"strict": strict}}]
+    named = {"type": "function", "function": {"name": weather["name"]}}
+    choices: list[Any] = ["auto"] if strict else ["required", named]
+    with ChatEngine(model, tokenizer) as engine, serve(engine) as live:
+        for question, city in (("北京天气怎么样？", "北京"), ("What is the weather in Paris?", "Paris")):
+            for choice in choices:
+                options: dict[str, Any] = {"tools": offered, "tool_choice": choice, "temperature": 0}
+                (call,) = live.chat(question, **options).choices[0].message.tool_calls
+                assert call.function.name == "get_weather" and json.loads(call.function.arguments) == {"city": city}
+                text, reason, calls = whole(live.chat(question, stream=True, **options))
+                assert (text, reason, calls[0]["arguments"]) == ("", "tool_calls", call.function.arguments)
 
 
 def check(name: str, arguments: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import tool_calls
+from .call_grammar import CallGrammar, call_grammar
 from .formats import Sliders, TrainingLimits
 from .history import Message
 from .role_format import RoleFormat
@@ -64,6 +65,9 @@ class ChatGLM3Format(RoleFormat):
 
     def call_start(self, tokenizer: ChatTokenizer, name: str) -> list[int]:
         return tokenizer.encode_text(f"{name}\n")
+
+    def call_grammar(self, schema: Mapping[str, Any]) -> CallGrammar:
+        return call_grammar(schema)
 
     def call_openings(self, name: str) -> tuple[str, ...]:
         return "```", "tool_call(", f"{name}(", "{"

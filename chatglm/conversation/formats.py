@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+from .call_grammar import CallGrammar
 from .fitting import fit
 from .history import Message, check_items, check_text
 from .segments import ChatTokenizer, Segment, encode_segments, render_segments
@@ -296,11 +297,18 @@ class ChatFormat(ABC):
         return {"role": "assistant", "metadata": name, "content": arguments}
 
     def call_start(self, tokenizer: ChatTokenizer, name: str) -> list[int]:
-        """Returns the ids that begin a call of this tool; its arguments may follow as a JSON object.
+        """Returns the ids that begin a call of this tool; what `call_grammar` allows may follow its name.
 
         Raises ValueError if the model does not call tools.
         """
         raise ValueError(f"{self.model_name} was not trained to call tools")
+
+    def call_grammar(self, schema: Mapping[str, Any]) -> CallGrammar:
+        """Returns the grammar of what follows the line with a tool's name: arguments that follow the JSON schema.
+
+        `read_call` must read everything that it allows. Raises ValueError for a schema that it cannot follow.
+        """
+        return CallGrammar("value: @schema", {"schema": dict(schema)})
 
     def split_message(self, part: str, whole: bool) -> tuple[str, str] | None:
         """Splits a message of an answer into (metadata, content); None while the text to follow can change the split.

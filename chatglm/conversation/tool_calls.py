@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
+from keyword import iskeyword
 from typing import Any
 
 from .history import Message
@@ -16,9 +18,14 @@ _RAW_STRING = re.compile(r"""\b[brf]*r[brf]*['"]""", re.IGNORECASE)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
+def is_argument_name(key: str) -> bool:
+    """Whether `key=value` is an argument of this name; Python itself normalises names."""
+    return key.isidentifier() and not iskeyword(key) and unicodedata.normalize("NFKC", key) == key
+
+
 def tool_call_message(name: str, parameters: Mapping[str, Any]) -> Message:
     """The assistant message that calls a tool in generation 3; `parse_response` reads it back."""
-    if all(key.isidentifier() for key in parameters):
+    if all(map(is_argument_name, parameters)):
         arguments = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
     else:
         arguments = f"**{dict(parameters)!r}"

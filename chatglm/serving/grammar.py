@@ -1,4 +1,4 @@
-"""`response_format` and tools: restricts the choice of tokens so that answers and arguments are JSON of a schema.
+"""`response_format` and tools: restricts the choice of tokens so that answers and arguments follow a JSON schema.
 
 The library llguidance compiles a schema into a grammar over bytes; this module gives it the bytes of every token and
 keeps the state of each answer. A grammar is compiled once for a request; each of its choices has a copy.
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
+from ..conversation.call_grammar import CallGrammar
 from ..engine import EngineStep
 from ..generation import AnswerText, GenerationOptions
 from .answers import AssistantMessage, Change
@@ -28,14 +29,14 @@ OLDEST = (1, 9)
 #: Limits on characters and references in a schema: the library follows references recursively, on the stack below.
 MOST_CHARACTERS, MOST_REFERENCES = 65_536, 256
 STACK = 256 * 2**20
-#: Bytes of memory that a grammar takes for each character of its schema: large ones took up to 170.
+#: Bytes of memory that a grammar takes for each character of its schema: large ones took up to 220.
 BYTES_PER_CHARACTER = 64
 #: Whitespace between two parts of a value: without a limit, a model can repeat it for ever.
 BLANKS = r"[ \n\t]{0,32}"
 #: In units of the library: at most about 0.1 s to compile, 15 ms per token and 100 MB.
 LIMITS = {"initial_lexer_fuel": 1_000_000, "max_lexer_states": 50_000, "max_grammar_size": 200_000}
 #: Models learned to begin with a space, because their tokenizers put one before every text.
-START = 'start: value | BLANK value\nBLANK: " "\nvalue: @schema'
+START = 'start: value | BLANK value\nBLANK: " "\n'
 
 
 class Vocabulary:
@@ -96,11 +97,18 @@ class Grammars:
                 self._vocabulary = Vocabulary(tokenizer)
             return self._vocabulary
 
-    def compile(self, tokenizer: Any, schema: dict[str, Any], param: str = "response_format") -> Grammar:
+    def compile(
+        self,
+        tokenizer: Any,
+        schema: dict[str, Any],
+        param: str = "response_format",
+        form: Callable[[dict[str, Any]], CallGrammar] | None = None,
+    ) -> Grammar:
         """Compiles the grammar of JSON that follows `schema`.
 
         Args:
             param: the field of the request that asks for it, for errors.
+            form: makes the rules for what follows the schema where that is not just JSON: a format's `call_grammar`.
 
         Raises:
             ApiError: (400) the library is missing, or it cannot handle the schema.
@@ -111,28 +119,32 @@ class Grammars:
             reason = f'{param} needs llguidance, which this server lacks: pip install "llguidance>=1.9"'
             raise ApiError(400, reason, param=param, code="unsupported_parameter") from error
         try:
-            return Grammar(vocabulary, self._matcher(vocabulary, schema))
+            rules = CallGrammar("value: @schema", {"schema": schema}) if form is None else form(schema)
+            return Grammar(vocabulary, self._matcher(vocabulary, rules))
         except ValueError as error:
             raise refusal(str(error), param) from error
 
-    def _matcher(self, vocabulary: Vocabulary, schema: dict[str, Any]) -> Any:
-        """Raises ValueError with the reason if the library cannot handle the schema."""
-        text = json.dumps(schema, allow_nan=False)
+    def _matcher(self, vocabulary: Vocabulary, grammar: CallGrammar) -> Any:
+        """Raises ValueError with the reason if the library cannot handle the schemas."""
+        text = json.dumps(list(grammar.schemas.values()), allow_nan=False)
         references = text.count('"$ref"') + text.count('"$dynamicRef"')
-        if len(text) > MOST_CHARACTERS or references > MOST_REFERENCES:
+        if max(len(text), len(grammar.rules) // 4) > MOST_CHARACTERS or references > MOST_REFERENCES:
             raise ValueError(f"the schema is larger than {MOST_CHARACTERS} characters and {MOST_REFERENCES} references")
-        schema = schema | {"x-guidance": {"whitespace_pattern": BLANKS, "lenient": False}}
-        parts = [{"name": "answer", "lark_grammar": START}, {"name": "schema", "json_schema": schema}]
+        written = {"x-guidance": {"lenient": False} | (grammar.json_options or {"whitespace_pattern": BLANKS})}
+        parts = [{"name": "answer", "lark_grammar": START + grammar.rules}]
+        parts += [{"name": name, "json_schema": schema | written} for name, schema in grammar.schemas.items()]
         library, limits = vocabulary.library, vocabulary.library.LLParserLimits(verbose_errors=False, **LIMITS)
         source = json.dumps({"grammars": parts})
         made: list[Any] = []
 
         def work() -> None:
             made.append(library.LLMatcher(vocabulary.compiled, source, log_level=0, limits=limits))
-            # Some faults show only with the first token, and a space is always allowed.
+            # Some faults show only with the first tokens. A space is always allowed; what must follow it is known.
             made.append(made[0].deep_copy())
             if not made[0].is_error() and made[1].consume_tokens(vocabulary(b" ")):
                 made[1].compute_bitmask()
+                if not made[1].is_error() and made[1].consume_tokens(vocabulary(made[1].compute_ff_bytes())):
+                    made[1].compute_bitmask()
 
         self._run(work)
         reasons = [one.get_error() for one in made if one.is_error()]

@@ -39,10 +39,14 @@ def schema_of(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compile_arguments(grammars: Grammars, tokenizer: Any, schemas: Mapping[str, dict[str, Any]]) -> dict[str, Grammar]:
-    """Compiles the grammar of each tool's arguments. Raises ApiError (400) for schemas that it cannot follow."""
+    """Compiles the grammar of each tool's arguments, in the form in which the model learned to write them.
+
+    Raises ApiError (400) for schemas that it cannot follow.
+    """
     if sum(len(str(schema)) for schema in schemas.values()) > 2 * MOST_CHARACTERS:
         raise ApiError(400, "tools: the schemas are too large to be followed", param="tools")
-    return {name: grammars.compile(tokenizer, schema, f"tools.{name}") for name, schema in schemas.items()}
+    form = tokenizer.chat_format.call_grammar
+    return {name: grammars.compile(tokenizer, schema, f"tools.{name}", form) for name, schema in schemas.items()}
 
 
 class FollowCalls(LogitsProcessor):
