@@ -168,6 +168,9 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == cls.model_type:
             own = next((generation for generation, config in CONFIGS.items() if config is cls), None)
+            stated = CONFIGS.get(config_dict.get("chatglm_version"))
+            if stated is not None and issubclass(stated, cls):  # the network of ChatGLM2 is that of its successors too
+                own = None
             path = _place_of(pretrained_model_name_or_path, config_dict, kwargs)
             version = settle(path, config_dict, given=kwargs.get("chatglm_version") or own)
             config_dict = config_dict | {"chatglm_version": version}

@@ -73,10 +73,11 @@ def _give_config(config_class: Any, folder: Path, kwargs: dict[str, Any]) -> Non
 
 
 def _explain(folder: Path, config: Any) -> None:
-    """Raises ModelLoadError if the weights of a folder, which transformers could not load, are broken or do not fit."""
+    """Raises ModelLoadError if the weights of a folder, which transformers could not load, are broken or do not fit
+    its config.json. What is wrong with a config that the caller changed is not the folder's fault."""
     weights = find_weights(folder)
     if isinstance(config, ChatGLMConfig):
-        check_fit(folder, config, weights)
+        check_fit(folder, type(config).from_pretrained(folder), weights)
 
 
 def _check_tensors(source: Any, info: Any) -> None:
