@@ -57,9 +57,11 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
             from ..front.page import display
             from ..front.page.page import Page
             from ..serving.chat_engine import ChatEngine
+            from .page_server import limit_connections
 
             if args.mathml:
                 display.use_mathml()
+            limit_connections()
         with ChatEngine(model, tokenizer, max_batch=args.max_batch) as engine:
             page = Page(
                 lambda question, history, settings, cancel: engine.chat_in_queue(
