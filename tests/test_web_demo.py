@@ -940,7 +940,8 @@ def test_a_password_is_asked_for_and_chats_belong_to_who_signed_in(
         expect(page.locator("#box")).to_have_count(0)
         page.locator("input").nth(0).fill(user)
         page.locator("input").nth(1).fill(password)
-        page.get_by_role("button", name="Login").click()
+        with page.expect_response(lambda response: response.url.rstrip("/").endswith("/login")):
+            page.get_by_role("button", name="Login").click()
 
     def log_out() -> None:
         page.get_by_label("Toggle Sidebar").first.click()
