@@ -722,8 +722,10 @@ def test_two_tabs_with_the_same_chat_lose_no_turn(visit: Callable[..., Visitor])
     two.chats.get_by_text("first").click()
     expect(two.questions).to_have_text(["first"])
     one.ask_and_wait("in one")
-    two.ask_and_wait("in two")  # one after the other: the same chat
+    two.ask("in two")  # one after the other: the same chat
     expect(two.questions).to_have_text(["first", "in one", "in two"])
+    expect(two.answers).to_have_count(3)
+    two.wait_until_free()
     one.ask("history")  # the other tab's turn appears with it
     expect(one.questions).to_have_text(["first", "in one", "in two", "history"])
     expect(one.answers).to_have_count(4)
@@ -752,9 +754,11 @@ def test_two_tabs_with_the_same_chat_lose_no_turn(visit: Callable[..., Visitor])
         expect(tab.send).to_be_visible()
     asked = [[question for question, _ in chat["history"]] for chat in one.stored()]
     main, other = ["first", "in one", "in two", "history", "late"], ["first", "in one", "edited"]
-    # The tab that was later has gone on after what the earlier one had said by then.
-    assert sorted(map(len, asked)) == [3, 6, 7] and other in asked
-    assert [*main, "forever"] in asked and [*main, "forever", "forever"] in asked
+    # The later tab went on after what the earlier one had stored by then, if anything: no turn is lost either way.
+    assert len(asked) == 3 and other in asked and [*main, "forever"] in asked
+    asked.remove(other)
+    asked.remove([*main, "forever"])
+    assert asked[0] in ([*main, "forever"], [*main, "forever", "forever"])
     two.page.close()
 
 
