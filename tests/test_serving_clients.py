@@ -183,7 +183,10 @@ def test_a_crowd_with_the_default_retries_is_answered_in_twice_the_time_that_the
             work = max(crowd_times(live))
         engine = Parrot(3, max_batch=16, max_queue=64)
         with serve(engine) as live:
-            slowest = max(crowd_times(live))  # a client whose retries do not suffice raises RateLimitError
+            try:
+                slowest = max(crowd_times(live))
+            except openai.RateLimitError:  # the retries of a client did not suffice
+                slowest = float("inf")
         assert engine.statistics.refused > 100
         ratios.append(slowest / work)
         if ratios[-1] < 2:
