@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from ..serving.connections import ACCEPTED, HEADER_SECONDS, Connection, Limits, affordable_connections
-from ..serving.logs import LineLimit
+from ..serving.logs import limit_lines
 
 
 def limit_connections(most: int | None = None, header_seconds: float = HEADER_SECONDS) -> None:
@@ -26,7 +25,4 @@ def limit_connections(most: int | None = None, header_seconds: float = HEADER_SE
     protocol: Any = partial(Connection, limits)
     # What gradio asks its module `uvicorn` for, with our protocol in it: `launch` has no argument for that.
     vars(http_server)["uvicorn"] = SimpleNamespace(Config=partial(uvicorn.Config, http=protocol, backlog=ACCEPTED))
-    for name in ("asyncio", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(one, LineLimit) for one in logger.filters):
-            logger.addFilter(LineLimit())
+    limit_lines(("asyncio", "uvicorn.error"))

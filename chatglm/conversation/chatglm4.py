@@ -10,7 +10,7 @@ from typing import Any
 from .formats import Sliders, TrainingLimits
 from .history import Message
 from .role_format import RoleFormat
-from .segments import ChatTokenizer, Segment, tokens
+from .segments import ChatTokenizer, Segment, encode_segments, tokens
 
 #: How the model introduces itself in front of its tools; other releases have other words, see `persona_of`.
 DEFAULT_PERSONA = (
@@ -100,10 +100,7 @@ class ChatGLM4Format(RoleFormat):
 
     def encode_message(self, tokenizer: ChatTokenizer, message: Message) -> list[int]:
         """The ids of one message; unlike in a prompt, its content is encoded apart from the line break before it."""
-        ids: list[int] = []
-        for text, is_token in super().message_segments([message]):
-            ids += [tokenizer.get_command(text)] if is_token else tokenizer.encode_text(text)
-        return ids
+        return encode_segments(tokenizer, super().message_segments([message]))
 
     def prompt_segments(self, query: str, history: Sequence[Any], role: str = "user") -> list[Segment]:
         return _joined(super().prompt_segments(query, history, role))

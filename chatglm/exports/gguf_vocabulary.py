@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from ..tokenization_chatglm4 import ChatGLM4Tokenizer
-from .glm_tokenizer import RENAMED, is_bpe
+from .glm_tokenizer import RENAMED, adds_blank, is_bpe
 
 
 def add_vocabulary(writer: Any, tokenizer: Any, size: int, stop_token_ids: list[int], template: str | None) -> None:
@@ -82,7 +82,7 @@ def _add_sentencepiece(writer: Any, tokenizer: Any, size: int) -> None:
     writer.add_token_scores(scores)
     writer.add_token_types(kinds)
     writer.add_add_bos_token(False)
-    writer.add_add_space_prefix(sp.encode_as_pieces("\n")[0].startswith("▁"))
+    writer.add_add_space_prefix(adds_blank(sp))
     writer.add_bos_token_id(sp.bos_id())
     writer.add_unk_token_id(sp.unk_id())
     writer.add_pad_token_id(sp.unk_id())

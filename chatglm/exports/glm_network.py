@@ -199,16 +199,6 @@ def join_heads(tensor: torch.Tensor, config: ChatGLM2Config) -> torch.Tensor:
     return tensor.unflatten(0, (config.num_attention_heads, 3, config.kv_channels)).transpose(0, 1).flatten(0, 2)
 
 
-def glm_names(config: ChatGLM2Config) -> list[str]:
-    """The names of all tensors of the `GlmForCausalLM` that a model of this config becomes."""
-    outer = [ours for ours in OUTER_NAMES if not (config.tie_word_embeddings and ours.endswith("output_layer.weight"))]
-    kinds = ["weight", "bias"] if config.add_qkv_bias else ["weight"]
-    projections = [f"self_attn.{letter}_proj.{kind}" for letter in "qkv" for kind in kinds]
-    parts = [*projections, *LAYER_NAMES.values()]
-    layers = [f"model.layers.{layer}.{part}" for layer in range(config.num_layers) for part in parts]
-    return [OUTER_NAMES[ours] for ours in outer] + layers
-
-
 def sources_in_glm(config: ChatGLM2Config) -> Iterator[tuple[str, list[str]]]:
     """Our tensors, each with the tensors of `GlmForCausalLM` whose rows it joins."""
     for ours, theirs in OUTER_NAMES.items():
@@ -220,3 +210,8 @@ def sources_in_glm(config: ChatGLM2Config) -> Iterator[tuple[str, list[str]]]:
             yield f"{ours}self_attention.query_key_value.{kind}", [f"{theirs}self_attn.{q}_proj.{kind}" for q in "qkv"]
         for mine, other in LAYER_NAMES.items():
             yield ours + mine, [theirs + other]
+
+
+def glm_names(config: ChatGLM2Config) -> list[str]:
+    """The names of all tensors of the `GlmForCausalLM` that a model of this config becomes."""
+    return [name for _, names in sources_in_glm(config) for name in names]

@@ -34,7 +34,7 @@ def fast_tokenizer(tokenizer: Any) -> Tokenizer:
     sp = tokenizer.sp_model
     control = [token for token, index in tokenizer.commands.items() if index >= sp.get_piece_size()]
     made = Tokenizer(_bpe(sp) if is_bpe(sp) else _unigram(sp))
-    prefix = [normalizers.Prepend("▁")] if _adds_blank(sp) else []
+    prefix = [normalizers.Prepend("▁")] if adds_blank(sp) else []
     made.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
@@ -61,7 +61,7 @@ def is_bpe(sp: sentencepiece.SentencePieceProcessor) -> bool:
     return all(float(sp.get_score(index)).is_integer() for index in _normal(sp))
 
 
-def _adds_blank(sp: sentencepiece.SentencePieceProcessor) -> bool:
+def adds_blank(sp: sentencepiece.SentencePieceProcessor) -> bool:
     """Whether a text gets a blank in front; in CodeGeeX2's vocabulary, for one, it does not."""
     return sp.encode_as_pieces("\n")[0].startswith("▁")
 

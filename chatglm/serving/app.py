@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from .connections import ACCEPTED, HEADER_SECONDS, PENDING, Connection, Limits, 
 from .errors import ApiError, bad_request, validation_message
 from .gate import Gate
 from .grammar import Grammars
-from .logs import LineLimit
+from .logs import limit_lines
 from .openai.responses_store import ResponseStore
 from .service import Json, Service
 
@@ -167,10 +166,7 @@ class Server(uvicorn.Server):
         self._app, self._grace = app, grace
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        for name in LOGGERS:
-            logger = logging.getLogger(name)
-            if not any(isinstance(one, LineLimit) for one in logger.filters):
-                logger.addFilter(LineLimit())
+        limit_lines(LOGGERS)
         await super().startup(sockets)
         for listening in (one for server in getattr(self, "servers", []) for one in server.sockets):
             with listening.dup() as same:

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Iterable
 
 #: Control and format characters: escape codes, line breaks, bidirectional marks, invisible ones.
 _UNPRINTABLE = re.compile(
@@ -27,6 +28,13 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n  ".join(map(printable, super().format(record).split("\n")))
+
+
+def limit_lines(names: Iterable[str]) -> None:
+    """Gives the loggers of these names a `LineLimit`, once."""
+    for logger in map(logging.getLogger, names):
+        if not any(isinstance(one, LineLimit) for one in logger.filters):
+            logger.addFilter(LineLimit())
 
 
 class LineLimit(logging.Filter):

@@ -41,15 +41,17 @@ def name_of(token: bytes) -> str:
 
 
 def read_ranks(path: str | Path) -> dict[bytes, int]:
-    """The tokens of a vocabulary file with their ranks, which count from 0.
+    """The tokens of a vocabulary file with their ranks, which count from 0. Raises as `load_tokenizer`."""
+    return _ranks_in(_read(path), path)
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or only part of one.
-    """
+
+def _read(path: str | Path) -> bytes:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no vocabulary file {path}")
-    data = Path(path).read_bytes()
+    return Path(path).read_bytes()
+
+
+def _ranks_in(data: bytes, path: str | Path) -> dict[bytes, int]:
     try:
         pairs = [line.split() for line in data.splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
@@ -94,10 +96,12 @@ def load_tokenizer(path: str | Path) -> tuple[Tokenizer, dict[bytes, int]]:
     in the cache folder.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_ranks`.
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, or only part of one.
     """
-    ranks = read_ranks(path)
-    key = hashlib.sha256(Path(path).read_bytes() + PATTERN.encode()).hexdigest()[:24]
+    data = _read(path)
+    ranks = _ranks_in(data, path)
+    key = hashlib.sha256(data + PATTERN.encode()).hexdigest()[:24]
     try:
         kept = cache_folder() / f"vocabulary-{key}.json"
     except KernelUnavailable:  # no home folder
