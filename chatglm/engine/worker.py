@@ -21,6 +21,9 @@ from .stream import Stream
 
 Result = TypeVar("Result")
 
+#: The queue may hold this many times its places, of requests that were refused twice and came back when they were told.
+PROMISED = 4
+
 
 class Engine:
     """Runs requests together on `model`, which belongs to this engine until `close`.
@@ -31,7 +34,7 @@ class Engine:
     Args:
         decode_ids: ids of an answer -> text, see `AnswerText`.
         max_batch: how many answers run at once.
-        max_queue: how many more requests may wait.
+        max_queue: how many more requests may wait; more only of those that were refused twice, see `Pace`.
         cache_tokens: tokens that the KV caches of all rows may hold together; None uses half of the free memory.
             A request that would need more on its own ends with the reason "length".
     """
@@ -154,10 +157,15 @@ class Engine:
     def _take_places(self, made: Sequence[Request]) -> None:
         client, count = CLIENT.get(), len(made)
         held, clients = self._held[client], len(self._held.keys() | {client})
-        if sum(self._held.values()) + count > self._places and held + count > self._places // clients:
-            self.statistics.refused += count
-            room = sum(request.limit - request.prompt_tokens for request in made) / count
-            raise QueueFullError(self.waiting, self._pace.retry_after(client, count, room, held, clients))
+        total = sum(self._held.values()) + count
+        if total > self._places and held + count > self._places // clients:
+            name = hash(tuple(tuple(request.ids) for request in made))
+            refusals = self._pace.refusals(client, name)
+            if refusals < 2 or total > PROMISED * self._places:
+                self.statistics.refused += count
+                room = sum(request.limit - request.prompt_tokens for request in made) / count
+                wait = self._pace.retry_after(client, name, count, room, held, clients, refusals)
+                raise QueueFullError(self.waiting, wait)
         self._held[client] += count
 
     def call(self, function: Callable[[], Result], adapter: AdapterName = AS_LOADED) -> Future[Result]:
