@@ -73,18 +73,16 @@ class ChatGLM2Tokenizer(StartTokenTokenizer):
         self._silent_ids = {*range(3), *(() if roles else range(size, size + len(control)))}
         kwargs = _without_generation1(kwargs)
         kwargs = {"eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"} | kwargs
-        extra = dict.fromkeys([*control, *(kwargs.get("extra_special_tokens") or [])])
-        kwargs["extra_special_tokens"] = list(extra)
-        if encode_special_tokens:
-            kwargs["split_special_tokens"] = False
         super().__init__(
+            control,
+            roles,
+            encode_special_tokens,
             vocab_file=vocab_file,
             chatglm_version=chatglm_version,
             padding_side=padding_side,
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
             **kwargs,
         )
-        self._typed_control_tokens = roles
 
     @property
     def commands(self) -> dict[str, int]:

@@ -46,20 +46,18 @@ class ChatGLM4Tokenizer(StartTokenTokenizer):
         self._commands = {token: len(ranks) + index for index, token in enumerate(CONTROL_TOKENS)}
         self._format = ChatGLM4Format(persona_of(kwargs.get("chat_template")) or DEFAULT_PERSONA)
         kwargs = {"eos_token": self.answer_end, "pad_token": self.answer_end} | kwargs
-        extra = dict.fromkeys([*CONTROL_TOKENS, *(kwargs.get("extra_special_tokens") or [])])
-        kwargs["extra_special_tokens"] = list(extra)
-        if encode_special_tokens:
-            kwargs["split_special_tokens"] = False
         for name in ("do_lower_case", "remove_space"):  # of the published file; without effect there, too
             kwargs.pop(name, None)
         super().__init__(
+            CONTROL_TOKENS,
+            CONTROL_TOKENS,
+            encode_special_tokens,
             vocab_file=vocab_file,
             chatglm_version=chatglm_version,
             padding_side=padding_side,
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
             **kwargs,
         )
-        self._typed_control_tokens = CONTROL_TOKENS
 
     @property
     def chat_format(self) -> ChatGLM4Format:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from transformers.utils import PaddingStrategy
@@ -17,6 +18,21 @@ class StartTokenTokenizer(ChatGLMTokenizer):
     #: The control tokens in front of a text, and the one that ends an answer.
     start_tokens: ClassVar[tuple[str, ...]] = ("[gMASK]", "sop")
     answer_end: ClassVar[str] = "<eos>"
+
+    def __init__(
+        self, control: Sequence[str], typed: Sequence[str], encode_special_tokens: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            control: the control tokens; they become special tokens.
+            typed: those of them that become control tokens when they are spelt out in a text, if such tokens do.
+            encode_special_tokens: see the property.
+        """
+        kwargs["extra_special_tokens"] = list(dict.fromkeys([*control, *(kwargs.get("extra_special_tokens") or [])]))
+        if encode_special_tokens:
+            kwargs["split_special_tokens"] = False
+        super().__init__(**kwargs)
+        self._typed_control_tokens = typed
 
     @property
     def encode_special_tokens(self) -> bool:
