@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +25,21 @@ from .program import complain, put, run, start
 __all__ = ["export", "main"]
 
 FORMATS = ("merged", "glm", "gguf", "chatglm")
+#: The last line of the output, by language and format.
+_USE = {
+    "zh": {
+        "merged": "使用：{chat} --model {out}",
+        "glm": "使用：vllm serve {out}，或 transformers.AutoModelForCausalLM.from_pretrained",
+        "gguf": "使用：llama-cli -m {out}，或在 ollama 的 Modelfile 中写 FROM {out}",
+        "chatglm": "使用：{chat} --model {out}",
+    },
+    "en": {
+        "merged": "use it: {chat} --model {out}",
+        "glm": "use it: vllm serve {out}, or transformers.AutoModelForCausalLM.from_pretrained",
+        "gguf": "use it: llama-cli -m {out}, or FROM {out} in ollama's Modelfile",
+        "chatglm": "use it: {chat} --model {out}",
+    },
+}
 
 
 def export(
@@ -69,7 +85,10 @@ def _main(arguments: list[str] | None, prog: str) -> int:
     try:
         with importing_libraries(language):
             from . import load as _  # noqa: F401
-        put(str(_export(args.source, Path(out).expanduser(), args.to, adapter, args.type, args.chatglm_version)))
+        made = _export(args.source, Path(out).expanduser(), args.to, adapter, args.type, args.chatglm_version)
+        put(str(made))
+        chat = "python cli_demo.py" if (Path(__file__).parents[1] / "cli_demo.py").is_file() else "chatglm chat"
+        put(_USE[language][args.to].format(out=subprocess.list2cmdline([made]), chat=chat))
     except (OSError, ValueError, RuntimeError, ImportError, LibraryError) as error:
         complain(TERMINAL["error"][language].format(reason=error))
         return 1

@@ -85,6 +85,7 @@ class DataTrainingArguments:
     max_train_samples: int | None = _help("use only the first rows")
     max_eval_samples: int | None = _help("use only the first rows")
     max_predict_samples: int | None = _help("use only the first rows")
+    cut_references: bool = _help("score against references cut to max_target_length, as the originals did", False)
     num_beams: int | None = _help("beam search when evaluating and predicting")
     ignore_pad_token_for_loss: bool = _help("no loss on padding", True)
     source_prefix: str = _help("put in front of every assembled prompt", "")
@@ -110,27 +111,50 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     remove_unused_columns: bool = _help("false: the collator picks the columns", False)
     logging_nan_inf_filter: bool = _help("false: a NaN or infinite loss is shown and stops the run", False)
     ddp_find_unused_parameters: bool | None = _help("false: every trained weight is used in every step", False)
-    gradient_checkpointing: bool | None = _help("false: trade memory for speed (default: true)")  # None: not given
+    logging_dir: str | None = _help("folder of tensorboard's files (default: output_dir/runs/...)")
+    gradient_checkpointing: bool | None = _help("less memory, slower steps (default: if the memory needs it)")
 
     def __post_init__(self) -> None:
-        # Newer releases of transformers call it activation checkpointing, and warn about the old name.
-        new = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
-        for suffix, default in (("", True), ("_kwargs", {"use_reentrant": False})):
-            old = f"gradient_checkpointing{suffix}"
-            given = [getattr(self, new + suffix), getattr(self, old), default]
-            setattr(self, old, None)
-            setattr(self, new + suffix, next(value for value in given if value is not None))
+        if self.logging_dir is not None:  # where today's transformers look for it
+            os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
+        self.checkpointing_chosen = self._choose_checkpointing()
         super().__post_init__()
         if self.device.type != "cuda":
             self.dataloader_pin_memory = False
         if self.n_gpu > 1:
             self._n_gpu = 1  # never nn.DataParallel: main.py says how to use the other GPUs
 
+    def _choose_checkpointing(self) -> bool:
+        """Sets the default of gradient checkpointing; returns whether the user has chosen it."""
+        new = _checkpointing_name(self)
+        chosen = False
+        for suffix, default in (("", True), ("_kwargs", {"use_reentrant": False})):
+            old = f"gradient_checkpointing{suffix}"
+            given = [value for value in (getattr(self, new + suffix), getattr(self, old)) if value is not None]
+            chosen = chosen or (not suffix and bool(given))
+            setattr(self, old, None)
+            setattr(self, new + suffix, given[0] if given else default)
+        return chosen
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether gradient checkpointing is on, under either name."""
+        return bool(getattr(self, _checkpointing_name(self)))
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        setattr(self, _checkpointing_name(self), value)
+
     @property
     def device(self) -> torch.device:
         """`cpu`, not accelerate's `cpu:0` (several processes), where transformers 5.17 cannot load an optimizer."""
         device: torch.device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
+
+
+def _checkpointing_name(training: Any) -> str:
+    # Newer releases of transformers call it activation checkpointing, and warn about the old name.
+    return "activation_checkpointing" if hasattr(training, "activation_checkpointing") else "gradient_checkpointing"
 
 
 class Arguments(NamedTuple):
@@ -154,7 +178,6 @@ RENAMED = {
 REMOVED = {
     "group_by_length": "rows are always grouped by length (--train_sampling_strategy random turns it off)",
     "save_safetensors": "checkpoints are always safetensors",
-    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "half_precision_backend": "there is only one backend left",
     "fp16_backend": "there is only one backend left",
     "fp16_opt_level": "apex is not used",
@@ -176,12 +199,14 @@ class _Parser(HfArgumentParser):  # type: ignore[misc, unused-ignore]
 
 
 def parse(argv: list[str], prog: str = "main.py") -> Arguments:
-    """Parses and checks a command line, or the one *.json, *.yaml or *.yml file that it names. `prog`: for --help.
+    """Parses and checks a command line, which may begin with a *.json, *.yaml or *.yml file of arguments.
+
+    What follows the file wins over what it says. `prog`: for --help.
 
     Raises ArgumentsError: one line that says what to do.
     """
-    if len(argv) == 1 and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
-        argv = _from_file(Path(argv[0]))
+    if argv and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
+        argv = [*_from_file(Path(argv[0])), *argv[1:]]
     notes: list[str] = []
     parser = _Parser(
         (ModelArguments, DataTrainingArguments, TrainingArguments),
@@ -197,11 +222,21 @@ def parse(argv: list[str], prog: str = "main.py") -> Arguments:
         raise ArgumentsError(" ".join(str(error).split())) from error
     if rest:
         known = [option for action in parser._actions for option in action.option_strings]
-        close = difflib.get_close_matches(rest[0], known, n=1)
-        raise ArgumentsError(f"there is no argument {rest[0]}" + (f": did you mean {close[0]}?" if close else ""))
+        raise ArgumentsError(_unknown(rest, known))
     arguments = Arguments(model, data, training, notes)
     _check(arguments)
     return arguments
+
+
+def _unknown(rest: list[str], known: list[str]) -> str:
+    """The error message for what is no argument."""
+    if not rest[0].startswith("-"):
+        return f"{rest[0]!r} belongs to no argument: arguments begin with --, and a file of them comes first"
+    # Without the dashes, which all have in common; 0.8: a letter or two are wrong, or a word's end.
+    names = {name.lstrip("-").replace("-", "_"): name for name in reversed(known)}
+    wanted = rest[0].partition("=")[0].lstrip("-").replace("-", "_")
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.8)
+    return f"there is no argument {rest[0]}" + (f": did you mean {names[close[0]]}?" if close else "")
 
 
 def page_arguments(argv: list[str]) -> list[str]:
@@ -386,6 +421,8 @@ def _check_training(model: ModelArguments, training: TrainingArguments, notes: l
     _refuse(training.label_smoothing_factor != 0, "--label_smoothing_factor: the loss is always plain cross-entropy")
     _refuse(training.push_to_hub, "--push_to_hub: upload the checkpoint after training, with `hf upload`")
     for name in training.report_to:
+        loggers = integration_utils.INTEGRATION_TO_CALLBACK
+        _refuse(name not in loggers, f"--report_to {name}: use none, or one of {', '.join(sorted(loggers))}")
         check = getattr(integration_utils, f"is_{name}_available", None)
         _refuse(check is not None and not check(), f"--report_to {name}: it is not installed: pip install {name}")
     if training.metric_for_best_model is not None:

@@ -26,7 +26,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 #: Part of the cache key: increase it when the same row gives other ids or labels.
-_FORMAT = 1
+_FORMAT = 2
 #: A process produces about a million tokens a second: for fewer rows than these, another is not worth starting.
 ROWS_PER_PROCESS = 20_000
 
@@ -42,6 +42,7 @@ def make_dataset(
     source_prefix: str = "",
     *,
     prediction: bool = False,
+    cut_references: bool = False,
     num_proc: int | None = None,
     cache_dir: str | Path | None = None,
     overwrite_cache: bool = False,
@@ -53,6 +54,7 @@ def make_dataset(
 
     Args:
         prediction: examples of `encode_for_prediction`, with the number of their row in the column `row`.
+        cut_references: see `encode_for_prediction`.
         num_proc: maximum number of processes; limited by the cores, and by ROWS_PER_PROCESS.
         cache_dir: folder of the file; if None, one in the cache of `datasets`.
         overwrite_cache: write the file again.
@@ -70,7 +72,7 @@ def make_dataset(
         for number in batch["number"]:
             row = rows[number]
             made = (
-                encode_for_prediction(tokenizer, row, *options)
+                encode_for_prediction(tokenizer, row, *options, cut_references=cut_references)
                 if prediction
                 else [encode_row(tokenizer, row, *options)]
             )
@@ -86,7 +88,7 @@ def make_dataset(
     types = {"input_ids": ids, "labels": ids, "length": number, "learned": number, "truncated": number}
     features = datasets.Features(types | ({"prompt_ids": ids, "target_ids": ids, "row": number} if prediction else {}))
     folder = Path(cache_dir) if cache_dir else Path(datasets.config.HF_DATASETS_CACHE) / "chatglm"
-    key = _cache_key(tokenizer, rows, [*options, prediction])
+    key = _cache_key(tokenizer, rows, [*options, prediction, cut_references])
     workers = min(num_proc or 1, os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,10 +149,13 @@ class Summary:
     tokens: int
     learned: int
     lines: str
+    forms: str = ""
+    unused: str = ""
 
     def text(self, lang: str = "en") -> str:
         """The counts as text, one line each, in English or Chinese."""
         lines = [text("data", lang, **vars(self))]
+        lines += [text("unused", lang, **vars(self))] if self.unused else []
         lines += [text("skipped", lang, **vars(self))] if self.skipped else []
         lines += [self.warning(lang)] if self.truncated else []
         return "\n".join(lines)
@@ -178,6 +183,8 @@ def describe(rows: Sequence[Row], dataset: Any) -> Summary:
         tokens=sum(lengths),
         learned=sum(learned),
         lines=", ".join(map(str, skipped[:10])) + (", …" if len(skipped) > 10 else ""),
+        forms=", ".join(getattr(rows, "forms", ())),
+        unused=", ".join(getattr(rows, "unused", ())),
     )
 
 

@@ -36,7 +36,7 @@ def rehearse(arguments: Arguments, longest: int, evaluation: Evaluation | None =
         "sequence_length": longest,
         "quantize": model_args.quantization_bit,
         "dtype": choose_dtype("auto", device, find_weights(folder)) if dtype == "auto" else dtype,
-        "gradient_checkpointing": bool(training_args.gradient_checkpointing),
+        "gradient_checkpointing": training_args.checkpointing,
         "gradient_accumulation": training_args.gradient_accumulation_steps,
         "optimizer": SAME.get(str(training_args.optim.value), str(training_args.optim.value)),
         "world_size": training_args.world_size,
@@ -112,6 +112,26 @@ def report(arguments: Arguments, train: Any, held_out: Any, test: Any, language:
     lines.append(text("too_large", language, size=memory.readable(room)))
     lines += [f"  * {change.text(language)}" for change in advice(found, room)]
     return "\n".join(lines), False
+
+
+#: The share of the available memory that a run may take for gradient checkpointing to be left off.
+AMPLE = 0.7
+
+
+def choose_checkpointing(arguments: Arguments, train: Any, held_out: Any, test: Any) -> tuple[int, int] | None:
+    """Turns gradient checkpointing off if the run fits easily without it, unless the user has chosen.
+
+    Returns:
+        The memory that the run takes without it, and what is available, in bytes; None if nothing was to be decided.
+    """
+    training_args = arguments.training
+    room = memory.available(training_args.device)
+    if training_args.checkpointing_chosen or room is None:
+        return None
+    training_args.checkpointing = False
+    found = rehearse(arguments, max(train["length"]), evaluation_of(arguments, train, held_out, test))
+    training_args.checkpointing = found.total > AMPLE * room
+    return found.total, room
 
 
 def training_steps(

@@ -3,17 +3,20 @@
 # NUM_GPUS=4 MODEL=... DATA=... bash ds_train_finetune.sh
 set -euo pipefail
 cd "$(dirname "$0")"
+source ./launch.sh
 LR=${LR:-1e-4}
 NUM_GPUS=${NUM_GPUS:-4}
 MODEL=${MODEL:-THUDM/chatglm2-6b}
-DATA=${DATA:-AdvertiseGen}
+data "${DATA:-AdvertiseGen}"
 MASTER_PORT=$((10000 + RANDOM % 55536))
 
+command -v deepspeed > /dev/null || stop "DeepSpeed is not installed: pip install deepspeed"
+need_gpus "$NUM_GPUS" "$@"
 deepspeed --num_gpus="$NUM_GPUS" --master_port "$MASTER_PORT" main.py \
     --deepspeed deepspeed.json \
     --do_train \
-    --train_file "$DATA/train.json" \
-    --test_file "$DATA/dev.json" \
+    --train_file "$TRAIN_DATA" \
+    --test_file "$DEV_DATA" \
     --preprocessing_num_workers 10 \
     --prompt_column content \
     --response_column summary \

@@ -55,13 +55,22 @@ def encode_row(
 
 
 def encode_for_prediction(
-    tokenizer: Any, row: Row, max_source_length: int = 1024, max_target_length: int = 128, source_prefix: str = ""
+    tokenizer: Any,
+    row: Row,
+    max_source_length: int = 1024,
+    max_target_length: int = 128,
+    source_prefix: str = "",
+    *,
+    cut_references: bool = False,
 ) -> list[Example]:
     """Encodes the answers to generate for a row, each with its reference: one, or all of a conversation.
 
+    Args:
+        cut_references: cut references to `max_target_length`, as the originals do.
+
     Returns:
         dicts with `input_ids`, `labels` and `truncated` as in `encode_row`, `prompt_ids` as chat would feed them, and
-        `target_ids`, the answer without its end token.
+        `target_ids`, the whole answer without its end token.
     """
     chat_format = tokenizer.chat_format
     if not row.whole:
@@ -69,7 +78,7 @@ def encode_for_prediction(
         *earlier, answer = _with_prefix(row.messages, source_prefix)
         prompt, lost = _fit(tokenizer, row.where, earlier, max_source_length)
         body = chat_format.encode_answer(tokenizer, answer)
-        target = body[: max_target_length - chat_format.training.target_less]
+        target = body[: max_target_length - chat_format.training.target_less] if cut_references else body
         truncated = example["truncated"] | lost
         return [{**example, "truncated": truncated, "prompt_ids": prompt, "target_ids": target}]
     check_lengths(tokenizer, max_source_length, max_target_length)
@@ -79,15 +88,15 @@ def encode_for_prediction(
         prompt, lost = _fit(tokenizer, row.where, messages[:start], max_source_length)
         # Consecutive assistant messages are one answer: the model writes the role tokens between them itself.
         body = [index for m in messages[start:stop] for index in _encode(tokenizer, m)][1:]
-        target = body[:max_target_length]
-        spoken = [*target, _end_token(tokenizer, messages, stop)]
+        kept = body[:max_target_length]
+        spoken = [*kept, _end_token(tokenizer, messages, stop)]
         examples.append(
             {
                 "input_ids": [*prompt, *spoken],
                 "labels": [*[IGNORED] * len(prompt), *spoken],
-                "truncated": lost | (ANSWER if len(target) < len(body) else 0),
+                "truncated": lost | (ANSWER if len(kept) < len(body) else 0),
                 "prompt_ids": prompt,
-                "target_ids": target,
+                "target_ids": kept if cut_references else body,
             }
         )
     return examples

@@ -3,18 +3,18 @@
 # CHECKPOINT=adgen-chatglm2-6b-pt-128-2e-2 STEP=3000 bash evaluate.sh
 set -euo pipefail
 cd "$(dirname "$0")"
+source ./launch.sh
 CHECKPOINT=${CHECKPOINT:-adgen-chatglm2-6b-pt-128-2e-2}
 STEP=${STEP:-3000}
 NUM_GPUS=${NUM_GPUS:-1}
-DATA=${DATA:-AdvertiseGen}
+data "${DATA:-AdvertiseGen}"
 
-LAUNCH=(python3)
-if [ "$NUM_GPUS" -gt 1 ]; then LAUNCH=(torchrun --standalone --nnodes=1 --nproc-per-node="$NUM_GPUS"); fi
+launch "$NUM_GPUS" "$@"
 
 "${LAUNCH[@]}" main.py \
     --do_predict \
-    --validation_file "$DATA/dev.json" \
-    --test_file "$DATA/dev.json" \
+    --validation_file "$DEV_DATA" \
+    --test_file "$DEV_DATA" \
     --overwrite_cache \
     --prompt_column content \
     --response_column summary \

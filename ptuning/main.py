@@ -23,8 +23,9 @@ if __name__ == "__main__":
 
 from chatglm.checkpoints.atomic import write_file  # noqa: E402
 from chatglm.language import choose_language  # noqa: E402
-from ptuning.arguments import Arguments, ArgumentsError, TrainingArguments, method_of, parse  # noqa: E402
+from ptuning.arguments import Arguments, ArgumentsError, method_of, parse  # noqa: E402
 from ptuning.messages import command_line, text  # noqa: E402
+from ptuning.resuming import resume_from, step_of  # noqa: E402
 
 if TYPE_CHECKING:
     from ptuning.trainer import Tuner  # imported only when needed, so that wrong arguments are reported at once
@@ -71,6 +72,8 @@ def run(arguments: Arguments) -> int:
     for note in notes:
         say.message("note", text=note)
     tokenizer, sets = read_data(arguments, say)  # any error in the data is found before the weights are loaded
+    if sets.train is not None:
+        settle_checkpointing(arguments, sets, say)
     if data_args.dry_run:
         from ptuning.dry_run import report
 
@@ -78,16 +81,16 @@ def run(arguments: Arguments) -> int:
         say(told)
         return 0 if fits else 1
     show_examples(arguments, tokenizer, sets, say)
-    resume = resume_from(training_args, say) if sets.train is not None else None
+    resume = resume_from(training_args, say.message) if sets.train is not None else None
     trainer = make_trainer(arguments, sets, resume)
     if sets.train is not None:
         train(arguments, trainer, sets, resume, say)
         if trainer.interrupted:
             return INTERRUPTED
-    if training_args.do_eval:
+    if training_args.do_eval and not sets.same:
         evaluate(trainer, sets)
     if sets.test is not None:
-        predict(trainer, sets, say)
+        predict(trainer, sets, say, also_eval=training_args.do_eval and sets.same)
     return 0
 
 
@@ -101,6 +104,11 @@ class DataSets:
     train: Any
     held_out: Any
     test: Any
+
+    @property
+    def same(self) -> bool:
+        """Whether the rows to evaluate and to predict are the same."""
+        return self.test is not None and self.test is self.held_out
 
 
 def read_data(arguments: Arguments, say: _Say) -> tuple[Any, DataSets]:
@@ -128,17 +136,44 @@ def read_data(arguments: Arguments, say: _Say) -> tuple[Any, DataSets]:
                 data_args.target_length if prediction else data_args.max_target_length,
                 data_args.source_prefix,
                 prediction=prediction,
+                cut_references=data_args.cut_references,
                 num_proc=data_args.preprocessing_num_workers,
                 overwrite_cache=data_args.overwrite_cache and training_args.local_process_index == 0,
             )
         say(data.describe(rows, made).text(say.language))
         return made
 
-    return tokenizer, DataSets(
-        dataset(data_args.train_file, data_args.max_train_samples, False) if training_args.do_train else None,
-        dataset(data_args.validation_file, data_args.max_eval_samples, True),
-        dataset(data_args.test_file, data_args.max_predict_samples, True) if training_args.do_predict else None,
-    )
+    train = dataset(data_args.train_file, data_args.max_train_samples, False) if training_args.do_train else None
+    held_out = dataset(data_args.validation_file, data_args.max_eval_samples, True)
+    test = held_out
+    if not training_args.do_predict:
+        test = None
+    elif _rows_of(data_args.test_file, data_args.max_predict_samples) != _rows_of(
+        data_args.validation_file, data_args.max_eval_samples
+    ):
+        test = dataset(data_args.test_file, data_args.max_predict_samples, True)
+    return tokenizer, DataSets(train, held_out, test)
+
+
+def _rows_of(path: str | None, limit: int | None) -> tuple[Path | None, int | None]:
+    """The same for the same rows."""
+    return None if path is None else Path(path).resolve(), limit
+
+
+def settle_checkpointing(arguments: Arguments, sets: DataSets, say: _Say) -> None:
+    """Decides about gradient checkpointing by the memory that is available, and says so."""
+    from chatglm.checkpoints.memory import readable
+    from ptuning.dry_run import choose_checkpointing
+
+    training_args = arguments.training
+    found = choose_checkpointing(arguments, sets.train, sets.held_out, sets.test)
+    if training_args.world_size > 1:  # all processes have to compute alike
+        from accelerate.utils import broadcast_object_list
+
+        training_args.checkpointing = broadcast_object_list([training_args.checkpointing])[0]
+    if found is not None:
+        needed, room = map(readable, found)
+        say.message(f"checkpointing_{'on' if training_args.checkpointing else 'off'}", needed=needed, room=room)
 
 
 def show_examples(arguments: Arguments, tokenizer: Any, sets: DataSets, say: _Say) -> None:
@@ -232,9 +267,17 @@ def evaluate(trainer: Tuner, sets: DataSets) -> None:
     keep_metrics(trainer, "eval", found | {"eval_samples": len(sets.held_out)})
 
 
-def predict(trainer: Tuner, sets: DataSets, say: _Say) -> None:
-    """Generates answers to the test data, and writes them to generated_predictions.txt."""
+def predict(trainer: Tuner, sets: DataSets, say: _Say, also_eval: bool = False) -> None:
+    """Generates answers to the test data, and writes them to generated_predictions.txt.
+
+    Args:
+        also_eval: they are the answers to the validation data, too: their metrics are those of the evaluation.
+    """
     output = trainer.predict(sets.test, metric_key_prefix="predict")
+    if also_eval:
+        found = {f"eval_{name.removeprefix('predict_')}": value for name, value in output.metrics.items()}
+        trainer.log(dict(found))
+        keep_metrics(trainer, "eval", found | {"eval_samples": len(sets.held_out)})
     keep_metrics(trainer, "predict", output.metrics | {"predict_samples": len(sets.test)})
     if trainer.is_world_process_zero():
         path = Path(trainer.args.output_dir) / "generated_predictions.txt"
@@ -287,45 +330,6 @@ class _Say:
 
     def message(self, key: str, **values: Any) -> None:
         self(text(key, self.language, **values))
-
-
-# ---- resuming --------------------------------------------------------------------------------------------------------
-
-
-def resume_from(training_args: TrainingArguments, say: _Say) -> str | None:
-    """The checkpoint to resume from: the named one, or the last one for `true` or an output_dir with checkpoints."""
-    from ptuning.checkpoints import OPTIMIZERS, STATE, CheckpointError, last_checkpoint
-
-    wanted = training_args.resume_from_checkpoint
-    choice = (wanted or "").lower()
-    if choice in ("false", "no"):
-        return None
-    if wanted and choice not in ("true", "yes"):
-        if not (Path(wanted) / STATE).is_file():
-            raise CheckpointError(f"{wanted} is no training checkpoint: it has no {STATE}")
-        folder = Path(wanted)
-    else:
-        last = last_checkpoint(training_args.output_dir)
-        if wanted and last is None:
-            raise CheckpointError(f"{training_args.output_dir} holds no checkpoint to resume from")
-        if last is None or (training_args.overwrite_output_dir and not wanted):
-            return None
-        folder = last
-        say.message("resuming", folder=folder)
-    step_of(folder)
-    if not any(path for pattern in OPTIMIZERS for path in folder.glob(pattern)):
-        say.message("no_optimizer", folder=folder)
-    return str(folder)
-
-
-def step_of(checkpoint: str | os.PathLike[str]) -> int:
-    """The step after which a checkpoint was written. Raises CheckpointError if its state is broken."""
-    from ptuning.checkpoints import STATE, CheckpointError, broken
-
-    try:
-        return int(json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(broken(checkpoint, error)) from error
 
 
 if __name__ == "__main__":

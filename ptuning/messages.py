@@ -38,14 +38,35 @@ TEXTS: dict[str, dict[str, str]] = {
         "zh": "训练已经完成：第 {step} 步是最后一步（--max_steps）",
         "en": "nothing is left to train: the last step is {step} (--max_steps)",
     },
+    "checkpointing_off": {
+        "zh": "梯度检查点：关闭，训练约需 {needed}，可用 {room}（--gradient_checkpointing True 打开）",
+        "en": (
+            "gradient checkpointing is off: the run takes about {needed} of the {room} available "
+            "(--gradient_checkpointing True turns it on)"
+        ),
+    },
+    "checkpointing_on": {
+        "zh": "梯度检查点：打开，不用它训练约需 {needed}，可用 {room}（--gradient_checkpointing False 关闭，每步更快）",
+        "en": (
+            "gradient checkpointing is on: without it the run would take about {needed} of the {room} available "
+            "(--gradient_checkpointing False turns it off, for faster steps)"
+        ),
+    },
     "trained": {"zh": "训练完成：{command}", "en": "trained: {command}"},
     "predictions": {"zh": "预测结果：{path}", "en": "predictions: {path}"},
     "interrupted": {"zh": "\n已中断", "en": "\ninterrupted"},
     # data.py
     "data": {
-        "zh": "{path}：{rows} 行，{examples} 个样本，{tokens} 个 token（其中学习 {learned} 个），最长 {longest}",
-        "en": "{path}: {rows} rows, {examples} examples, {tokens} tokens ({learned} learned), the longest {longest}",
+        "zh": (
+            "{path}（{forms}）：{rows} 行，{examples} 个样本，{tokens} 个 token（其中学习 {learned} 个），"
+            "最长 {longest}"
+        ),
+        "en": (
+            "{path} ({forms}): {rows} rows, {examples} examples, {tokens} tokens ({learned} learned), "
+            "the longest {longest}"
+        ),
     },
+    "unused": {"zh": "{path}：未使用的列：{unused}", "en": "{path}: columns that are not used: {unused}"},
     "skipped": {
         "zh": "{path}：{skipped} 行没有问题或回答，已跳过（行号 {lines}）",
         "en": "{path}: {skipped} rows without a question or an answer are left out (lines {lines})",

@@ -4,6 +4,7 @@ A file is JSON lines, one JSON list or CSV, in UTF-8 (or UTF-16 with a byte orde
 
 * a question and an answer: `content`/`summary`, `prompt`/`response`, or any named columns; optionally with a `history`
   of earlier `[question, answer]` pairs. The answer is learned, the history is not;
+* Alpaca's `instruction`, `input`, `output`, `history`, `system`, or ShareGPT's turns of `from` and `value`: `forms.py`;
 * `conversations` (or `messages`) with `role` and `content`, and optionally `tools`: all assistant messages are learned,
   except those with `"loss": false`. A message of the role `tool` with `name`, `parameters` and `observation` is a call
   and its result; OpenAI's `tool_calls` and `tool` messages work, too.
@@ -14,6 +15,7 @@ In CSV, a history, conversations and tools are JSON in one field.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from chatglm.conversation.history import (
     messages_of_pairs,
     pairs_before,
 )
+from ptuning import forms
 from ptuning.data_files import DECODER, DataError, Problems, read_records
 
 _CONVERSATIONS = ("conversations", "messages")
@@ -81,11 +84,15 @@ class Rows(list[Row]):
         path: the file.
         found: how many rows the file has; a conversation may become several examples.
         skipped: the line numbers of rows without a question or an answer.
+        forms: how many rows have each form, see `forms.form_of`.
+        unused: the columns that no form reads.
     """
 
     def __init__(self, rows: Iterable[Row] = (), path: str = "", found: int = 0, skipped: Iterable[int] = ()) -> None:
         super().__init__(rows)
         self.path, self.found, self.skipped = path, found, list(skipped)
+        self.forms: Counter[str] = Counter()
+        self.unused: list[str] = []
 
 
 def read_rows(
@@ -141,6 +148,7 @@ def rows_from_records(
     reader.check_columns(f"{name}:{first[0]}", first[1])
     if not rows:
         raise DataError(f"{name}:{first[0]}: none of the {rows.found} rows has both a question and an answer")
+    rows.forms, rows.unused = reader.forms, sorted(reader.there - reader.used)
     return rows
 
 
@@ -154,19 +162,43 @@ class _RowReader:
         self.columns, self.chat_format, self.require_answer = columns, chat_format, require_answer
         self.seen: set[str] = set()
         self.needed: set[str] = set()
+        self.forms: Counter[str] = Counter()
+        self.there: set[str] = set()
+        self.used: set[str] = set()
 
     def examples(self, record: Record) -> list[tuple[tuple[Message, ...], bool]]:
         """(messages, whole) of each example; none for a record without a question or an answer."""
-        if self.columns.prompt is None:
-            for name in _CONVERSATIONS:
-                if name in record:
-                    return self._conversation(record[name], name, record.get("tools"))
-            for prompt, response in _KNOWN_COLUMNS:
-                if prompt in record:
-                    return self._pair(record, prompt, response, "history" if "history" in record else None)
-            raise ValueError(_wrong_columns([str(key) for key in record], "no known columns"))
-        assert self.columns.response is not None  # checked by Columns
-        return self._pair(record, self.columns.prompt, self.columns.response, self.columns.history)
+        self.there |= {str(key) for key in record}
+        if self.columns.prompt is not None:
+            assert self.columns.response is not None  # checked by Columns
+            if (self.columns.prompt, self.columns.response) == ("instruction", "output"):
+                return self._alpaca(record, self.columns.history)
+            self.forms[forms.PAIRS] += 1
+            return self._pair(record, self.columns.prompt, self.columns.response, self.columns.history)
+        form = forms.form_of(record)
+        if form == forms.ALPACA:
+            return self._alpaca(record, "history")
+        self.forms[form] += 1
+        if form == forms.SHAREGPT:
+            self.used |= {"conversations", "messages", "system", "tools"} & set(record)
+            made = forms.from_sharegpt(record)
+            return self._conversation(made["conversations"], "conversations", made.get("tools"))
+        for name in _CONVERSATIONS:
+            if name in record:
+                self.used |= {name, "tools"}
+                return self._conversation(record[name], name, record.get("tools"))
+        for prompt, response in _KNOWN_COLUMNS:
+            if prompt in record:
+                return self._pair(record, prompt, response, "history" if "history" in record else None)
+        raise ValueError(_wrong_columns([str(key) for key in record], "no known columns"))
+
+    def _alpaca(self, record: Record, history: str | None) -> list[tuple[tuple[Message, ...], bool]]:
+        self.forms[forms.ALPACA] += 1
+        self.seen |= set(record)
+        self.needed |= {"instruction", *(["output"] if self.require_answer else [])}
+        self.used |= set(forms.ALPACA_COLUMNS)
+        made = forms.from_alpaca({**record, "history": record.get(history) if history else None})
+        return self._pair(made, "prompt", "response", "history", inner=True)
 
     def check_columns(self, where: str, there: list[str]) -> None:
         """Raises DataError for a column that no record has."""
@@ -174,10 +206,13 @@ class _RowReader:
             raise DataError(f"{where}: {_wrong_columns(there, f'no column {missing[0]!r}')}")
 
     def _pair(
-        self, record: Record, prompt: str, response: str, history: str | None
+        self, record: Record, prompt: str, response: str, history: str | None, inner: bool = False
     ) -> list[tuple[tuple[Message, ...], bool]]:
-        self.seen |= set(record)
-        self.needed |= {prompt, *([response] if self.require_answer else []), *([history] if history else [])}
+        """`inner`: the record is not as it is in the file."""
+        if not inner:
+            self.seen |= set(record)
+            self.needed |= {prompt, *([response] if self.require_answer else []), *([history] if history else [])}
+            self.used |= {prompt, response, *([history] if history else [])}
         question, answer = _text(record, prompt), _text(record, response)
         earlier = self._history(record.get(history), history, question) if history else []
         if not question.strip() or (self.require_answer and not answer.strip()):

@@ -3,19 +3,19 @@
 # MODEL=... DATA=... NUM_GPUS=4 bash train.sh --any_other_argument ...
 set -euo pipefail
 cd "$(dirname "$0")"
+source ./launch.sh
 PRE_SEQ_LEN=${PRE_SEQ_LEN:-128}
 LR=${LR:-2e-2}
 NUM_GPUS=${NUM_GPUS:-1}
 MODEL=${MODEL:-THUDM/chatglm2-6b}
-DATA=${DATA:-AdvertiseGen}
+data "${DATA:-AdvertiseGen}"
 
-LAUNCH=(python3)
-if [ "$NUM_GPUS" -gt 1 ]; then LAUNCH=(torchrun --standalone --nnodes=1 --nproc-per-node="$NUM_GPUS"); fi
+launch "$NUM_GPUS" "$@"
 
 "${LAUNCH[@]}" main.py \
     --do_train \
-    --train_file "$DATA/train.json" \
-    --validation_file "$DATA/dev.json" \
+    --train_file "$TRAIN_DATA" \
+    --validation_file "$DEV_DATA" \
     --preprocessing_num_workers 10 \
     --prompt_column content \
     --response_column summary \

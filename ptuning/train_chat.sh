@@ -4,12 +4,12 @@
 # CHAT_TRAIN_DATA=train.json CHAT_VAL_DATA=dev.json CHECKPOINT_NAME=output/chat bash train_chat.sh
 set -euo pipefail
 cd "$(dirname "$0")"
+source ./launch.sh
 PRE_SEQ_LEN=${PRE_SEQ_LEN:-128}
 LR=${LR:-1e-2}
 NUM_GPUS=${NUM_GPUS:-1}
 
-LAUNCH=(python3)
-if [ "$NUM_GPUS" -gt 1 ]; then LAUNCH=(torchrun --standalone --nnodes=1 --nproc-per-node="$NUM_GPUS"); fi
+launch "$NUM_GPUS" "$@"
 
 "${LAUNCH[@]}" main.py \
     --do_train \

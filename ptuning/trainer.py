@@ -26,6 +26,7 @@ from . import methods
 from .batches import StepSampler, WithFillers, divide_evenly
 from .checkpoints import OLD, STATE, CheckpointError, last_checkpoint, reading
 from .messages import text
+from .resuming import hyperparameters, keep_hyperparameters, write_arguments
 
 ZEROS = 10  # micro-batches in a row with a loss of exactly 0
 
@@ -59,7 +60,8 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         self.method, self.base, self.stop_ids = method, base, list(stop_ids)
         self.max_new_tokens, self.generation = max_new_tokens, {"num_beams": 1, "do_sample": False} | (generation or {})
         self.interrupted = False
-        self.zeros, self.not_finite = 0, 0.0
+        # Kept on the device, as fetching them would make a GPU wait after every micro-batch: (sum, zeros in a row).
+        self.watched: torch.Tensor | None = None
         self.last_batch: tuple[Any, ...] | None = None
         self.loss_only = False
         self.row_losses: list[torch.Tensor] = []
@@ -99,23 +101,25 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.last_batch = inputs, num_items_in_batch
-        value = float(loss)
-        self.zeros = self.zeros + 1 if value == 0 else 0
-        if not math.isfinite(value):
-            self.not_finite = value
-        if self.args.world_size == 1 or self.accelerator.sync_gradients:
+        value = loss.detach().float()
+        total, zeros = value.new_zeros(2) if self.watched is None else self.watched
+        self.watched = torch.stack((total + value, (zeros + 1) * (value == 0)))
+        if self.accelerator.sync_gradients:
             self._check_losses()
         return loss
 
     def _check_losses(self) -> None:
-        """Stops all processes at the same step: if one stopped alone, the others would wait for it forever."""
-        losses = torch.tensor([[self.not_finite, float(self.zeros)]], device=self.args.device)
+        """Once per step. Stops all processes at the same one: if one stopped alone, the others would wait forever."""
+        assert self.watched is not None
+        losses = self.watched.to(self.args.device)[None]
         if self.args.world_size > 1:
             losses = self.accelerator.gather(losses)
-        bad = [value for value in losses[:, 0].tolist() if not math.isfinite(value)]
+        self.watched = self.watched * self.watched.new_tensor([0, 1])
+        found = losses.tolist()
+        bad = [total for total, _ in found if not math.isfinite(total)]
         if bad:
             raise TrainingError(self._diagnosis(f"the loss is {bad[0]}"))
-        if losses[:, 1].min() >= ZEROS:
+        if min(zeros for _, zeros in found) >= ZEROS:
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the loss was exactly 0 for {ZEROS} batches: the data is "
                 "memorised, or the answers are empty; use more data or fewer steps (--show_example shows the labels)"
@@ -128,7 +132,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         (inputs, count), self.last_batch = self.last_batch, None  # once per step: the end of an epoch calls this again
         self.model_wrapped.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            inputs = self._prepare_inputs(inputs)
+            inputs = {name: value[:1] for name, value in self._prepare_inputs(inputs).items()}  # a row shows it, too
             loss = float(self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=count))
         self.model_wrapped.train()
         finite = all(bool(torch.isfinite(one).all()) for one in self.model.parameters() if one.requires_grad)
@@ -230,6 +234,11 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         with self._stopping_gently():
             return super().train(*args, **kwargs)
 
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        found = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)  # a resumed run logs, saves and evaluates as its command says
+        return found
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # the Trainer would take one step too many
             self.control.should_training_stop = True
@@ -278,7 +287,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             model.config.use_cache = before
             if self.method == "full" and self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-            (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+            write_arguments(self.args, folder)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes aside and renames, so that a folder `checkpoint-N` is always complete."""
@@ -325,8 +334,15 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             methods.restore(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        optimizer: Any
+        scheduler: Any
+        optimizer, scheduler = (getattr(one, kind, one) for one, kind in
+                                ((self.optimizer, "optimizer"), (self.lr_scheduler, "scheduler")))  # fmt: skip
         with reading(checkpoint):
+            wanted = hyperparameters(optimizer) if checkpoint is not None else []
             super()._load_optimizer_and_scheduler(checkpoint)
+            if wanted and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                keep_hyperparameters(optimizer, scheduler, wanted)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(checkpoint):

@@ -244,6 +244,10 @@ DEVIATIONS: dict[str, str] = {
         " an answer are what is lost (17 % of AdvertiseGen with v2's defaults); ours drops the oldest turns, then the"
         " middle of the question"
     ),
+    "references_are_whole": (
+        "the originals cut the references to the length of an answer before ROUGE and BLEU compare with them, so that "
+        "a short limit raises the scores; ours are whole, and --cut_references gives the old numbers"
+    ),
     "the_source_prefix_is_part_of_the_question": (
         "the originals put source_prefix in front of the assembled prompt, which no chat can send; ours puts it in"
         " front of every question (the same for v1 without a history)"

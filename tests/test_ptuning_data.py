@@ -97,7 +97,11 @@ def test_rows_of_the_originals(tmp_path: Path, version: int, column: str | None)
     assert {len(values) for part in (expected, predicted) for values in part.values()} == {len(rows)}
     for index, row in enumerate(rows):
         example = encode_row(tok, row, source, target)
-        (prediction,) = encode_for_prediction(tok, row, source, target)
+        (prediction,) = encode_for_prediction(tok, row, source, target, cut_references=True)
+        (whole,) = encode_for_prediction(tok, row, source, target)
+        if whole["target_ids"] != prediction["target_ids"]:
+            assert deviation("references_are_whole") and example["truncated"] & ANSWER
+            assert whole["target_ids"][: len(prediction["target_ids"])] == prediction["target_ids"]
         lost.append(example["truncated"])
         assert {key: prediction[key] for key in ("input_ids", "labels")} == {
             key: example[key] for key in ("input_ids", "labels")
@@ -369,8 +373,12 @@ def test_a_long_conversation_keeps_its_last_turn(tmp_path: Path) -> None:
         turn[2 if at == 2 else at] |= {"observation" if at == 2 else "content": content}
         example = encode_row(tok, one_row(tmp_path, {"conversations": turn}), 80, 60)
         assert len(example["input_ids"]) <= 141 and learned(example)
-        predictions = encode_for_prediction(tok, one_row(tmp_path, {"conversations": turn}), 80, 60)
+        row = one_row(tmp_path, {"conversations": turn})
+        predictions = encode_for_prediction(tok, row, 80, 60, cut_references=True)
         assert [len(item["prompt_ids"]) <= 80 and len(item["target_ids"]) <= 60 for item in predictions] == [True] * 2
+        if at == 1:
+            whole = encode_for_prediction(tok, row, 80, 60)[0]
+            assert len(whole["target_ids"]) > 1000 and whole["labels"] == predictions[0]["labels"]
         if at != 1:  # what is given is cut, so that all that is learned stays
             assert "18 degrees." in tok.decode(learned(example)) and example["truncated"] == QUESTION
 
@@ -502,7 +510,10 @@ GOOD = '{"content": "a", "summary": "b"}\n'
         ("a.json", '{"prompt": "a", "response": "b", "history": "x"}', r":1: 'history' must be JSON"),
         ("a.json", '{"prompt": "a", "response": "b", "history": 5}', r":1: 'history' must be a list"),
         ("a.json", '{"conversations": {"role": "user"}}', r":1: 'conversations' must be a list of messages"),
-        ("a.json", '{"conversations": [{"from": "human", "value": "x"}]}', r":1: conversations\[0\] .*'from', 'value'"),
+        ("a.json", '{"conversations": [{"from": "Bob", "value": "x"}]}', r":1: conversations\[0\] is from 'Bob': use"),
+        ("a.json", '{"conversations": [{"from": "human"}]}', r":1: conversations\[0\] .*a text under 'value'"),
+        ("a.json", '{"conversations": [{"from": "function_call", "value": "x"}]}', r":1: conversations\[0\] .*as JSON"),
+        ("a.json", '{"instruction": "a", "input": 1, "output": "b"}', ":1: 'input' must be text, not int"),
         ("a.json", '{"messages": [{"role": "boss", "content": "x"}]}', r":1: unknown role 'boss'"),
         ("a.json", '{"messages": [{"role": "user", "content": 1}]}', r":1: the content of messages\[0\] must be"),
         (
@@ -664,3 +675,67 @@ def test_an_example_to_look_at(tmp_path: Path) -> None:
     assert lines[2].split() == ["0", str(example["input_ids"][0]), "[gMASK]"]
     assert lines[-1].split() == [str(len(example["input_ids"]) - 1), *[str(tok.eos_token_id)] * 2, "</s>"]
     assert show_example(tok, example, "zh").startswith("一个样本")
+
+
+# ------------------------------------------------------------------------------------------- other programs' forms
+
+SHAREGPT = {
+    "id": "7",
+    "system": "You are brief.",
+    "tools": json.dumps(TOOLS),
+    "conversations": [
+        {"from": "human", "value": "How is the weather in Paris?"},
+        {"from": "function_call", "value": '{"name": "get_weather", "arguments": {"city": "Paris"}}'},
+        {"from": "observation", "value": '{"degrees": 18}'},
+        {"from": "gpt", "value": "18 degrees."},
+    ],
+}
+OPENAI_ROW = {
+    "tools": TOOLS,
+    "messages": [
+        {"role": "system", "content": "You are brief."},
+        {"role": "user", "content": "How is the weather in Paris?"},
+        {"role": "assistant", "tool_calls": [
+            {"id": "1", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}]},
+        {"role": "tool", "tool_call_id": "1", "content": '{"degrees": 18}'},
+        {"role": "assistant", "content": "18 degrees."},
+    ],
+}  # fmt: skip
+
+
+def test_sharegpt_openai_and_chatglm3_say_the_same(tmp_path: Path) -> None:
+    rows = [one_row(tmp_path, record).messages for record in (SHAREGPT, OPENAI_ROW)]
+    talk: Any = TOOL_ROW["conversations"]
+    ours = {"tools": TOOLS, "conversations": [OPENAI_ROW["messages"][0], talk[0], *talk[2:4]]}
+    assert rows[0] == rows[1] == one_row(tmp_path, ours).messages
+    assert [message["loss"] for message in rows[0]] == [False, False, True, False, True]
+
+
+ALPACA = {"instruction": "Translate.", "input": "你好", "output": "Hello", "source": "x"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_alpaca(version: int, tmp_path: Path) -> None:
+    row = one_row(tmp_path, ALPACA, version)
+    asked = {"prompt": "Translate.\n你好", "response": "Hello"}
+    assert row == one_row(tmp_path, asked, version)
+    assert one_row(tmp_path, {**ALPACA, "input": ""}, version).messages[0]["content"] == "Translate."
+    history = [["Hi", "Hi!"], ["Ready?", "Yes."]]
+    assert one_row(tmp_path, {**ALPACA, "history": history}, version) == one_row(
+        tmp_path, {**asked, "history": history}, version)  # fmt: skip
+    found = one_row(tmp_path, {**ALPACA, "system": "Be brief.", "history": history}, version).messages
+    assert "Be brief." in found[0]["content"] and [message["loss"] for message in found][-2:] == [False, True]
+    assert sum(message["loss"] for message in found) == 1
+    # The columns named by hand: the input is not lost.
+    named = read_rows(write(tmp_path / "a.json", ALPACA), Columns("instruction", "output"), chat_format(version))
+    assert (named[0].messages, named[0].whole) == (row.messages, row.whole)
+
+
+def test_forms_and_unused_columns_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "mixed.json", SHAREGPT, OPENAI_ROW, ALPACA, {"prompt": "a", "response": "b"}, TOOL_ROW)
+    rows = read_rows(path)
+    assert dict(rows.forms) == dict.fromkeys(["ShareGPT", "OpenAI messages", "Alpaca", "pairs", "conversations"], 1)
+    assert rows.unused == ["id", "source"]
+    told = describe(rows, make_dataset(ids_of(3), rows, 64, 64, cache_dir=tmp_path)).text("en")
+    assert "(ShareGPT, OpenAI messages, Alpaca, pairs, conversations): 5 rows" in told
+    assert "columns that are not used: id, source" in told

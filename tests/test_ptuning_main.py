@@ -6,19 +6,22 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations import integration_utils
 
+from ptuning import dry_run, methods
 from ptuning import main as program
-from ptuning import methods
 from ptuning.arguments import ArgumentsError, method_of, page_arguments, parse
+from ptuning.trainer import Tuner
 from tiny_folders import make_folder
 from tuning import METHODS, arguments, write_rows
 
@@ -97,6 +100,7 @@ def test_our_scripts(script: str, rows: Path, tmp_path: Path) -> None:
     for name in ("torchrun", "deepspeed"):
         (tools / name).write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
         (tools / name).chmod(0o755)
+    (tools / "python3").symlink_to("torchrun")
     data = tmp_path / "data"
     data.mkdir()
     for name in ("train.json", "dev.json"):
@@ -123,15 +127,42 @@ def test_our_scripts(script: str, rows: Path, tmp_path: Path) -> None:
 
     # One process needs no launcher, which would add a traceback of its own to every message.
     if script != "ds_train_finetune.sh":
-        (tools / "python3").symlink_to("torchrun")
         alone = subprocess.run(command, env=ENVIRONMENT | values | {"NUM_GPUS": "1"}, capture_output=True, text=True)
         assert alone.stdout == f"main.py\n{words}"
+
+    # DATA may be one file.
+    if script in ("train.sh", "ds_train_finetune.sh"):
+        one = subprocess.run(command, env=ENVIRONMENT | values | {"DATA": str(rows)}, capture_output=True, text=True)
+        found = parse([word for word in one.stdout.partition("main.py\n")[2].split("\n")[:-1]
+                       if word not in ("--deepspeed", config_of(script), "--fp16")])  # fmt: skip
+        assert {found.data.train_file, found.data.test_file} <= {str(rows), None}
+
+
+def config_of(script: str) -> str | None:
+    return "deepspeed.json" if script.startswith("ds_") else None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
+@pytest.mark.parametrize(("script", "message"), [("train.sh", "NUM_GPUS=64, but there are fewer GPUs here"),
+                                                 ("ds_train_finetune.sh", "DeepSpeed is not installed")])  # fmt: skip
+def test_what_a_script_lacks_is_one_line(script: str, message: str, rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    for tool in ("bash", "dirname", "basename"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    values = {"PATH": str(tmp_path), "DATA": str(rows), "NUM_GPUS": "64"}
+    done = subprocess.run(["bash", str(PTUNING / script)], env=ENVIRONMENT | values, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
 BAD = {
     "no model": (["--do_train"], "--model_name_or_path is missing"),
     "nothing to do": (["--model_name_or_path", "x"], "nothing to do"),
     "mistyped": (["--lerning_rate", "1"], "there is no argument --lerning_rate: did you mean --learning_rate?"),
+    "nothing like it": (["--flash_attn", "auto"], "there is no argument --flash_attn\n"),
+    "a word too many": (["--seed", "1", "again"], "'again' belongs to no argument"),
+    "no such logger": (["--report_to", "tensorbord"], "--report_to tensorbord: use none, or one of "),
     "no number": (["--max_steps", "many"], "--max_steps/--max-steps: invalid int value: 'many'"),
     "no data": (["--do_train", "--model_name_or_path", "x"], "--do_train needs --train_file"),
     "missing file": (["--train_file", "none.json"], "--train_file none.json: there is no such file"),
@@ -200,8 +231,10 @@ def test_defaults(rows: Path, tmp_path: Path) -> None:
     assert (data.max_source_length, data.max_target_length, data.target_length) == (1024, 128, 128)
     assert (training.warmup_steps, training.max_grad_norm) == (0.03, 1)
     assert training.train_sampling_strategy == "group_by_length"
-    assert training.gradient_checkpointing
-    assert not parse([*argv, "--gradient_checkpointing", "False"]).training.gradient_checkpointing
+    assert training.checkpointing and not training.checkpointing_chosen
+    for value in (True, False):
+        training = parse([*argv, "--gradient_checkpointing", str(value)]).training
+        assert training.checkpointing == value and training.checkpointing_chosen
     assert (model.lora_rank, model.lora_alpha, model.lora_dropout, model.lora_target_modules) == (
         8, 32, 0.1, ["query_key_value"])  # fmt: skip
     assert method_of(model) == "full"
@@ -219,6 +252,8 @@ def test_a_file_of_arguments(kind: str, rows: Path, tmp_path: Path) -> None:
     model, data, training, _ = parse([str(path)])
     assert (training.learning_rate, model.pre_seq_len, model.lora_target_modules) == (0.02, 16, ["a", "b"])
     assert training.do_train and not data.do_sample and data.target_length == 128
+    found = parse([str(path), "--max_steps", "2", "--pre_seq_len", "8"])  # what follows the file wins
+    assert (found.training.max_steps, found.model.pre_seq_len, found.training.learning_rate) == (2, 8, 0.02)
     for broken in ("{", "[1]", '{"no_such": 1}'):
         path.write_text(broken)
         with pytest.raises(ArgumentsError):
@@ -280,6 +315,49 @@ def test_a_run_from_data_to_predictions(
     assert "resuming from" not in capsys.readouterr().out
     assert program.main([*argv, "--resume_from_checkpoint", "true", "--max_steps", "2"]) == 0
     assert f"resuming from {out / 'checkpoint-1'}" in capsys.readouterr().out
+
+
+def test_an_answer_is_generated_once_for_both_measures(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    generate = Tuner._generate
+    monkeypatch.setattr(Tuner, "_generate", lambda self, inputs: calls.append(1) or generate(self, inputs))
+    both = ["--do_eval", "--do_predict", "--validation_file", str(rows), "--test_file", os.path.relpath(rows),
+            "--max_steps", "1", "--per_device_eval_batch_size", "8"]  # fmt: skip
+    assert program.main(arguments(base, rows, tmp_path / "once", *METHODS["lora"], *both)) == 0
+    assert len(calls) == 1
+    once = {name: json.loads((tmp_path / "once" / f"{name}_results.json").read_text()) for name in ("eval", "predict")}
+    assert once["eval"]["eval_bleu-4"] == once["predict"]["predict_bleu-4"]
+    assert once["eval"]["eval_loss"] == once["predict"]["predict_loss"] and once["eval"]["eval_samples"] == 8
+    fewer = [*METHODS["lora"], *both, "--max_predict_samples", "4"]
+    assert program.main(arguments(base, rows, tmp_path / "more", *fewer)) == 0
+    assert len(calls) == 3  # other rows
+
+
+def test_scores_compare_with_whole_references(base: Path, rows: Path, tmp_path: Path) -> None:
+    """The originals cut them to the length of an answer, so that answers seem better than they are."""
+    argv = ["--do_predict", "--model_name_or_path", str(base), "--test_file", str(rows),
+            "--max_target_length", "3", "--output_dir", str(tmp_path), "--use_cpu", "--disable_tqdm", "True",
+            "--max_predict_samples", "1"]  # fmt: skip
+    for extra, reference in (([], "你好！"), (["--cut_references"], "你好")):
+        assert program.main([*argv, *extra]) == 0
+        line = (tmp_path / "generated_predictions.txt").read_text(encoding="utf-8").splitlines()[0]
+        labels = json.loads(line)["labels"]
+        assert labels == reference if not extra else len(labels) < len("你好！")
+
+
+@pytest.mark.parametrize("room", [2**40, 2**28])
+def test_the_memory_decides_about_gradient_checkpointing(
+    room: int, base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(dry_run.memory, "available", lambda device: room)
+    argv = arguments(base, rows, tmp_path / "out", *METHODS["ptuning"], "--max_steps", "1")
+    assert program.main(argv) == 0
+    said = capsys.readouterr().out
+    assert f"gradient checkpointing is {'off' if room > 2**30 else 'on'}" in said and "available" in said
+    assert program.main([*argv, "--overwrite_output_dir", "--gradient_checkpointing", "True"]) == 0
+    assert "gradient checkpointing is" not in capsys.readouterr().out
 
 
 def test_dry_run_trains_nothing(base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,10 @@ from transformers import TrainerCallback
 import chatglm
 from chatglm.quantization import QuantizedLinear
 from ptuning import data
+from ptuning.arguments import ArgumentsError, parse
 from ptuning.batches import StepSampler
 from ptuning.checkpoints import STATE, CheckpointError, last_checkpoint
+from ptuning.resuming import check_unchanged
 from ptuning.trainer import TrainingError, Tuner
 from tiny_chat import FOLDERS
 from tiny_folders import make_folder
@@ -135,6 +137,82 @@ def test_a_resumed_run_is_the_unbroken_one(method: str, folders: Any, tmp_path: 
         assert losses(resumed) == pytest.approx(expected, abs=1e-5)
         for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
             assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_command_wins_over_the_checkpoint(folders: Any, tmp_path: Path) -> None:
+    rows, out = write_rows(tmp_path / "train.json"), tmp_path / "out"
+
+    def make(*extra: str) -> Tuner:
+        return make_tuner(arguments(folders(3), rows, out, *METHODS["ptuning"], "--learning_rate", "0.05", *extra,
+                                    "--lr_scheduler_type", "constant"), tmp_path)  # fmt: skip
+
+    make("--max_steps", "4", "--save_steps", "4").train()
+    again = make("--max_steps", "8", "--save_steps", "3", "--logging_steps", "2", "--learning_rate", "0.01",
+                 "--weight_decay", "0.1")  # fmt: skip
+    again.train(resume_from_checkpoint=str(out / "checkpoint-4"))
+    assert {path.name for path in out.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (4, 6, 8)}
+    assert (again.state.save_steps, again.state.logging_steps) == (3, 2)
+    assert [step for step in losses(again) if step > 4] == [6, 8]
+    (group, *_) = again.optimizer.param_groups
+    assert group["lr"] == 0.01 and group["weight_decay"] in (0, 0.1)
+    assert any(one["weight_decay"] == 0.1 for one in again.optimizer.param_groups)
+    rates = {entry["step"]: entry["learning_rate"] for entry in again.state.log_history if "learning_rate" in entry}
+    assert rates[4] == 0.05 and rates[6] == 0.01
+
+
+FIXED = {
+    "rows": (["--gradient_accumulation_steps", "2"], "4 rows per step .*made with 2.*its place in the data"),
+    "seed": (["--seed", "7"], "--seed 7: a resumed run cannot change it .*made with 42.*another order"),
+    "optimizer": (["--optim", "sgd"], "--optim sgd: a resumed run cannot change it .*adamw_torch.*another optimizer"),
+}
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_what_a_resumed_run_cannot_change_is_refused(case: str, folders: Any, tmp_path: Path) -> None:
+    argv = arguments(folders(3), write_rows(tmp_path / "train.json"), tmp_path / "out", *METHODS["ptuning"])
+    make_tuner([*argv, "--max_steps", "1"], tmp_path).train()
+    extra, message = FIXED[case]
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    same = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"]
+    check_unchanged(checkpoint, parse([*argv, *same, "--max_steps", "9", "--learning_rate", "1"]).training)
+    with pytest.raises(ArgumentsError, match=message):
+        check_unchanged(checkpoint, parse([*argv, *extra]).training)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions")
+def test_the_umask_decides_who_may_read_a_checkpoint(folders: Any, tmp_path: Path) -> None:
+    rows, before = write_rows(tmp_path / "train.json"), os.umask(0o027)
+    try:
+        for method, options in METHODS.items():
+            make_tuner(arguments(folders(3), rows, tmp_path / method, *options, "--max_steps", "1"), tmp_path).train()
+            folder = tmp_path / method / "checkpoint-1"
+            assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}, method
+            assert folder.stat().st_mode & 0o777 == 0o750
+    finally:
+        os.umask(before)
+
+
+def test_losses_are_fetched_once_per_step(folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would wait each time."""
+    argv = arguments(folders(3), write_rows(tmp_path / "train.json"), tmp_path / "out", *METHODS["ptuning"],
+                     "--gradient_accumulation_steps", "4", "--max_steps", "3", "--logging_steps", "100")  # fmt: skip
+    tuner = make_tuner(argv, tmp_path)
+    fetched: list[int] = []
+    check = Tuner._check_losses
+    monkeypatch.setattr(Tuner, "_check_losses", lambda self: fetched.append(self.state.global_step) or check(self))
+    step = Tuner.training_step
+
+    def watched(self: Tuner, *args: Any, **kwargs: Any) -> torch.Tensor:
+        inside = self.accelerator.sync_gradients
+        with pytest.MonkeyPatch.context() as patch:
+            if not inside:  # between the steps, nothing may turn a tensor into a number
+                for name in ("__float__", "item", "tolist", "__bool__"):
+                    patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("fetched between the steps"))
+            return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tuner, "training_step", watched)
+    tuner.train()
+    assert fetched == [0, 1, 2]
 
 
 def test_a_checkpoint_holds_only_what_was_trained(folders: Any, tmp_path: Path) -> None:
