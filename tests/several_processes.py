@@ -76,10 +76,10 @@ def _run(number: int, job: dict[str, Any], folder: Path) -> int:
     made = 0
 
     def counted(function: Any) -> Any:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal made
             made += 1
-            return function(*args)
+            return function(*args, **kwargs)
 
         return call
 
