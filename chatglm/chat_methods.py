@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +36,8 @@ class ChatMixin:
 
     #: The defaults of `stream_steps`: those of the generation's `chat`.
     sampling_defaults: ClassVar[dict[str, Any]] = {"do_sample": True, "top_p": 0.8, "temperature": 0.8}
+    #: Keywords of a turn that are no `GenerationOptions`, and that `_fit` takes.
+    turn_keywords: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def chat_format(self) -> ChatFormat:
@@ -117,8 +119,9 @@ class ChatMixin:
         **kwargs: Any,
     ) -> tuple[list[int], GenerationOptions]:
         """Returns the prompt's ids and the options for the arguments of `stream_steps`."""
+        turn = {name: kwargs.pop(name) for name in self.turn_keywords & kwargs.keys()}
         options = self.turn_options(tokenizer, **kwargs)
-        return self._fit(tokenizer, query, history, role, options, answer_room), options
+        return self._fit(tokenizer, query, history, role, options, answer_room, turn), options
 
     def complete_steps(
         self, tokenizer: PreTrainedTokenizerBase, text: str, **kwargs: Any
@@ -183,14 +186,32 @@ class ChatMixin:
         role: str,
         options: GenerationOptions,
         answer_room: int | None,
+        turn: Mapping[str, Any],
+    ) -> list[int]:
+        """Returns the ids of the prompt.
+
+        Args:
+            turn: those of `turn_keywords` that were given.
+        """
+        return self._fit_to(self.chat_format, tokenizer, query, history, role, options, answer_room)
+
+    def _fit_to(
+        self,
+        chat_format: ChatFormat,
+        tokenizer: Any,
+        query: str,
+        history: Sequence[Any] | None,
+        role: str,
+        options: GenerationOptions,
+        answer_room: int | None,
     ) -> list[int]:
         limit = min(options.max_length or self._context(), self._context())
         room = answer_room or min(options.max_new_tokens or ANSWER_ROOM, limit // 4)
         try:
-            return self.chat_format.fit(tokenizer, query, history, limit - room, role)[0]
+            return chat_format.fit(tokenizer, query, history, limit - room, role)[0]
         except ValueError:
             # The question may use the room reserved for the answer, as long as one token is left.
-            return self.chat_format.fit(tokenizer, query, history, limit - 1, role)[0]
+            return chat_format.fit(tokenizer, query, history, limit - 1, role)[0]
 
     def _take_last_turn(self) -> ChatCache:
         # Taken out while in use: a second thread then starts with an empty cache instead of sharing this one.
@@ -208,7 +229,7 @@ class ChatMixin:
     ) -> tuple[Any, list[Any]]:
         """Generates a whole answer: by the decode loop, or by transformers' `generate` for options that only it has."""
         kwargs = without_neutral(kwargs)
-        beyond = set(kwargs) - GenerationOptions.names() - {"past_key_values", "answer_room"}
+        beyond = set(kwargs) - GenerationOptions.names() - self.turn_keywords - {"past_key_values", "answer_room"}
         if (num_beams != 1 or beyond) and kwargs.get("past_key_values") is not None:
             names = ", ".join(sorted(beyond)) or "num_beams"
             raise ValueError(f"past_key_values works with the options of stream_chat, not with {names}")
@@ -217,10 +238,11 @@ class ChatMixin:
             return last.response, last.history
         self._check_chat(tokenizer)
         seed, answer_room = kwargs.pop("seed", None), kwargs.pop("answer_room", None)
+        turn = {name: kwargs.pop(name) for name in self.turn_keywords & kwargs.keys()}
         checked = GenerationOptions(
             **{name: value for name, value in kwargs.items() if name in GenerationOptions.names()}
         )
-        ids = self._fit(tokenizer, query, history, role, checked, answer_room)
+        ids = self._fit(tokenizer, query, history, role, checked, answer_room, turn)
         given = {name: value for name, value in kwargs.items() if value is not None and name != "cancel"}
         given["logits_processor"] = list(given.get("logits_processor") or [])
         if not checked.do_sample:
@@ -229,6 +251,9 @@ class ChatMixin:
         given.setdefault("eos_token_id", self.chat_format.stop_token_ids(tokenizer))
         given["max_length"] = checked.length_limit(len(ids), self._context())
         given.pop("max_new_tokens", None)
+        if checked.min_new_tokens is not None:
+            given["min_new_tokens"] = checked.min_new_tokens
+        given |= checked.prompt_inputs(0)
         inputs = torch.tensor([ids], device=self.device)  # type: ignore[attr-defined]
         began = time.perf_counter()
         with torch.random.fork_rng(enabled=seed is not None):

@@ -91,7 +91,7 @@ _OWN_AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoMod
 
 def _public_name(architecture: str) -> str:
     """The name of one of our classes in the published files, which vLLM, SGLang, llama.cpp and ms-swift know."""
-    kind = re.fullmatch(r"ChatGLM\d+(\w+)", architecture)
+    kind = re.fullmatch(r"(?:ChatGLM\d+|VisualGLM)(\w+)", architecture)
     if kind is None:
         return architecture
     return f"ChatGLM{kind[1]}" if kind[1] == "ForSequenceClassification" else "ChatGLMModel"

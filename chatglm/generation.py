@@ -114,6 +114,7 @@ def decode(
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=1,
+            **options.prompt_inputs(start),
         )
         if cache is not None:
             if batch_size == 1:
@@ -151,7 +152,8 @@ def generate_text(
     """
     began = time.perf_counter()
     limit = options.room_for(len(ids), context)
-    cached = cache.keep_prefix_of(ids, model, weights_stamp(model)) if cache is not None else 0
+    stamp = weights_stamp(model) if options.picture is None else (weights_stamp(model), options.picture.key)
+    cached = cache.keep_prefix_of(ids, model, stamp) if cache is not None else 0
     answer = AnswerText(options, decode_ids)
     prompt = torch.tensor([list(ids)], device=model.device)
     for sequence, reason in decode(model, prompt, options, limit, cache):

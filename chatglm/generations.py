@@ -22,6 +22,8 @@ from .chat import (
     ChatGLM3ForConditionalGeneration,
     ChatGLM4ForConditionalGeneration,
 )
+from .chat_visualglm import VisualGLMForConditionalGeneration
+from .checkpoints.clues import VISUAL
 from .checkpoints.encodings import let_transformers_read_them
 from .checkpoints.file_names import VOCABULARIES
 from .classifiers import (
@@ -37,6 +39,7 @@ from .configuration_chatglm import (
     ChatGLM4Config,
     ChatGLMConfig,
 )
+from .configuration_visualglm import VisualGLMConfig
 from .conversation.formats import ChatFormat, chat_format, register_chat_format, unregister_chat_format
 from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
 from .tokenization_chatglm2 import ChatGLM2Tokenizer
@@ -117,6 +120,7 @@ register_generation(
     chat_format(4), ChatGLM4Config, ChatGLM4ForConditionalGeneration, ChatGLM4Tokenizer,
     ChatGLM4ForSequenceClassification,
 )  # fmt: skip
+register_generation(chat_format(VISUAL), VisualGLMConfig, VisualGLMForConditionalGeneration, ChatGLM1Tokenizer)
 # Registered for the base class, which is no config's own class: registered for that one, transformers would run the
 # checkpoint's own tokenizer code under trust_remote_code=True.
 AutoTokenizer.register(ChatGLMConfig, ChatGLMTokenizer)

@@ -7,8 +7,10 @@ from .chat import (
     ChatGLM4ForConditionalGeneration,
     ChatStep,
 )
+from .chat_visualglm import VisualGLMForConditionalGeneration
 from .classifiers import ChatGLM2ForSequenceClassification, ChatGLM3ForSequenceClassification
 from .configuration_chatglm import ChatGLM1Config, ChatGLM2Config, ChatGLM3Config, ChatGLM4Config, ChatGLMConfig
+from .configuration_visualglm import VisualGLMConfig
 from .conversation import ChatFormat
 from .generation import InvalidScoreLogitsProcessor, NonFiniteLogitsError
 from .generations import (
@@ -18,6 +20,7 @@ from .generations import (
 )
 from .loading import load
 from .modelscope import register as _register_with_modelscope
+from .pictures import PictureError
 from .quantization import ChatGLMQuantizationConfig
 from .tokenization_chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
 from .tokenization_chatglm2 import ChatGLM2Tokenizer
@@ -46,6 +49,9 @@ __all__ = [
     "ChatStep",
     "InvalidScoreLogitsProcessor",
     "NonFiniteLogitsError",
+    "PictureError",
+    "VisualGLMConfig",
+    "VisualGLMForConditionalGeneration",
     "load",
     "register_generation",
 ]

@@ -11,6 +11,7 @@ import sentencepiece
 from transformers import BatchEncoding
 from transformers.utils import PaddingStrategy
 
+from .checkpoints.clues import VISUAL
 from .tokenizers.base import ChatGLMTokenizer
 from .tokenizers.sentencepiece_files import load_sentencepiece
 from .tokenizers.texts import clean_text
@@ -21,6 +22,7 @@ __all__ = ["ChatGLM1Tokenizer", "ChatGLMTokenizer"]
 
 class ChatGLM1Tokenizer(ChatGLMTokenizer):
     """The tokenizer of ChatGLM-6B: `ice_text.model` of v1.1, or of v1.0 (with 20,000 image tokens before the text).
+    VisualGLM-6B has the same, with its own conversations (`chatglm_version=11`).
 
     A single text becomes `text [gMASK] <sop>`, a pair `text [gMASK] <sop> answer <eop>`. Padded or truncated calls also
     return the bool mask `(1, tokens, tokens)`, True = hidden, and the 2-D positions `(2, tokens)`.
@@ -56,7 +58,8 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
         extra = [self.gmask_token, self.eop_token, *(kwargs.get("extra_special_tokens") or [])]
         kwargs["extra_special_tokens"] = [token for token in dict.fromkeys(extra) if token != kwargs["eos_token"]]
         kwargs.setdefault("clean_up_tokenization_spaces", num_image_tokens == 0)  # v1.0's decoder left spaces alone
-        super().__init__(vocab_file=vocab_file, chatglm_version=1, **kwargs)
+        version = VISUAL if chatglm_version == VISUAL else 1
+        super().__init__(vocab_file=vocab_file, chatglm_version=version, **kwargs)
         self.init_kwargs |= named | {"do_lower_case": do_lower_case, "remove_space": remove_space}
         self.init_kwargs["num_image_tokens"] = num_image_tokens
         self._typed_control_tokens = self.all_special_tokens

@@ -20,6 +20,19 @@ DEVIATIONS: dict[str, str] = {
         "v4: decoding with transformers 4.42 puts a blank on both sides of control tokens, which other releases and "
         "the other generations do not"
     ),
+    # VisualGLM
+    "typed_img_tags_are_text": (
+        "VisualGLM: the original opens what stands between the last <img> and </img> of a prompt, so a question could "
+        "make a server read a file or an address; here a picture is an argument, and <img> in a question is text"
+    ),
+    "addresses_are_fetched_on_request": (
+        "VisualGLM: the original fetches every image_path that begins with http; here that needs allow_urls=True, and "
+        "addresses in private networks are never fetched"
+    ),
+    "pictures_stand_upright": (
+        "VisualGLM: a photo is turned as its EXIF data says, and 16 bits a channel are scaled to 8, where the "
+        "original reads sideways and white pictures"
+    ),
     # networks
     "hidden_states_are_batch_first": (
         "hidden_states and last_hidden_state of the originals are (tokens, batch, width); ours are (batch, tokens, "

@@ -187,7 +187,7 @@ def test_codegeex2_is_of_generation_2(tmp_path: Path, said: list[str]) -> None:
     ("name", "version"),
     [
         ("chatglm-6b", 1), ("chatglm-6b-v1.0", 1), ("chatglm-6b-int4", 1), ("chatglm2-6b", 2), ("chatglm3-6b", 3),
-        ("chatglm3-6b-32k-int4", 3), ("codegeex2-6b", 2), ("visualglm-6b", 1),
+        ("chatglm3-6b-32k-int4", 3), ("codegeex2-6b", 2), ("visualglm-6b", 11),
     ],
 )  # fmt: skip
 def test_published_files_are_in_no_doubt(name: str, version: int, said: list[str]) -> None:
@@ -320,7 +320,7 @@ def test_the_argument_overrides_everything(version: int, tmp_path: Path, said: l
 def test_a_generation_that_does_not_exist(given: Any, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model", 2)
     for call in (load, AutoConfig.from_pretrained, AutoModel.from_pretrained, AutoTokenizer.from_pretrained):
-        with pytest.raises(ValueError, match="chatglm_version must be 1, 2, 3 or 4, not"):
+        with pytest.raises(ValueError, match="chatglm_version must be 1, 2, 3, 4 or 11, not"):
             call(folder, chatglm_version=given)
 
 
@@ -331,7 +331,7 @@ def test_the_front_doors_take_it(tmp_path: Path) -> None:
     command = ["--model", str(folder), "--device", "cpu", "--chatglm-version"]
     model, tokenizer = load_from_arguments(parser.parse_args([*command, "2"]))
     assert model.config.chatglm_version == tokenizer.chatglm_version == 2
-    with pytest.raises(ValueError, match="chatglm_version must be 1, 2, 3 or 4, not 5"):
+    with pytest.raises(ValueError, match="chatglm_version must be 1, 2, 3, 4 or 11, not 5"):
         load_from_arguments(parser.parse_args([*command, "5"]))
 
 
@@ -349,7 +349,7 @@ def test_a_class_is_a_statement_too(tmp_path: Path, said: list[str]) -> None:
     ("name", "generation"),
     [
         ("THUDM/chatglm2-6b", 2), ("ChatGLM3", 3), ("chatglm-3", 3), ("chatglm_2_lora", 2), ("chatglm26b", 2),
-        ("ChatGLM-v2", 2), ("chatglm-6b-int4", 1), ("ChatGLM_6B", 1), ("visualglm-6b", 1), ("codegeex2-6b", 2),
+        ("ChatGLM-v2", 2), ("chatglm-6b-int4", 1), ("ChatGLM_6B", 1), ("visualglm-6b", 11), ("codegeex2-6b", 2),
         ("chatglm-2bit", None), ("chatglm-20b", None), ("chatglm", None), ("codegeex4-all-9b", 4), ("glm-4-9b", 4),
         ("glm4", 4), ("chatglm-4bit", None), ("glm-4v-9b", None), ("LongWriter-glm4-9b", 4),
         ("chatglm32", None), ("my-model", None),

@@ -20,6 +20,9 @@ from .weight_names import unwrapped
 
 #: GLM-4 calls its model type "chatglm" too, and has ChatGLM3's network.
 GLM4 = 4
+#: VisualGLM-6B: the network and the vocabulary of generation 1, with pictures.
+VISUAL = 11
+_LIKE_1 = frozenset((1, VISUAL))
 #: Embeddings with more rows than this belong to generation 1 or to GLM-4.
 _LARGE_VOCABULARY = 100_000
 _LEVELS = 4  # folders above the checkpoint whose names count
@@ -33,9 +36,9 @@ _TOKENS_OF_1 = ("gmask_token", "end_token", "eop_token", "num_image_tokens")
 # In the text of templates and code: a pattern and the generations that it occurs in; the first match counts.
 _IN_TEXT: tuple[tuple[re.Pattern[str], frozenset[int]], ...] = (
     (re.compile(r"<\|(?:user|assistant|observation)\|>|build_single_message"), frozenset((3, GLM4))),
-    (re.compile(r"ice_text\.model|position_encoding_2d|inner_hidden_size"), frozenset((1,))),
+    (re.compile(r"ice_text\.model|position_encoding_2d|inner_hidden_size"), _LIKE_1),
     (re.compile(r"\[Round \{\}\]\\n\\n"), frozenset((2,))),
-    (re.compile("问："), frozenset((1, 2))),
+    (re.compile("问："), frozenset((1, 2, VISUAL))),
     (re.compile("multi_query_group_num"), frozenset((2, 3))),
 )
 # Names of published models; the first match in a name counts. 0: the generation is in the name.
@@ -43,7 +46,8 @@ _IN_NAMES: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"codegeex[-_]?2", re.IGNORECASE), 2),
     (re.compile(r"codegeex[-_]?4|(?<!chat)glm[-_]?4(?!v|bit|[0-9])", re.IGNORECASE), GLM4),
     (re.compile(r"chatglm(?:[-_]?v)?([123])(?:6b|(?![0-9]))|chatglm[-_]([23])(?![0-9a-z])", re.IGNORECASE), 0),
-    (re.compile(r"(?:chat|visual)glm[-_]?6b", re.IGNORECASE), 1),
+    (re.compile(r"visualglm", re.IGNORECASE), VISUAL),
+    (re.compile(r"chatglm[-_]?6b", re.IGNORECASE), 1),
 )
 
 
@@ -112,7 +116,7 @@ def gather(path: Path | None, config: Mapping[str, Any], tokenizer: Mapping[str,
 
 
 def _later() -> frozenset[int]:
-    return (frozenset(file_names.VOCABULARIES) | {GLM4}) - {1}
+    return (frozenset(file_names.VOCABULARIES) | {GLM4}) - _LIKE_1
 
 
 def _number(value: Any) -> float:
@@ -127,8 +131,10 @@ def _of_config(config: Mapping[str, Any]) -> Iterator[Clue]:
     if config.get("chatglm_version") is not None:
         stated = config["chatglm_version"]
         yield Clue(Rank.STATED, frozenset((known_generation(stated),)), source, "chatglm_version", stated)
+    of_1 = frozenset((VISUAL if config.get("eva_config") else 1,))
     for keys, generations in (
-        (_KEYS_OF_1, frozenset((1,))), (_KEYS_OF_CODEGEEX2, frozenset((2,))), (_KEYS_OF_LATER, _later()),
+        (("eva_config",), frozenset((VISUAL,))), (_KEYS_OF_1, of_1), (_KEYS_OF_CODEGEEX2, frozenset((2,))),
+        (_KEYS_OF_LATER, _later()),
     ):  # fmt: skip
         for key in [key for key in keys if config.get(key) is not None][:1]:
             yield Clue(Rank.STRUCTURE, generations, source, key, config[key])
@@ -161,7 +167,7 @@ def _of_tokenizer(config: Mapping[str, Any]) -> Iterator[Clue]:
         yield from _of_name(name, source, "name_or_path")
     # No more than a hint: this file is often copied from generation 1 to others, whose tokenizers then say so.
     for key in [key for key in _TOKENS_OF_1 if key in config][:1]:
-        yield Clue(Rank.HINT, frozenset((1,)), source, key)
+        yield Clue(Rank.HINT, _LIKE_1, source, key)
 
 
 def _of_vocabulary(path: Path) -> Iterator[Clue]:
@@ -172,7 +178,7 @@ def _of_vocabulary(path: Path) -> Iterator[Clue]:
         fitting = {generation for generation, other in file_names.VOCABULARIES.items() if other == name}
         yield Clue(Rank.STRUCTURE, frozenset(fitting | ({GLM4} if 3 in fitting else set())), "path", name)
     elif file_names.VOCABULARIES[1] in there:  # beside another: no more than a hint
-        yield Clue(Rank.HINT, frozenset((1,)), "path", file_names.VOCABULARIES[1])
+        yield Clue(Rank.HINT, _LIKE_1, "path", file_names.VOCABULARIES[1])
 
 
 def _of_weights(folder: Path) -> Iterator[Clue]:
@@ -183,11 +189,15 @@ def _of_weights(folder: Path) -> Iterator[Clue]:
             if file.suffix != ".safetensors" and not zipfile.is_zipfile(file):
                 continue
             contents = {unwrapped(name): one for name, one in read_contents(file).items()}
+            image_side = next((name for name in contents if name.startswith("image_encoder.")), None)
+            if image_side is not None:
+                yield Clue(Rank.STRUCTURE, frozenset((VISUAL,)), file.name, image_side)
+                return
             for name in contents:
                 if re.search(r"(?:^|\.)(?:embedding\.word_embeddings|encoder\.layers\.\d+)\.", name):
                     yield Clue(Rank.STRUCTURE, _later(), file.name, name)
                 elif re.search(r"(?:^|\.)(?:word_embeddings|layers\.\d+)\.", name):
-                    yield Clue(Rank.STRUCTURE, frozenset((1,)), file.name, name)
+                    yield Clue(Rank.STRUCTURE, _LIKE_1, file.name, name)
                 else:
                     continue
                 width = next((one[1] for norm, one in contents.items() if norm.endswith("layernorm.weight")), 0)

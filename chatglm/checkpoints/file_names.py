@@ -7,6 +7,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 #: The vocabulary of each generation.
 VOCABULARIES = {1: "ice_text.model", 2: "tokenizer.model", 3: "tokenizer.model", 4: "tokenizer.model"}
+VOCABULARIES[11] = VOCABULARIES[1]  # VisualGLM-6B
 
 SAFETENSORS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"

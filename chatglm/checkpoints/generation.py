@@ -15,7 +15,7 @@ from typing import Any
 from transformers.utils import logging
 
 from . import file_names
-from .clues import GLM4, Clue, Rank, gather, known_generation, own_and_nearby, read_values
+from .clues import GLM4, VISUAL, Clue, Rank, gather, known_generation, own_and_nearby, read_values
 
 logger = logging.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Verdict:
         if not against and not self.is_guess:
             return None
         reason = self.decisive.text if self.decisive else "nothing in it tells more"
-        other = min((against[0].generations if against else self.possible) - {self.generation, GLM4}, default=2)
+        other = min((against[0].generations if against else self.possible) - {self.generation, GLM4, VISUAL}, default=2)
         but = f"although there is {against[0].text}" if against else "a guess"
         return (
             f"{where}: taken for a ChatGLM of generation {self.generation} ({reason}), {but}. If it is of another, "
@@ -102,9 +102,10 @@ def weigh(
         config = read_values(folder / file_names.CONFIG) if config is None else config
         tokenizer = read_values(folder / file_names.TOKENIZER_CONFIG) if tokenizer is None else tokenizer
     clues = tuple(gather(place, config or {}, tokenizer or {}))
-    possible, decisive = frozenset(file_names.VOCABULARIES) - {GLM4}, None
-    if any(clue.generations == {GLM4} for clue in clues):  # nothing is taken for a GLM-4 by exclusion
-        possible |= {GLM4}
+    possible, decisive = frozenset(file_names.VOCABULARIES) - {GLM4, VISUAL}, None
+    for one in (GLM4, VISUAL):  # nothing is taken for one of these by exclusion
+        if any(clue.generations == {one} for clue in clues):
+            possible |= {one}
     left = possible
     for clue in clues:
         fitting = left & clue.generations

@@ -31,6 +31,7 @@ from .formats import ChatFormat, Response, chat_format, register_chat_format
 from .history import ROLES, has_tools
 from .pair_format import PairFormat
 from .role_format import RoleFormat
+from .visualglm import VisualGLMFormat
 
 __all__ = [
     "CHAT_TEMPLATES",
@@ -59,7 +60,10 @@ __all__ = [
     "validate_history",
 ]
 
-_FORMATS = [register_chat_format(made()) for made in (ChatGLM1Format, ChatGLM2Format, ChatGLM3Format, ChatGLM4Format)]
+_FORMATS = [
+    register_chat_format(made())
+    for made in (ChatGLM1Format, ChatGLM2Format, ChatGLM3Format, ChatGLM4Format, VisualGLMFormat)
+]
 
 #: The formats as Jinja templates, by generation.
 CHAT_TEMPLATES = {format.generation: format.template for format in _FORMATS}

@@ -64,12 +64,32 @@ def without_neutral(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in NEUTRAL or value not in (None, NEUTRAL[name])}
 
 
+@dataclass(frozen=True)
+class PlacedPicture:
+    """A picture in a prompt.
+
+    Args:
+        features: its embeddings, (batch, image_length, hidden).
+        place: how many tokens stand before its placeholders.
+        key: equal for equal pictures.
+    """
+
+    features: torch.Tensor
+    place: int
+    key: object
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the forward that reads the prompt takes besides the ids."""
+        return {"image_features": self.features, "pre_image_length": self.place}
+
+
 @dataclass
 class GenerationOptions:
     """How to choose tokens and when to stop. Names and meaning are those of transformers' `GenerationConfig`.
 
     `seed` makes the choices repeatable, `cancel` ends the answer from another thread, and the text ends before the
-    first of the `stop_strings`.
+    first of the `stop_strings`. `picture` is the one in the prompt, for a model that sees.
     """
 
     do_sample: bool = True
@@ -90,6 +110,7 @@ class GenerationOptions:
     use_cache: bool = True
     seed: int | None = None
     cancel: threading.Event | None = None
+    picture: PlacedPicture | None = None
     prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None = None
     logits_processor: Sequence[LogitsProcessor] = field(default_factory=list)
     stopping_criteria: Sequence[Callable[..., Any]] = field(default_factory=list)
@@ -104,6 +125,8 @@ class GenerationOptions:
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} (greedy) or more"
                 raise ValueError(f"{name} must be {limits}, not {value!r}")
+        if self.picture is not None and not isinstance(self.picture, PlacedPicture):
+            raise TypeError(f"picture must be a PlacedPicture, not {type(self.picture).__name__}")
         if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty!r}")
         if (self.temperature is not None and self.temperature < GREEDY_BELOW) or self.top_p == 0:
@@ -136,6 +159,11 @@ class GenerationOptions:
             if value is not None:
                 kwargs[name] = value
         return cls(**kwargs)
+
+    def prompt_inputs(self, start: int) -> dict[str, Any]:
+        """What a forward that begins at token `start` of the sequence takes besides the ids: the picture is read with
+        the first one."""
+        return self.picture.inputs if self.picture is not None and start == 0 else {}
 
     def stop_ids(self) -> list[int]:
         if self.eos_token_id is None:

@@ -17,13 +17,15 @@ MEMORY_SHARE = 0.5
 
 @dataclass
 class Row:
-    """A row of the cache: the tokens that it holds, the adapter that computed them, and the request that uses it.
+    """A row of the cache: the tokens that it holds, the adapter that computed them, the picture among them, and the
+    request that uses it.
 
     An idle row has no request and is kept for one that continues its conversation. `used` says when it became idle.
     """
 
     ids: list[int] = field(default_factory=list)
     adapter: str | None = None
+    picture: object = None
     request: Request | None = None
     used: int = 0
 
@@ -113,7 +115,7 @@ class Batch:
 
     def place(self, request: Request) -> int:
         """Gives the request a row after the busy ones; returns how many of its tokens the row already holds."""
-        source, common = self._best_prefix(request.ids, request.adapter, request.reusable)
+        source, common = self._best_prefix(request)
         if source >= self.busy and 4 * common >= 3 * len(self.rows[source].ids):
             target = source  # the request continues its conversation
         else:
@@ -121,22 +123,20 @@ class Batch:
         if common and source != target:
             self.cache.copy(source, target, common)
         row = self.rows[target]
-        row.ids, row.adapter, row.request = request.ids[:common], request.adapter, request
+        row.ids, row.request = request.ids[:common], request
+        row.adapter, row.picture = request.adapter, request.picture
         self.swap(target, self.busy)
         self.busy += 1
         return common
 
-    def _best_prefix(self, ids: list[int], adapter: str | None, reusable: int) -> tuple[int, int]:
-        """Returns the row with the longest common prefix with `ids`, and its length, at most all ids but the last.
-
-        Args:
-            reusable: the maximum length of the prefix.
-        """
-        best, most = -1, 0
+    def _best_prefix(self, request: Request) -> tuple[int, int]:
+        """Returns the row with the longest common prefix with the request, and its length: at most all ids but the
+        last, and what the request may reuse."""
+        best, most, ids = -1, 0, request.ids
         for index, row in enumerate(self.rows):
-            if row.adapter != adapter:
+            if (row.adapter, row.picture) != (request.adapter, request.picture):
                 continue
-            common = min(len(row.ids), len(ids) - 1, reusable)
+            common = min(len(row.ids), len(ids) - 1, request.reusable)
             if row.ids[:common] != ids[:common]:
                 common = next(i for i in range(common) if row.ids[i] != ids[i])
             common = self._model.reusable_prefix(ids, common)

@@ -60,6 +60,7 @@ class Request:
         self.ids = list(ids)  # of prompt and answer
         self.adapter = adapter
         self.options, self.limit, self.top_logprobs = options, limit, top_logprobs
+        self.picture = None if options.picture is None else options.picture.key
         self.number = 0  # the order of arrival
         self.client = CLIENT.get()
         self.prompt_tokens = len(ids)

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -297,7 +298,10 @@ class Scheduler:
         try:
             self.use(request.adapter)
             scores = self._forward(
-                request.sequence[:, start:end], request.positions[..., start:end], request.scores_needed(start, end)
+                request.sequence[:, start:end],
+                request.positions[..., start:end],
+                request.scores_needed(start, end),
+                request.options.prompt_inputs(start),
             )
             request.read(scores[0], end)
         except Exception as error:  # most likely out of memory, because of this request
@@ -351,7 +355,9 @@ class Scheduler:
         self.statistics.steps += 1
         self._deliver(scores, first)
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, keep: int = 1) -> torch.Tensor:
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, keep: int = 1, more: Mapping[str, Any] | None = None
+    ) -> torch.Tensor:
         """Returns the scores (rows, keep, vocabulary) after the last `keep` of `ids` (rows, tokens)."""
         outputs = self._model(
             input_ids=ids,
@@ -360,6 +366,7 @@ class Scheduler:
             past_key_values=self._batch.cache,
             use_cache=True,
             logits_to_keep=keep,
+            **(more or {}),
         )
         self._faults = 0
         return outputs.logits[:, -keep:].float().to(self._model.device)

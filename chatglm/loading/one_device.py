@@ -41,8 +41,8 @@ def load(
             are detected) or the folder of a LoRA adapter (needs PEFT). Several as {"name": path, ...}: the first is
             used until `with model.adapter("name"):`. A single one is named after its folder.
         revision: branch, tag or commit of a hub repository.
-        chatglm_version: the generation (1 to 4) of a checkpoint that tells too little of it, or the wrong one. A
-            warning says where that is in doubt.
+        chatglm_version: the generation (1 to 4; 11 is VisualGLM-6B) of a checkpoint that tells too little of it, or
+            the wrong one. A warning says where that is in doubt.
         local_files_only: take a hub repository from this machine's cache, without asking the hub.
         check_memory: False tries to load even if the weights do not seem to fit.
 

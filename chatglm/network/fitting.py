@@ -50,7 +50,8 @@ def check_vocabulary_size(folder: Path, config: Any, weights: Weights) -> None:
     """Raises ModelLoadError if the embeddings have other rows than config.json says."""
     later = "vocab_size" in config.attribute_map  # generations 2 and 3 have other names for the size and the tensor
     for name, count in weights.counts.items():
-        if not name.endswith("word_embeddings.weight") or f"{name}_scale" in weights.names:
+        is_embedding = name.endswith("word_embeddings.weight") and "image_encoder." not in name
+        if not is_embedding or f"{name}_scale" in weights.names:
             continue
         if name.endswith("embedding.word_embeddings.weight") != later:
             return  # the weights of another network: names tell more than sizes

@@ -52,11 +52,12 @@ class PartNames:
     final_norm: str
     heads: tuple[str, ...]  # the output head, under every name that it has in the originals' maps
     blocks: str
+    others: tuple[str, ...] = ()  # further parts, which stay whole
 
     @property
     def meeting(self) -> tuple[str, ...]:
         """The modules on the device where input ids and logits meet, in the order of the originals' maps."""
-        return (self.embeddings, self.rotary, self.prefix, self.final_norm, *self.heads)
+        return (self.embeddings, self.rotary, self.prefix, self.final_norm, *self.heads, *self.others)
 
 # Arguments of `from_pretrained` that name other weights than those a folder has under their usual names.
 _OTHER_SOURCES = ("state_dict", "gguf_file", "variant")
@@ -112,6 +113,11 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
     # P-tuning trains a float32 prefix beside half-precision weights.
     _keep_in_fp32_modules_strict = ["prefix_encoder"]
 
+    @staticmethod
+    def conversions() -> list[Any]:
+        """How tensors of the published weights become those of the network, in transformers' form; [] if they are."""
+        return []
+
     @property
     def adapter_slots(self) -> AdapterSlots:
         """The P-tuning prefixes and LoRA adapters of this model by name, and which one is in use."""
@@ -165,7 +171,8 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
                 model.generation_config = GenerationConfig.from_pretrained(folder)
         if own_names:  # else `save_pretrained` would put the wrappers' names back
             used = getattr(model, "_weight_conversions", None) or []
-            model._weight_conversions = [one for one in used if not isinstance(one, WeightRenaming)]
+            kept = [one for one in used if not isinstance(one, WeightRenaming)]
+            model._weight_conversions = model.conversions() or kept
         if model.is_split:
             for name in ("to", "cuda", "npu", "xpu", "mlu", "musa", "sdaa", "neuron"):
                 model.__dict__.pop(name, None)  # drops accelerate's warnings: our error says what to do

@@ -127,9 +127,11 @@ def packed_weights(model: nn.Module) -> list[str]:
 
 
 def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            yield parent, name, child
+    """(parent, name in it, child) of all modules, without those inside of parts that stay float."""
+    for name, child in model.named_children():
+        if not getattr(child, "stays_float", False):
+            yield model, name, child
+            yield from _children(child)
 
 
 def layers_to_quantize(

@@ -64,7 +64,7 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, OldNames, PreTrainedTokenizer)
     def __new__(cls, vocab_file: str | None = None, *args: Any, **kwargs: Any) -> ChatGLMTokenizer:
         if cls is ChatGLMTokenizer:
             name = os.path.basename(vocab_file or "")
-            given = 1 if name == "ice_text.model" else kwargs.get("chatglm_version")
+            given = kwargs.get("chatglm_version") or (1 if name == "ice_text.model" else None)
             cls = cls.classes[settle(vocab_file, tokenizer=kwargs, given=given)]
         return super().__new__(cls)
 
