@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +39,9 @@ class ChatMixin:
     sampling_defaults: ClassVar[dict[str, Any]] = {"do_sample": True, "top_p": 0.8, "temperature": 0.8}
     #: Keywords of a turn that are no `GenerationOptions`, and that `_fit` takes.
     turn_keywords: ClassVar[frozenset[str]] = frozenset()
+
+    #: Options of every answer, unless a call gives others: how programs let all of their answers be guessed ahead.
+    default_options: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def chat_format(self) -> ChatFormat:
@@ -157,6 +161,8 @@ class ChatMixin:
         }
         defaults |= {name: value for name, value in own.items() if value is not None}
         given = {name: value for name, value in kwargs.items() if value is not None}
+        if not given.keys() & {"prompt_lookup_num_tokens", "assistant_model", "use_cache"}:
+            defaults |= self.default_options
         return GenerationOptions.from_config(GenerationConfig(), **(defaults | given))
 
     def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -18,6 +18,7 @@ from .decoding.choosing import (
     choose,
     find_non_finite,
 )
+from .decoding.guessing import guess_ahead
 from .decoding.options import DEFAULT_TOP_K, GREEDY_BELOW, GenerationOptions
 from .decoding.steps import FinishReason, GenerationStep
 from .decoding.text import AnswerText, IncrementalDecoder
@@ -93,6 +94,7 @@ def decode(
 
     Raises:
         NonFiniteLogitsError: the network gave NaN or infinite logits.
+        ValueError: several sequences are to be guessed ahead.
     """
     ids = input_ids
     batch_size = len(ids)
@@ -100,6 +102,11 @@ def decode(
     if cache is None and options.use_cache:
         cache = ChatCache()
     start = len(cache.token_ids) if cache is not None else 0
+    if options.guesses and (batch_size > 1 or attention_mask is not None):
+        raise ValueError("prompt_lookup_num_tokens and assistant_model take one sequence without padding at a time")
+    ahead = guess_ahead(model, options, piece_end)
+    known = ids[0].tolist()  # the sequence, for guesses
+    read_prompt = False
     while True:
         if options.cancel is not None and options.cancel.is_set():
             yield ids, "cancelled"
@@ -107,28 +114,45 @@ def decode(
         end = ids.shape[1]
         if cache is not None and batch_size == 1 and attention_mask is None:
             end = piece_end(model, ids, start)
+        began, guess = time.perf_counter(), list[int]()
+        if ahead is not None and read_prompt:
+            guess = ahead.guess(known, limit - ids.shape[1] - 1)
+        fed = torch.cat((ids, ids.new_tensor([guess])), dim=-1) if guess else ids
+        end += len(guess)
         outputs = model(
-            input_ids=ids[:, start:end],
-            position_ids=model.positions_from(ids, start, attention_mask)[..., : end - start],
+            input_ids=fed[:, start:end],
+            position_ids=model.positions_from(fed, start, attention_mask)[..., : end - start],
             attention_mask=attention_mask,
             past_key_values=cache,
             use_cache=cache is not None,
-            logits_to_keep=1,
+            logits_to_keep=1 + len(guess),
             **options.prompt_inputs(start),
         )
         if cache is not None:
             if batch_size == 1:
-                cache.token_ids += ids[0, start:end].tolist()
+                cache.token_ids += fed[0, start:end].tolist()
             start = end
             if end < ids.shape[1]:
                 continue
-        choice = chooser.choose(ids, outputs.logits[:, -1].float().to(ids.device))
-        ids = torch.cat((ids, choice.tokens), dim=-1)
-        if attention_mask is not None:
-            attention_mask = torch.cat((attention_mask, attention_mask.new_ones(batch_size, 1)), dim=-1)
-        yield ids, choice.finish_reason
-        if choice.finish_reason is not None:
-            return
+        scores = outputs.logits[:, -1 - len(guess) :].float().to(ids.device)
+        for place, guessed in enumerate([*guess, None]):
+            choice = chooser.choose(ids, scores[:, place])
+            ids = torch.cat((ids, choice.tokens), dim=-1)
+            known.append(choice.token_ids[0])
+            if attention_mask is not None:
+                attention_mask = torch.cat((attention_mask, attention_mask.new_ones(batch_size, 1)), dim=-1)
+            is_last = guessed is None or choice.token_ids[0] != guessed
+            if is_last and cache is not None and place < len(guess):  # the other guesses were wrong
+                start -= len(guess) - place
+                cache.shorten(start)
+            if is_last and ahead is not None and read_prompt:
+                ahead.took(len(guess), place, time.perf_counter() - began)
+            yield ids, choice.finish_reason
+            if choice.finish_reason is not None:
+                return
+            if is_last:
+                break
+        read_prompt = True
 
 
 def generate_text(

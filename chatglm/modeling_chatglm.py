@@ -296,7 +296,11 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
             hidden_states,
             prefix,
             rotary,
-            sees_all(attention_mask, mask, past_key_values) and self.config._attn_implementation == "sdpa",
+            self.config._attn_implementation == "sdpa"
+            and (
+                sees_all(attention_mask, mask, past_key_values)
+                or (attention_mask is None and glm.continues(input_ids, past_key_values, position_ids, self.config))
+            ),
             attention_mask=mask,
             rotary=rotary,
             past_key_values=past_key_values,

@@ -308,7 +308,8 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel, Backbone):
             hidden_states,
             prefix,
             [rotary],
-            sees_all(attention_mask, mask, past_key_values) and self.config._attn_implementation == "sdpa",
+            self.config._attn_implementation == "sdpa"
+            and (attention_mask is None or sees_all(attention_mask, mask, past_key_values)),
             attention_mask=mask,
             rotary=rotary,
             past_key_values=past_key_values,

@@ -11,9 +11,11 @@ import torch
 from transformers import LogitsProcessor
 
 from chatglm.chat import ids_to_text
+from chatglm.decoding import guessing
 from chatglm.engine import PromptTooLongError, Request, Scheduler
 from chatglm.generation import GenerationOptions, NonFiniteLogitsError, generate_text
 from scripted import Say
+from test_decoding_guessing import Steady
 from tiny_chat import CONTEXT, pair
 
 VERSIONS = (1, 2, 3)
@@ -365,3 +367,29 @@ def test_what_waits_can_be_ended_without_what_runs() -> None:
         list(waiting.stream)
     many.run()
     assert list(running.stream)[-1].completion_tokens == 30
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_answer_that_runs_alone_is_guessed_ahead(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = pair(version)
+    monkeypatch.setattr(guessing, "_costs", {model: Steady()})
+    text = "一二三四五六七八九十 one two three"
+    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": 40}
+    for guess in ({}, {"prompt_lookup_num_tokens": 10}, {"assistant_model": model}):
+        engine = asked(version)
+        for repeats in (True, False):  # the question, or the model's own answer
+            script = [[Say(tokenizer, text)] if repeats else [] for _ in range(2)]
+            expected = alone(model, tokenizer, text, **settings, logits_processor=script[0])
+            before = engine.scheduler.statistics.steps
+            request = engine.ask(text, **settings, **guess, logits_processor=script[1])
+            engine.run()
+            assert said(request.stream) == expected
+            steps = engine.scheduler.statistics.steps - before
+            if not guess:
+                assert steps == len(expected) - 1
+            elif repeats == ("prompt_lookup_num_tokens" in guess):  # an assistant knows the model's own answer
+                assert steps < 0.6 * len(expected)
+        together = [engine.ask(question, **settings, **guess) for question in ("你好", "再见")]
+        engine.run()
+        for one, question in zip(together, ("你好", "再见"), strict=True):
+            assert said(one.stream) == alone(model, tokenizer, question, **settings)

@@ -11,12 +11,12 @@ from transformers import Cache
 
 @dataclass(frozen=True)
 class TokenRoom:
-    """Where one-call decoding writes the next token of each sequence; the cache is as before until `commit`."""
+    """Where one-call decoding writes the next tokens of each sequence; the cache is as before until `commit`."""
 
-    lengths: Sequence[int]  # of each sequence, without the new token
+    lengths: Sequence[int]  # of each sequence, without the new tokens
     #: Keys and values of each layer, (sequences, heads, more than the longest length, head_dim).
     layers: list[tuple[torch.Tensor, torch.Tensor]]
-    commit: Callable[[], None]  # makes the written token a part of the cache
+    commit: Callable[[], None]  # makes the written tokens a part of the cache
 
 
 class ChatGLMCache(Cache):
@@ -26,6 +26,6 @@ class ChatGLMCache(Cache):
     #: if all sequences have the same length. One-call decoding knows the lengths and needs no such mask.
     mask: torch.Tensor | None = None
 
-    def room_for_tokens(self) -> TokenRoom | None:
-        """Room for one more token of each sequence; None if the cache cannot take a token at this point."""
+    def room_for_tokens(self, tokens: int = 1) -> TokenRoom | None:
+        """Room for `tokens` more of each sequence; None if the cache cannot take them at this point."""
         raise NotImplementedError

@@ -41,17 +41,22 @@ class ChatCache(ChatGLMCache, DynamicCache):
         common = model.reusable_prefix(list(ids), common)
         if common == 0:
             self._empty(stamp)
-        elif common < len(self.token_ids):
-            self.crop(common - len(self.token_ids))
-            del self.token_ids[common:]
+        else:
+            self.shorten(common)
         return common
 
-    def room_for_tokens(self) -> TokenRoom | None:
+    def shorten(self, tokens: int) -> None:
+        """Drops all but the first tokens."""
+        if tokens < len(self.token_ids):
+            self.crop(tokens - len(self.token_ids))
+            del self.token_ids[tokens:]
+
+    def room_for_tokens(self, tokens: int = 1) -> TokenRoom | None:
         """As in the base class; None while the cache is empty or an interrupted forward left some layers longer."""
         length = self.get_seq_length()
         if length == 0 or any(layer.get_seq_length() != length for layer in self.layers):
             return None
-        held = [layer.reserve(1) for layer in self.layers]
+        held = [layer.reserve(tokens) for layer in self.layers]
 
         def commit() -> None:
             for layer, (keys, values) in zip(self.layers, held, strict=True):

@@ -71,7 +71,7 @@ class RowCache(ChatGLMCache):
                 seen.append(held[self._first : self._first + len(states), :, :end])
         return seen[0], seen[1]
 
-    def room_for_tokens(self) -> TokenRoom:
+    def room_for_tokens(self, tokens: int = 1) -> TokenRoom:
         """Room in the selected rows. Whoever selects rows counts their tokens, so there is nothing to commit."""
         place = slice(self._first, self._first + len(self._lengths))
         held = [(keys[place], values[place]) for keys, values in zip(self._keys, self._values, strict=True)]

@@ -1,7 +1,8 @@
-"""Decoding with a quantised model on a CPU: runs one token of each sequence through all blocks in one kernel call.
+"""Decoding with a quantised model on a CPU: runs one token of each sequence, or a few of one sequence (guesses, short
+pieces of a prompt), through all blocks in one kernel call.
 
 Besides its four products, a block needs about fifty small operations per token, which take a good part of the time on a
-CPU. Everything but the plain case (several tokens, gradients, hooks, LoRA, masks, another device) goes through the
+CPU. Everything but the plain case (many tokens, gradients, hooks, LoRA, masks, another device) goes through the
 modules. The results are equal up to rounding: this path rounds less, as it keeps float32 between and inside the blocks.
 """
 
@@ -19,6 +20,9 @@ from .. import kernels
 from ..cache import ChatGLMCache, TokenRoom
 from ..kernels.cpu import TYPE_CODES, Tokens
 from .block_plan import BlockLayout, BlockPlanner
+
+#: Tokens of one sequence up to which one call is used: each of them reads the cache on its own.
+FEW_TOKENS = 16
 
 
 class BlockRunner:
@@ -48,7 +52,8 @@ class BlockRunner:
             hidden_states: (batch, tokens, hidden)
             prefix: keys and values of every block's prefix, or None
             tables: one or two of (cos, sin), each (batch or 1, tokens, angles)
-            plain: whether every token sees all cached tokens of its sequence, and attention is torch's
+            plain: whether every token sees all earlier tokens of its sequence and no later one, and attention is
+                torch's
             past_key_values, kwargs: for the modules
 
         Returns:
@@ -73,7 +78,7 @@ class BlockRunner:
         if (
             cache is None
             or type(hidden_states) is not torch.Tensor
-            or hidden_states.shape[1] != 1
+            or not _is_small(hidden_states)
             or hidden_states.device.type != "cpu"
             or hidden_states.dtype not in TYPE_CODES
             or torch.is_grad_enabled()
@@ -81,29 +86,33 @@ class BlockRunner:
             or torch.is_autocast_enabled("cpu")
         ):
             return None
-        rows, dtype = len(hidden_states), tables[0][0].dtype
+        sequences, count = hidden_states.shape[:2]
+        rows, dtype = sequences * count, tables[0][0].dtype
         backend: Any = kernels.backend_for(hidden_states.device)
         if not 0 < rows <= getattr(backend, "block_rows", 0):
             return None
         plan = self._planner.plan(blocks)
         found = None if plan is None else _prefix_of(prefix, dtype)
-        room = None if plan is None or found is None else _room(cache, rows, len(plan), dtype)
+        room = None if plan is None or found is None else _room(cache, sequences, count, len(plan), dtype)
         if plan is None or found is None or room is None:
             return None
         for block, (keys, values) in zip(plan, room.layers, strict=True):
             block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), TYPE_CODES[dtype]
-            block.cache_row, block.cache_step = keys.stride(0), keys.stride(1)
+            # Tokens of one sequence are rows of the same place in the cache, each with one more past token.
+            block.cache_row, block.cache_step = keys.stride(0) if count == 1 else 0, keys.stride(1)
         for block, (key, value) in zip(plan, found, strict=False):
             block.prefix_keys, block.prefix_values = key.data_ptr(), value.data_ptr()
         hidden_states = hidden_states.contiguous()
         result = torch.empty_like(hidden_states)
         tokens = Tokens(x=hidden_states.data_ptr(), y=result.data_ptr(), type=TYPE_CODES[result.dtype], rows=rows)
-        tokens.past, tokens.prefix = (ctypes.c_int64 * rows)(*room.lengths), found[0][0].shape[1] if found else 0
+        past = room.lengths if count == 1 else range(room.lengths[0], room.lengths[0] + count)
+        tokens.past, tokens.prefix = (ctypes.c_int64 * rows)(*past), found[0][0].shape[1] if found else 0
         tokens.turns = len(tables)
         for i, (cos, sin) in enumerate(tables):
             tokens.cos[i], tokens.sin[i] = cos.data_ptr(), sin.data_ptr()
             tokens.angles, tokens.angle_type = cos.shape[-1], TYPE_CODES[cos.dtype]
-            tokens.angle_row, tokens.angle_step = cos.stride(0) if len(cos) > 1 else 0, cos.stride(-1)
+            row_dim = 0 if count == 1 else 1
+            tokens.angle_row, tokens.angle_step = cos.stride(row_dim) if cos.shape[row_dim] > 1 else 0, cos.stride(-1)
         backend.run_blocks(tokens, plan)
         room.commit()
         return result
@@ -130,18 +139,26 @@ def _prefix_of(
     return [(key.contiguous(), value.contiguous()) for key, value in found]
 
 
-def _room(cache: Cache, rows: int, count: int, dtype: torch.dtype) -> TokenRoom | None:
-    """Room for one more token in `count` layers of `rows` sequences, on the CPU, in `dtype`; None if there is none."""
+def _is_small(hidden_states: torch.Tensor) -> bool:
+    """Whether these are one token of each sequence, or a few of one sequence."""
+    sequences, count = hidden_states.shape[:2]
+    return count == 1 or (sequences == 1 and count <= FEW_TOKENS)
+
+
+def _room(cache: Cache, rows: int, tokens: int, count: int, dtype: torch.dtype) -> TokenRoom | None:
+    """Room for `tokens` more in `count` layers of `rows` sequences, on the CPU, in `dtype`; None if there is none."""
 
     def fits(held: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
         usable = (len(keys) == rows and keys.dtype == dtype and keys.device.type == "cpu" for keys, _ in held)
         return len(held) == count and all(usable)
 
     if isinstance(cache, ChatGLMCache):
-        room = cache.room_for_tokens()
-        return room if room is not None and len(room.lengths) == rows and fits(room.layers) else None
+        room = cache.room_for_tokens(tokens)
+        if room is None or (tokens > 1 and room.lengths[0] == 0):  # a prompt begins: read as longer ones are
+            return None
+        return room if len(room.lengths) == rows and fits(room.layers) else None
     length = cache.get_seq_length()
-    if cache.offloading or length == 0:
+    if cache.offloading or length == 0 or tokens > 1:
         return None
     if not all(type(layer) is DynamicLayer and layer.get_seq_length() == length for layer in cache.layers):
         return None

@@ -30,6 +30,12 @@ DEFAULT_TOP_K = 50
 #: Lower temperatures leave only the likeliest token anyway, and dividing the scores by them would overflow.
 GREEDY_BELOW = 1e-5
 
+#: Options that are whole numbers, and the lowest one each.
+WHOLE_NUMBERS = (
+    ("max_length", 1), ("max_new_tokens", 1), ("min_new_tokens", 0), ("top_k", 0), ("prompt_lookup_num_tokens", 0),
+    ("num_assistant_tokens", 1),
+)  # fmt: skip
+
 #: Options of transformers' `generate` that decoding token by token does not have, and the value with which each
 #: changes nothing: programs for the originals pass them on in every call.
 NEUTRAL: dict[str, Any] = {
@@ -90,6 +96,8 @@ class GenerationOptions:
 
     `seed` makes the choices repeatable, `cancel` ends the answer from another thread, and the text ends before the
     first of the `stop_strings`. `picture` is the one in the prompt, for a model that sees.
+    `prompt_lookup_num_tokens` (0: none) and `assistant_model` guess tokens ahead, see `guessing`; they change the speed
+    of a single sequence and not its distribution.
     """
 
     do_sample: bool = True
@@ -107,6 +115,9 @@ class GenerationOptions:
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
     stop_strings: str | Sequence[str] | None = None
+    prompt_lookup_num_tokens: int | None = None
+    assistant_model: Any = None
+    num_assistant_tokens: int | None = None
     use_cache: bool = True
     seed: int | None = None
     cancel: threading.Event | None = None
@@ -116,7 +127,7 @@ class GenerationOptions:
     stopping_criteria: Sequence[Callable[..., Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name, lowest in (("max_length", 1), ("max_new_tokens", 1), ("min_new_tokens", 0), ("top_k", 0)):
+        for name, lowest in WHOLE_NUMBERS:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or int(value) != value or value < lowest):
                 raise ValueError(f"{name} must be a whole number of {lowest} or more, not {value!r}")
@@ -129,6 +140,10 @@ class GenerationOptions:
             raise TypeError(f"picture must be a PlacedPicture, not {type(self.picture).__name__}")
         if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty!r}")
+        if self.assistant_model is not None and self.prompt_lookup_num_tokens:
+            raise ValueError("give prompt_lookup_num_tokens or assistant_model, not both")
+        if self.guesses and not self.use_cache:
+            raise ValueError("prompt_lookup_num_tokens and assistant_model need the KV cache: leave out use_cache")
         if (self.temperature is not None and self.temperature < GREEDY_BELOW) or self.top_p == 0:
             self.do_sample = False
         if isinstance(self.stop_strings, str):
@@ -164,6 +179,11 @@ class GenerationOptions:
         """What a forward that begins at token `start` of the sequence takes besides the ids: the picture is read with
         the first one."""
         return self.picture.inputs if self.picture is not None and start == 0 else {}
+
+    @property
+    def guesses(self) -> bool:
+        """Whether tokens should be guessed ahead."""
+        return self.assistant_model is not None or bool(self.prompt_lookup_num_tokens)
 
     def stop_ids(self) -> list[int]:
         if self.eos_token_id is None:

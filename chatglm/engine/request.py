@@ -11,9 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ..decoding.choosing import TokenChooser
+from ..decoding.guessing import GuessAhead, guess_ahead
 from ..decoding.options import GenerationOptions
 from ..decoding.steps import FinishReason
 from ..decoding.text import AnswerText
+from ..generation import piece_end
 from .logprobs import PromptLogprobs, TokenLogprob, token_logprobs
 from .stream import EngineStep, Stream
 
@@ -71,6 +73,7 @@ class Request:
         self._queue_seconds = 0.0
         self._prompt_logprobs = prompt_logprobs
         self._chooser: TokenChooser | None = None
+        self._ahead: GuessAhead | None = None
         self._answer = AnswerText(options, decode_ids)
         self._shown = ""
 
@@ -80,6 +83,7 @@ class Request:
             return
         self._queue_seconds = time.perf_counter() - self.began
         self._chooser = TokenChooser(model, self.options, self.prompt_tokens, self.limit, model.device)
+        self._ahead = guess_ahead(model, self.options, piece_end)
         # (1, limit): padded with the last id of the sequence, which does not change any positions.
         self.sequence = torch.tensor([self.ids + self.ids[-1:] * (self.limit - len(self.ids))], device=model.device)
         #: (1, limit) or (1, 2, limit), also for future tokens.
@@ -107,6 +111,20 @@ class Request:
         """Takes the scores (tokens, vocabulary) after the last tokens of a chunk. Raises NonFiniteLogitsError."""
         if self._prompt_logprobs is not None:
             self._prompt_logprobs.read(scores, end)
+
+    def guess(self, room: int) -> list[int]:
+        """Tokens that may follow, at most `room`, see `GuessAhead.guess`; none without an option that asks for them."""
+        return self._ahead.guess(self.ids, min(room, self.limit - len(self.ids) - 1)) if self._ahead is not None else []
+
+    def expect(self, guess: Sequence[int]) -> None:
+        """Writes guessed tokens behind the sequence, for the next forward; `advance` writes the true ones over them."""
+        if guess:
+            self.sequence[0, len(self.ids) : len(self.ids) + len(guess)] = self.sequence.new_tensor(guess)
+
+    def took(self, guessed: int, right: int, seconds: float) -> None:
+        """See `GuessAhead.took`."""
+        if self._ahead is not None:
+            self._ahead.took(guessed, right, seconds)
 
     def advance(self, scores: torch.Tensor) -> FinishReason | None:
         """Chooses the next token from `scores` (1, vocabulary) and streams it; returns why it is the last, or None.

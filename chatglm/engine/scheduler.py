@@ -7,22 +7,16 @@ computes one token of every row together. All generations are treated the same: 
 Requests belong to clients. The client with the fewest running answers starts its next request first, and one that has
 more than others gives rows back to them: its newest request returns to the queue.
 
-A request may use one of the model's adapters. A model uses one adapter at a time, so a step runs the rows of each
-adapter together, one adapter after the other: no request waits for another adapter's answers to end, and a step takes
-one forward per adapter among the running answers.
-
-We do not use transformers' continuous batching: it has one seed for all requests, takes no logits processors per
-request, changes the model's attention implementation while others use the model, and does not support generation 1's
-mask. It is also slower on a CPU: with a model of 36M parameters on two busy cores, 16 answers of 32 tokens at once ran
-at 218 tokens/s here, and at 53 (first run) and 82 (second run) there; see `benchmarks/serving.py`.
+A model uses one adapter at a time, so a step runs the rows of each adapter together, one adapter after the other: no
+request waits for another adapter's answers to end, and a step takes one forward per adapter among the running answers.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,23 +29,10 @@ from .batch import Batch, affordable_tokens
 from .errors import PromptTooLongError
 from .logprobs import PromptLogprobs
 from .request import AS_LOADED, AdapterName, AsLoaded, Request
+from .statistics import Statistics
 
 #: Maximum number of prompt tokens that a step reads, so that a long prompt does not stall the running answers.
 PREFILL_TOKENS = 512
-
-
-@dataclass
-class Statistics:
-    """Counts since the start."""
-
-    requests: int = 0
-    refused: int = 0
-    finished: dict[str, int] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    preempted: int = 0
-    steps: int = 0
 
 
 class Scheduler:
@@ -204,8 +185,6 @@ class Scheduler:
         """Switches the model back to the adapter that it used at the start."""
         self.use(self._as_loaded)
 
-    # ---- requests
-
     def _receive(self) -> None:
         while self._arrived:
             self._waiting.append(self._arrived.popleft())
@@ -332,16 +311,16 @@ class Scheduler:
             end = first
 
     def _step_of(self, first: int, end: int) -> None:
-        """Computes one token of each of these rows, which have the same adapter."""
+        """Computes one token of each of these rows, which have the same adapter; for a row alone, see `_step_alone`."""
+        if end - first == 1:
+            self._step_alone(first)
+            return
         requests = [self._batch.request(index) for index in range(first, end)]
         lengths = [len(row.ids) for row in self._batch.rows[first:end]]
         tokens = torch.tensor([[request.ids[-1]] for request in requests], device=self._model.device)
         places = zip(requests, lengths, strict=True)
-        positions = torch.cat([request.positions[..., length : length + 1] for request, length in places])
-        if len(requests) == 1:
-            self._batch.cache.select_row(first, lengths[0])
-        else:
-            self._batch.cache.select_rows(first, lengths, self._model.device)
+        positions = torch.cat([one.positions[..., past : past + 1] for one, past in places])
+        self._batch.cache.select_rows(first, lengths, self._model.device)
         try:
             self.use(requests[0].adapter)
             scores = self._forward(tokens, positions)[:, -1]
@@ -354,6 +333,29 @@ class Scheduler:
             row.ids.append(request.ids[-1])
         self.statistics.steps += 1
         self._deliver(scores, first)
+
+    def _step_alone(self, index: int) -> None:
+        """Computes the next token of one row, and with it those that its request guesses."""
+        row, request = self._batch.rows[index], self._batch.request(index)
+        began, start = time.perf_counter(), len(row.ids)
+        try:
+            guess = request.guess(self._batch.cache.capacity - start - 1)
+            request.expect(guess)
+            fed = slice(start, start + 1 + len(guess))
+            self._batch.cache.select_row(index, start)
+            self.use(request.adapter)
+            scores = self._forward(request.sequence[:, fed], request.positions[..., fed], 1 + len(guess))
+        except Exception as error:
+            self._blame(error)
+            self._fail(self._batch.release(index, damaged=True), error)
+            return
+        self.statistics.steps += 1
+        for right, guessed in enumerate([*guess, None]):
+            row.ids.append(request.ids[-1])
+            self._deliver(scores[:, right], index)
+            if row.request is not request or request.ids[-1] != guessed:
+                break
+        request.took(len(guess), right, time.perf_counter() - began)
 
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, keep: int = 1, more: Mapping[str, Any] | None = None

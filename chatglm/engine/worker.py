@@ -16,7 +16,8 @@ from ..generation import GenerationOptions
 from .errors import EngineStoppedError, QueueFullError
 from .pace import Pace
 from .request import AS_LOADED, CLIENT, AdapterName, Request
-from .scheduler import Scheduler, Statistics
+from .scheduler import Scheduler
+from .statistics import Statistics
 from .stream import Stream
 
 Result = TypeVar("Result")

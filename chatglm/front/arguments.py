@@ -34,6 +34,13 @@ def _positive_int(text: str) -> int:
     return value
 
 
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("must be 0 or more")
+    return value
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**63:
@@ -77,11 +84,15 @@ def parse_setting(name: str, text: str) -> tuple[str, int | float]:
     key = name.replace("-", "_")
     if key not in SETTINGS:
         raise ValueError(f"there is no setting {name!r}, only {', '.join(SETTINGS)}")
+    return key, _parse(key, text, SETTINGS[key])
+
+
+def _parse(name: str, text: str, parse: Callable[[str], int | float]) -> int | float:
     try:
-        return key, SETTINGS[key](text)
+        return parse(text)
     except (ValueError, OverflowError) as error:
         reason = error if str(error).startswith("must") else "must be a number"
-        raise ValueError(f"{key} {text!r}: {reason}") from error
+        raise ValueError(f"{name} {text!r}: {reason}") from error
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
@@ -108,6 +119,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
     group.add_argument("--dtype", default="auto", help="auto, float16, bfloat16, float32 (default: %(default)s)")
     group.add_argument("--quantize", type=int, choices=(4, 8), help="bits per weight, rounded while loading")
     group.add_argument("--no-memory-check", action="store_true", help="load even if the memory seems too small")
+    group.add_argument(
+        "--prompt-lookup-num-tokens",
+        type=_setting("prompt_lookup_num_tokens", _natural),
+        metavar="N",
+        help="guess up to N tokens at once from the text so far: summaries and edits are faster, answers keep their "
+        "distribution (default: 0, none)",
+    )
+    group.add_argument(
+        "--assistant-model", metavar="FOLDER_OR_ID", help="a smaller model with the same vocabulary that guesses tokens"
+    )
 
 
 def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
@@ -119,13 +140,16 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
     language = getattr(args, "lang", None) or choose_language()
     with importing_libraries(language):
         from .. import load
+        from ..decoding.drafting import check_assistant
         from ..doctor.versions import newer_than_tested
 
         newer = newer_than_tested(*args.extras, *(["lora"] if args.adapter else []))
     if newer:
         names = ", ".join(f"{one.name} {one.found} ({one.tested})" for one in newer)
         complain(TERMINAL["newer"][language].format(names=names))
-    return load(
+    if args.prompt_lookup_num_tokens and args.assistant_model:
+        raise ValueError("give --prompt-lookup-num-tokens or --assistant-model, not both")
+    model, tokenizer = load(
         args.model,
         args.device,
         args.dtype,
@@ -135,6 +159,13 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         chatglm_version=args.chatglm_version,
         check_memory=not args.no_memory_check,
     )
+    if args.prompt_lookup_num_tokens:
+        model.default_options = {"prompt_lookup_num_tokens": args.prompt_lookup_num_tokens}
+    if args.assistant_model:
+        draft, _ = load(args.assistant_model, args.device, args.dtype, check_memory=not args.no_memory_check)
+        check_assistant(model, draft)
+        model.default_options = {"assistant_model": draft}
+    return model, tokenizer
 
 
 @contextlib.contextmanager
@@ -243,9 +274,15 @@ def read_tools(path: str) -> Any:
 
 
 def _argument(name: str) -> Callable[[str], int | float]:
+    return _setting(name, SETTINGS[name])
+
+
+def _setting(name: str, parse: Callable[[str], int | float]) -> Callable[[str], int | float]:
+    """The type of an argument whose text `parse` reads."""
+
     def convert(text: str) -> int | float:
         try:
-            return parse_setting(name, text)[1]
+            return _parse(name, text, parse)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -65,6 +65,15 @@ def starts_here(input_ids: torch.Tensor, config: ChatGLM1Config, positions: torc
     return bool((marks.any(-1) & is_sop.any(-1) & in_order).all())
 
 
+def continues(
+    input_ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor, config: ChatGLM1Config
+) -> bool:
+    """Whether a few tokens continue the texts in the cache, so that each sees all earlier tokens and no later one."""
+    if cache is None or torch.compiler.is_compiling() or int(cache.get_seq_length()) == 0:
+        return False
+    return not starts_here(input_ids, config, positions)
+
+
 def moved(positions: torch.Tensor, places: int | torch.Tensor) -> torch.Tensor:
     """Positions (batch, 2, tokens) or (batch, tokens), `places` further in the context; the answer counts as before."""
     if positions.dim() == 2:
