@@ -25,7 +25,11 @@ INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 #: How the names of threads that load a model begin, see `start`.
 LOADING = "chatglm-load"
 
-_FILES = ("api.py", "cli_demo.py", "web_demo.py")  # beside the package
+#: Programs beside the package.
+_FILES = (
+    "api.py", "cli_demo.py", "web_demo.py", "game/cli_demo_zh.py", "game/cli_demo_en.py", "game/web_demo_zh.py",
+    "game/web_demo_en.py",
+)  # fmt: skip
 _PACKAGE = Path(__file__).resolve().parent
 #: What a write to a standard stream raises that is closed, full or gone; such an error has no file name.
 _STREAM_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EINVAL)
@@ -50,7 +54,7 @@ def is_own_program() -> bool:
     path = Path(sys.argv[0] if sys.argv and sys.argv[0] else ".")
     if re.fullmatch(r"chatglm(\.exe|-script\.pyw?)?", path.name) and not path.is_dir():  # the console command
         return True
-    return path.name in _FILES and path.resolve().parent == _PACKAGE.parent
+    return any(path.resolve() == _PACKAGE.parent / name for name in _FILES)
 
 
 def module_to_run(command_line: Sequence[str]) -> str:

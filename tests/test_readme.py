@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: English pages; each has a Chinese one beside it.
 PAGES = [
     "README.md", "docs/command_line.md", "docs/export.md", "docs/http_api.md", "docs/python.md", "docs/quantization.md",
-    "docs/web_page.md",
+    "docs/web_page.md", "game/README.md",
 ]  # fmt: skip
 every_page = pytest.mark.parametrize("page", PAGES)
 
@@ -133,7 +133,7 @@ def test_files_that_a_page_names_exist(page: str) -> None:
     text = read(page)
     for link in re.findall(r"\]\(([\w./]+)\)", text):
         assert ((ROOT / page).parent / link).exists(), link
-    for path in re.findall(r"`((?:chatglm|tests|benchmarks|docs|ptuning|evaluation|\.ci)/[\w./-]*)`", text):
+    for path in re.findall(r"`((?:chatglm|tests|benchmarks|docs|game|ptuning|evaluation|\.ci)/[\w./-]*)`", text):
         assert (ROOT / path).exists(), path
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import html
 import json
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +16,11 @@ from ...engine import Waiting
 from ...language import LANGUAGES
 from ..messages import PAGE, TERMINAL
 from ..session import Session
-from . import behaviour, browser_store, display, failures, log
+from . import behaviour, browser_store, display, failures
 from .browser_store import KNOBS
-from .responses import middleware
+from .serving import serve
 from .stored_chat import StoredChat
-from .style import CLOSE_SIDE, STYLE, theme
+from .style import CLOSE_SIDE, STYLE
 from .visitor import language_of, read_tools, valid_settings
 
 #: (question, history, settings, cancel) -> places in the queue and steps of the answer, as `ChatEngine.chat_in_queue`
@@ -81,37 +78,15 @@ class Page:
         self.threads = at_once + OTHER_THREADS
 
     def launch(self, **kwargs: Any) -> None:
-        """Serves the page until it is interrupted; arguments as for `gr.Blocks.launch`.
+        """Serves the page until it is interrupted; arguments as for `gr.Blocks.launch`."""
+        serve(
+            self.blocks, self.name, self.threads, at_end=self._cancel_all, css=STYLE, js=behaviour.script(self.name),
+            i18n=self.labels, **kwargs,
+        )  # fmt: skip
 
-        Features with which visitors could fill the disk are off.
-        """
-        log.keep_brief()
-        self.blocks.launch(
-            prevent_thread_lock=True,
-            theme=theme(),
-            css=STYLE,
-            js=behaviour.script(self.name),
-            max_threads=self.threads,
-            i18n=self.labels,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            max_file_size=1,
-            app_kwargs={"middleware": middleware(self.name)},
-            **kwargs,
-        )
-        with contextlib.suppress(KeyboardInterrupt):
-            while self.blocks.is_running:
-                time.sleep(0.1)
+    def _cancel_all(self) -> None:
         for cancel in self.running.copy().values():
             cancel.set()
-        server = self.blocks.server
-        if server is not None:
-            server.config.timeout_graceful_shutdown = 0  # otherwise it waits for open pages
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log how many there are
-        self.blocks.close(verbose=False)
-        gc.freeze()  # gradio and torch have so many objects that a collection at exit takes seconds
 
     def _draw(self, system: str | None, tools: list[Any] | None, is_demo: bool) -> None:
         text: Callable[[str], Any] = self.labels
