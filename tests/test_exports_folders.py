@@ -134,7 +134,7 @@ def test_files_of_torch_save_and_other_names(tmp_path: Path) -> None:
     [
         (1, {}, "two-dimensional positions"),
         (3, {"pre_seq_len": 4}, "P-tuning prefix"),
-        (3, {"quantization_bit": 4}, "export the full-precision checkpoint"),
+        (3, {"quantization_bit": 4}, "export the full-precision checkpoint, or"),
         (2, {"add_bias_linear": True}, "add_bias_linear = True"),
         (2, {"rmsnorm": False}, "rmsnorm = False"),
         (2, {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm = True"),

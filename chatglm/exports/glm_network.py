@@ -48,22 +48,23 @@ def refuse_unfit(config: Any, quantized: bool = False) -> None:
     """
     if not isinstance(config, ChatGLM2Config):
         raise ValueError(
-            "ChatGLM-6B cannot be exported: its two-dimensional positions, the mask over its prompt and its scaled "
-            "residuals are in no other engine; serve it with api.py"
+            "ChatGLM-6B runs in no other engine: its two-dimensional positions, the mask over its prompt and its "
+            "scaled residuals exist only here; serve it with api.py"
         )
     if config.pre_seq_len is not None:
         raise ValueError(
-            "a model with a P-tuning prefix cannot be exported: other engines have no prefix in every layer; serve it "
+            "a model with a P-tuning prefix runs in no other engine: they have no prefix in every layer; serve it "
             "with api.py, or tune with LoRA"
         )
     if config.quantization_bit and not quantized:
         raise ValueError(
-            "a quantised model cannot be exported as 16-bit weights without loss: export the full-precision checkpoint"
+            "other engines do not read INT4 or INT8 weights in this form: serve or export the full-precision "
+            "checkpoint, or export with --to gguf"
         )
     for name, value in ONLY.items():
         if getattr(config, name) != value:
             raise ValueError(
-                f"a model with {name} = {getattr(config, name)!r} cannot be exported: other engines have {value!r} only"
+                f"a model with {name} = {getattr(config, name)!r} runs in no other engine: they have {value!r} only"
             )
 
 

@@ -39,6 +39,7 @@ class Tensors:
     """
 
     def __init__(self, folder: Path, rename: Callable[[str], str] = unwrapped) -> None:
+        self.folder = folder
         self._places: dict[str, tuple[Path, str]] = {}
         self._opened: tuple[Path, Any] | None = None
         for path in find_weights(folder).files:

@@ -118,6 +118,14 @@ def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     group.add_argument("--dtype", default="auto", help="auto, float16, bfloat16, float32 (default: %(default)s)")
     group.add_argument("--quantize", type=int, choices=(4, 8), help="bits per weight, rounded while loading")
+    group.add_argument(
+        "--tensor-parallel", type=_setting("tensor_parallel", _positive_int), metavar="N", default=1,
+        help="split the matrices over N processes, on the CPU",
+    )  # fmt: skip
+    group.add_argument(
+        "--tensor-parallel-at", metavar="HOST:PORT",
+        help="where the other processes, started with `python -m chatglm.parallel`, join (default: start them here)",
+    )  # fmt: skip
     group.add_argument("--no-memory-check", action="store_true", help="load even if the memory seems too small")
     group.add_argument(
         "--prompt-lookup-num-tokens",
@@ -149,16 +157,18 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         complain(TERMINAL["newer"][language].format(names=names))
     if args.prompt_lookup_num_tokens and args.assistant_model:
         raise ValueError("give --prompt-lookup-num-tokens or --assistant-model, not both")
-    model, tokenizer = load(
-        args.model,
-        args.device,
-        args.dtype,
-        quantize=args.quantize,
-        adapter=_adapters(args.adapter or []),
-        revision=args.revision,
-        chatglm_version=args.chatglm_version,
-        check_memory=not args.no_memory_check,
-    )
+    options = {
+        "quantize": args.quantize,
+        "adapter": _adapters(args.adapter or []),
+        "revision": args.revision,
+        "chatglm_version": args.chatglm_version,
+    }
+    if args.tensor_parallel > 1:
+        model, tokenizer = _load_in_parallel(args, options)
+    else:
+        model, tokenizer = load(
+            args.model, args.device, args.dtype, check_memory=not args.no_memory_check, **options
+        )
     if args.prompt_lookup_num_tokens:
         model.default_options = {"prompt_lookup_num_tokens": args.prompt_lookup_num_tokens}
     if args.assistant_model:
@@ -166,6 +176,24 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         check_assistant(model, draft)
         model.default_options = {"assistant_model": draft}
     return model, tokenizer
+
+
+def _load_in_parallel(
+    args: argparse.Namespace, options: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
+    from ..parallel import Group, load_parallel
+
+    if args.device not in ("auto", "cpu"):
+        raise ValueError(f"--tensor-parallel is for the CPU, not for --device {args.device}")
+    shared = ("model", "revision", "chatglm_version", "dtype", "quantize")
+    given = [(f"--{name.replace('_', '-')}", getattr(args, name)) for name in shared]
+    words = [str(word) for pair in given if pair[1] is not None for word in pair]
+    group = Group.start(args.tensor_parallel, args.tensor_parallel_at, words)
+    try:
+        return load_parallel(args.model, group, args.dtype, **options)
+    except BaseException:
+        group.close()
+        raise
 
 
 @contextlib.contextmanager

@@ -86,9 +86,9 @@ class ChatMethods(_Base):
             refuse_unknown("apply_chat_template", kwargs, "return_assistant_tokens_mask")
         if not is_own or documents:
             texts = super().apply_chat_template(
-                _marked(chats, self._marks) if tokenize else chats,
+                marked(chats, self._marks) if tokenize else chats,
                 tools=tools,
-                documents=_marked(documents, self._marks) if tokenize else documents,
+                documents=marked(documents, self._marks) if tokenize else documents,
                 chat_template=chat_template,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -120,18 +120,18 @@ class ChatMethods(_Base):
     def _encode_marked(self, text: str) -> list[int]:
         ids: list[int] = []
         for segment, is_token in self._segments(clean_text(text), control=True):
-            ids += [self.convert_tokens_to_ids(segment)] if is_token else self.encode_text(segment.replace(_MARK, ""))
+            ids += [self.convert_tokens_to_ids(segment)] if is_token else self.encode_text(segment.replace(MARK, ""))
         return ids
 
 
-#: A noncharacter code point: put into control tokens that users have typed, so that they stay text.
-_MARK = "\ufdd0"
+#: A noncharacter code point: put between the letters of control tokens that users have typed, so that they stay text.
+MARK = "\ufdd0"
 
 
-def _marked(value: Any, names: re.Pattern[str]) -> Any:
-    """The value with a mark in every control token of its texts, except roles."""
+def marked(value: Any, names: re.Pattern[str]) -> Any:
+    """The value with marks in every control token of its texts, except roles; one may hold another: [gMASK]<sop>."""
     if isinstance(value, str):
-        return names.sub(lambda name: name[0][0] + _MARK + name[0][1:], value)
+        return names.sub(lambda name: MARK.join(name[0]), value)
     if isinstance(value, Mapping):
-        return {key: item if key == "role" else _marked(item, names) for key, item in value.items()}
-    return [_marked(item, names) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: item if key == "role" else marked(item, names) for key, item in value.items()}
+    return [marked(item, names) for item in value] if isinstance(value, (list, tuple)) else value
