@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from chatglm import load
-from chatglm.parallel import Group, load_parallel
+from chatglm.parallel import Group, ParallelError, load_parallel
 from chatglm.parallel.group import parse_address
 from chatglm.parallel.layers import ShardedLinear
 from tiny_adapters import make_lora, make_prefix
@@ -80,6 +80,19 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert "merge it first" in error_of(lambda: load_parallel(tied, group, adapter=lora), ValueError)
     group.close()
     assert child.wait(30) == 0
+
+
+def test_the_program_starts_the_others_and_an_end_of_one_is_an_error(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 1)
+    group = Group.start(2, arguments=["--model", str(folder), "--quantize", "4", "--dtype", "float32"])
+    model, tokenizer = load_parallel(folder, group, "float32", quantize=4)
+    alone = load(folder, dtype="float32", quantize=4)
+    assert torch.equal(answers(model, tokenizer)[0], answers(*alone)[0])
+    (child,) = group._children
+    child.kill()
+    child.wait()
+    assert "has ended" in error_of(lambda: answers(model, tokenizer), ParallelError)
+    group.close()
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":1", "host:0", "host:99999", "host:x"])

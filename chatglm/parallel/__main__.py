@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
+from .. import load as _  # noqa: F401  # registers the generations
 from ..checkpoints.files import ModelLoadError
 from ..program import complain, run
 from . import Group, ParallelError, work

@@ -24,7 +24,7 @@ _NEVER = timedelta(days=3650)  # an idle server sends nothing, and a connection 
 _END = -1
 
 
-class ParallelError(RuntimeError):
+class ParallelError(ConnectionError):
     """Another process of the model has ended or does not answer; the message is one line."""
 
 
@@ -198,8 +198,5 @@ def _await(store: dist.Store, rank: int, children: Sequence[subprocess.Popen[byt
 def _one_line() -> Iterator[None]:
     try:
         yield
-    except (dist.DistError, RuntimeError) as error:
-        if isinstance(error, ParallelError):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ParallelError(f"the processes of the tensor parallelism have lost each other ({reason})") from error
+    except RuntimeError as error:
+        raise ParallelError("another process of the tensor parallelism has ended: its message says why") from error
