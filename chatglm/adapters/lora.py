@@ -6,12 +6,16 @@ import re
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .. import kernels
 from ..checkpoints.adapters import LORA_CONFIG, Lora, describe, import_peft
 from ..checkpoints.files import ModelLoadError
 from ..network.slots import AdapterSlots
+from ..quantization.layers import QuantizedLayer
+from ..quantization.scheme import quantize_weight
 from .switching import check_name, remove_adapter
 
 
@@ -62,6 +66,31 @@ def attach_lora(model: PreTrainedModel, lora: Lora, name: str) -> None:
         if isinstance(error, ModelLoadError):
             raise
         raise ModelLoadError(f"the LoRA adapter {lora.path} does not fit this model: {error}") from error
+
+
+def requantization_error(model: PreTrainedModel, name: str | None = None) -> float:
+    """How much of a LoRA adapter `merge_lora(requantize=True)` would lose: the norm of what rounding adds to the
+    weights that the adapter changes, divided by the norm of what the adapter adds to them. 0: nothing is lost."""
+    slots: AdapterSlots = model.adapter_slots
+    name = slots.current if name is None else name
+    if name not in slots.loras:
+        raise ValueError(f"there is no LoRA adapter {name!r}: this model has {', '.join(slots.loras) or 'none'}")
+    lost = added = 0.0
+    for layer in slots.lora_layers:
+        base = layer.get_base_layer()
+        if isinstance(base, QuantizedLayer):
+            merged = _merged(layer, name)
+            q, scale = quantize_weight(merged, base.bits)
+            rounded = kernels.dequantize(q, scale, base.bits, torch.float32)
+            lost += float((rounded - merged).square().sum())
+            added += float((merged - base.dequantize()).square().sum())
+    return (lost / added) ** 0.5 if added else 0.0
+
+
+def _merged(layer: Any, name: str) -> torch.Tensor:
+    """The float32 weights of a quantised layer with its LoRA."""
+    merged: torch.Tensor = layer.get_base_layer().dequantize() + layer.get_delta_weight(name).detach().float()
+    return merged
 
 
 def _inject(model: PreTrainedModel, config: Any, name: str) -> set[str]:
@@ -121,17 +150,21 @@ def _other_model(model: PreTrainedModel, lora: Lora, keys: list[str]) -> str:
     )
 
 
-def merge_lora(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
+def merge_lora(model: PreTrainedModel, name: str | None = None, *, requantize: bool = False) -> PreTrainedModel:
     """Adds a LoRA adapter (by default the current one) to the weights; the model then no longer needs PEFT.
 
     Half-precision weights are summed in float32 and rounded once.
+
+    Args:
+        requantize: round the sum again where a layer is quantised; `requantization_error` says beforehand how much of
+            the adapter is lost.
 
     Returns:
         The model itself, as if loaded from a checkpoint of the merged weights.
 
     Raises:
         ValueError: there is no such LoRA adapter, or others are loaded as well (the weights that they were trained on
-            would be gone), or a layer is quantised or tied to another.
+            would be gone), or a layer is tied to another, or quantised without `requantize`.
     """
     slots: AdapterSlots = model.adapter_slots
     name = slots.current if name is None else name
@@ -148,15 +181,19 @@ def merge_lora(model: PreTrainedModel, name: str | None = None) -> PreTrainedMod
         counts[id(weight)] = counts.get(id(weight), 0) + 1
     for layer in layers:
         weight = layer.get_base_layer().weight
-        if not weight.is_floating_point():
+        if not weight.is_floating_point() and not requantize:
             raise ValueError(
-                "LoRA cannot be merged into quantised weights: rounding them again would lose most of it. Merge into "
-                "the full-precision checkpoint, and quantise the result"
+                "LoRA is not merged into quantised weights unasked, as rounding them again loses a part of it. Merge "
+                "into the full-precision checkpoint, and quantise the result; or use requantize=True, see "
+                "requantization_error"
             )
         if counts[id(weight)] > 1:
             raise ValueError("LoRA on embeddings that are tied to the output head cannot be merged: use it as it is")
     slots.use(name)
     for layer in layers:
+        if isinstance(layer.get_base_layer(), QuantizedLayer):
+            layer.get_base_layer().set_weight(_merged(layer, name))
+            continue
         parameters = list(layer.get_base_layer().parameters(recurse=False))
         kinds = [parameter.dtype for parameter in parameters]
         for parameter in parameters:

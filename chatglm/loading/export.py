@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..adapters.lora import merge_lora
+from ..adapters.lora import merge_lora, requantization_error
 from ..checkpoints import file_names
 from ..checkpoints.adapters import Lora, read_adapter
 from ..checkpoints.atomic import whole_folder
@@ -23,6 +24,9 @@ def export(
     adapter: str | os.PathLike[str],
     out: str | os.PathLike[str],
     chatglm_version: int | None = None,
+    *,
+    requantize: bool = False,
+    told: Callable[[float], None] | None = None,
 ) -> Path:
     """Writes the checkpoint, in the dtype of the base's files, and returns its folder.
 
@@ -30,9 +34,11 @@ def export(
 
     Args:
         chatglm_version: the generation of the base, if its folder does not tell it; OUT states it.
+        requantize: merge LoRA into a quantised base, whose weights are rounded again.
+        told: called with `requantization_error` then.
 
     Raises:
-        ValueError: the base is quantised and the adapter is LoRA; see `merge_lora` for others.
+        ValueError: the base is quantised and the adapter is LoRA, without `requantize`; see `merge_lora` for others.
         OSError: OUT exists, or cannot be written; see `chatglm.load` for others.
     """
     out = Path(out).expanduser()
@@ -41,15 +47,18 @@ def export(
     folder = find_folder(base)
     is_lora = isinstance(read_adapter(adapter), Lora)
     quantised = (folder / file_names.CONFIG).is_file() and settings_of(read_config(folder, chatglm_version))
-    if is_lora and quantised:
+    if is_lora and quantised and not requantize:
         raise ValueError(
-            f"{folder} is quantised, and rounding its weights again would lose most of what LoRA adds: export with the "
-            f"full-precision checkpoint as BASE, then load the result with quantize={quantised.bits}"
+            f"{folder} is quantised, and rounding its weights again loses a part of what LoRA adds: export with the "
+            f"full-precision checkpoint as BASE, then load the result with quantize={quantised.bits}; or add "
+            "--requantize, which says how much is lost"
         )
     dtype = find_weights(folder).dtype
     model, tokenizer = load(folder, "cpu", dtype, adapter=adapter, chatglm_version=chatglm_version)
     if is_lora:
-        merge_lora(model)
+        if quantised and told is not None:
+            told(requantization_error(model))
+        merge_lora(model, requantize=requantize)
     try:
         with whole_folder(out) as aside:
             model.save_pretrained(aside)
