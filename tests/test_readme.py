@@ -23,8 +23,8 @@ from tools.demo.corpus import WEATHER_TOOL
 ROOT = Path(__file__).resolve().parents[1]
 #: English pages; each has a Chinese one beside it.
 PAGES = [
-    "README.md", "docs/command_line.md", "docs/export.md", "docs/http_api.md", "docs/python.md", "docs/quantization.md",
-    "docs/web_page.md", "game/README.md",
+    "README.md", "docs/command_line.md", "docs/export.md", "docs/http_api.md", "docs/notebooks.md", "docs/python.md",
+    "docs/quantization.md", "docs/web_page.md", "game/README.md",
 ]  # fmt: skip
 every_page = pytest.mark.parametrize("page", PAGES)
 
