@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.integrations import integration_utils
+from transformers.trainer_utils import IntervalStrategy
 
 from chatglm.checkpoints.file_names import LORA_CONFIG
 
 from .metrics import MEASURES
 
 METHODS = ("ptuning", "lora", "full")
+#: PEFT's initialisations that need nothing but the weights. The decomposed ones change the base while training.
+INITIAL_LORA = ("default", "gaussian", "orthogonal", "pissa", "olora")
+DECOMPOSED = ("pissa", "olora")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 
 
@@ -52,8 +57,12 @@ class ModelArguments:
     lora_alpha: float = _help("LoRA's share is scaled by alpha / rank", 32)
     lora_dropout: float = _help("dropout in front of the LoRA matrices", 0.1)
     lora_target_modules: list[str] = field(
-        default_factory=lambda: ["query_key_value"], metadata={"help": "names of the layers that get LoRA matrices"}
+        default_factory=lambda: ["query_key_value"],
+        metadata={"help": "names of the layers that get LoRA matrices; all-linear: all four kinds"},
     )
+    use_rslora: bool = _help("scale LoRA by alpha / sqrt(rank): better at high ranks", False)
+    use_dora: bool = _help("DoRA: LoRA with trained lengths of the weights' rows; not on quantised bases", False)
+    init_lora_weights: str = _help("how LoRA begins: default, gaussian, orthogonal, pissa, olora", "default")
     dtype: str = _help("dtype of the computation and the frozen weights; auto: one that the device is fast in", "auto")
     check_memory: bool = _help("false: load even if the memory seems too small", True)
 
@@ -73,7 +82,16 @@ class DataTrainingArguments:
     prompt_column: str | None = _help("column of the questions")
     response_column: str | None = _help("column of the answers")
     history_column: str | None = _help("column of the earlier turns: a list of [question, answer]")
-    train_file: str | None = _help("JSON lines, a JSON list, or CSV")
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "one file or several: JSON lines, a JSON list, or CSV"}
+    )
+    train_weights: list[float] | None = field(
+        default=None, metadata={"help": "for each train_file, how many times its rows are taken; 0.5: half of them"}
+    )
+    val_size: float = _help("hold out rows of train_file instead of a validation_file: a share, or how many", 0.0)
+    streaming: bool = _help("read and tokenise train_file while training, for files larger than memory", False)
+    packing: bool = _help("put the examples of a batch into few rows without padding, kept apart by masks", False)
+    packing_length: int = _help("tokens of a packed row at most; a longer example has its own", 512)
     validation_file: str | None = _help("as train_file, for --do_eval and the untuned loss")
     test_file: str | None = _help("as train_file, for --do_predict")
     overwrite_cache: bool = _help("tokenise again instead of reusing the tokens of an earlier run", False)
@@ -111,6 +129,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     remove_unused_columns: bool = _help("false: the collator picks the columns", False)
     logging_nan_inf_filter: bool = _help("false: a NaN or infinite loss is shown and stops the run", False)
     ddp_find_unused_parameters: bool | None = _help("false: every trained weight is used in every step", False)
+    keep_best: bool = _help("end with the best checkpoint: the one with the lowest evaluation loss", False)
+    early_stopping: int = _help("stop after so many evaluations in a row without a better one (keeps the best)", 0)
     logging_dir: str | None = _help("folder of tensorboard's files (default: output_dir/runs/...)")
     gradient_checkpointing: bool | None = _help("less memory, slower steps (default: if the memory needs it)")
 
@@ -118,6 +138,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         if self.logging_dir is not None:  # where today's transformers look for it
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
         self.checkpointing_chosen = self._choose_checkpointing()
+        if self.keep_best or self.early_stopping > 0:
+            self._keep_best()
         super().__post_init__()
         if self.device.type != "cuda":
             self.dataloader_pin_memory = False
@@ -135,6 +157,15 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             setattr(self, old, None)
             setattr(self, new + suffix, given[0] if given else default)
         return chosen
+
+    def _keep_best(self) -> None:
+        """Evaluates wherever a checkpoint is written, unless the user has said when to evaluate."""
+        given: Any = self
+        given.load_best_model_at_end = True
+        if given.eval_strategy in ("no", IntervalStrategy.NO):
+            given.eval_strategy, given.eval_steps = given.save_strategy, given.save_steps
+        elif given.eval_strategy == given.save_strategy == "steps" and given.eval_steps and given.save_steps == 500:
+            given.save_steps = given.eval_steps  # 500 is the default
 
     @property
     def checkpointing(self) -> bool:
@@ -193,7 +224,7 @@ REMOVED = {
 }
 
 
-class _Parser(HfArgumentParser):  # type: ignore[misc, unused-ignore]
+class Parser(HfArgumentParser):  # type: ignore[misc, unused-ignore]
     def error(self, message: str) -> Any:
         raise ArgumentsError(message)
 
@@ -205,10 +236,9 @@ def parse(argv: list[str], prog: str = "main.py") -> Arguments:
 
     Raises ArgumentsError: one line that says what to do.
     """
-    if argv and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
-        argv = [*_from_file(Path(argv[0])), *argv[1:]]
+    argv = argument_words(argv)
     notes: list[str] = []
-    parser = _Parser(
+    parser = Parser(
         (ModelArguments, DataTrainingArguments, TrainingArguments),
         prog=prog, allow_abbrev=False, description="P-tuning v2, LoRA and full tuning of ChatGLM models.",
     )  # fmt: skip
@@ -222,13 +252,20 @@ def parse(argv: list[str], prog: str = "main.py") -> Arguments:
         raise ArgumentsError(" ".join(str(error).split())) from error
     if rest:
         known = [option for action in parser._actions for option in action.option_strings]
-        raise ArgumentsError(_unknown(rest, known))
+        raise ArgumentsError(unknown_argument(rest, known))
     arguments = Arguments(model, data, training, notes)
     _check(arguments)
     return arguments
 
 
-def _unknown(rest: list[str], known: list[str]) -> str:
+def argument_words(argv: list[str]) -> list[str]:
+    """The words of a command line, with the file of arguments that it may begin with opened."""
+    if argv and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
+        return [*_from_file(Path(argv[0])), *argv[1:]]
+    return argv
+
+
+def unknown_argument(rest: list[str], known: list[str]) -> str:
     """The error message for what is no argument."""
     if not rest[0].startswith("-"):
         return f"{rest[0]!r} belongs to no argument: arguments begin with --, and a file of them comes first"
@@ -244,9 +281,9 @@ def page_arguments(argv: list[str]) -> list[str]:
 
     Raises ArgumentsError.
     """
-    parser = _Parser((ModelArguments,), prog="web_demo.py", allow_abbrev=False)
+    parser = Parser((ModelArguments,), prog="web_demo.py", allow_abbrev=False)
     model, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-    _check_base(model)
+    check_base(model)
     _refuse(
         model.pre_seq_len is not None and model.ptuning_checkpoint is None,
         "--pre_seq_len without --ptuning_checkpoint would be an untrained prefix: name the checkpoint",
@@ -330,7 +367,7 @@ def _refuse(wrong: bool, message: str) -> None:
         raise ArgumentsError(message)
 
 
-def _check_base(model: ModelArguments) -> None:
+def check_base(model: ModelArguments) -> None:
     path = model.model_name_or_path
     _refuse(not path, "--model_name_or_path is missing: a folder, or a hub id such as THUDM/chatglm3-6b")
     for name in ("config_name", "tokenizer_name"):
@@ -355,8 +392,23 @@ def _check_base(model: ModelArguments) -> None:
         )
 
 
+def check_lora(model: ModelArguments) -> None:
+    """Raises ArgumentsError if LoRA's arguments are wrong."""
+    start = model.init_lora_weights
+    known = start in INITIAL_LORA or re.fullmatch(r"pissa_niter_[1-9]\d*", start)
+    _refuse(not known, f"--init_lora_weights {start}: use one of {', '.join(INITIAL_LORA)} or pissa_niter_N")
+    _refuse(start.startswith(DECOMPOSED) and model.use_dora, f"--init_lora_weights {start} and --use_dora: use one")
+    by_weights = (("use_dora", model.use_dora), (f"init_lora_weights {start}", start.startswith(DECOMPOSED)))
+    for name, wanted in by_weights:
+        _refuse(wanted and model.quantization_bit is not None,
+                f"--{name} computes with the weights of the base, which --quantization_bit rounds: leave one out")
+    _refuse(model.lora_rank < 1, f"--lora_rank {model.lora_rank}: has to be 1 or more")
+    _refuse(not 0 <= model.lora_dropout < 1, f"--lora_dropout {model.lora_dropout}: has to be from 0 to below 1")
+    _refuse(not 0 < model.lora_alpha < math.inf, f"--lora_alpha {model.lora_alpha}: has to be above 0")
+
+
 def _check_model(model: ModelArguments, training: TrainingArguments, notes: list[str]) -> None:
-    _check_base(model)
+    check_base(model)
     checkpoint = model.ptuning_checkpoint
     method = method_of(model)
     length = model.pre_seq_len
@@ -373,9 +425,7 @@ def _check_model(model: ModelArguments, training: TrainingArguments, notes: list
             _refuse(length is not None, f"--pre_seq_len is for --method ptuning, and this is {method}")
         _refuse(model.prefix_projection, "--prefix_projection is for P-tuning: give --pre_seq_len, too")
     if method == "lora":
-        _refuse(model.lora_rank < 1, f"--lora_rank {model.lora_rank}: has to be 1 or more")
-        _refuse(not 0 <= model.lora_dropout < 1, f"--lora_dropout {model.lora_dropout}: has to be from 0 to below 1")
-        _refuse(not 0 < model.lora_alpha < math.inf, f"--lora_alpha {model.lora_alpha}: has to be above 0")
+        check_lora(model)
     if method == "full" and training.do_train:
         _refuse(
             model.quantization_bit is not None,
@@ -396,15 +446,19 @@ def _check_data(
         "nothing to do: add --do_train, --do_eval or --do_predict",
     )
     for flag, name in (("do_train", "train_file"), ("do_eval", "validation_file"), ("do_predict", "test_file")):
-        path = getattr(data, name)
-        _refuse(getattr(training, flag) and path is None, f"--{flag} needs --{name}")
-        if path is not None:
+        given = getattr(data, name)
+        missing = given is None and not (name == "validation_file" and data.val_size > 0)
+        or_size = " or --val_size" if name == "validation_file" and training.do_train else ""
+        _refuse(getattr(training, flag) and missing, f"--{flag} needs --{name}{or_size}")
+        for path in given if isinstance(given, list) else [given] if given is not None else []:
             _refuse(Path(path).is_dir(), f"--{name} {path}: is a folder: name one file in it")
             _refuse(Path(path).suffix.lower() not in (".json", ".jsonl", ".csv"),
                     f"--{name} {path}: has to be .json, .jsonl or .csv")  # fmt: skip
             _refuse(not Path(path).is_file(), f"--{name} {path}: there is no such file")
-    for name in ("max_source_length", "max_target_length", "val_max_target_length", "max_train_samples",
-                 "max_eval_samples", "max_predict_samples", "num_beams", "preprocessing_num_workers"):  # fmt: skip
+    _check_mixing(data, training)
+    for name in ("packing_length", "max_source_length", "max_target_length", "val_max_target_length",
+                 "max_train_samples", "max_eval_samples", "max_predict_samples", "num_beams",
+                 "preprocessing_num_workers"):  # fmt: skip
         value = getattr(data, name)
         _refuse(value is not None and value < 1, f"--{name} {value}: has to be 1 or more")
     if training.do_predict and not training.predict_with_generate:
@@ -413,6 +467,25 @@ def _check_data(
     for name in ("lang", "pad_to_max_length"):
         if getattr(data, name):
             notes.append(f"--{name} has no effect, as in the originals")
+
+
+def _check_mixing(data: DataTrainingArguments, training: TrainingArguments) -> None:
+    files, weights, size = data.train_file or [], data.train_weights, data.val_size
+    if weights is not None:
+        _refuse(len(weights) != len(files), f"--train_weights: {len(weights)} for {len(files)} of --train_file")
+        wrong = [weight for weight in weights if not 0 < weight < math.inf]
+        _refuse(bool(wrong), f"--train_weights {' '.join(map(str, wrong))}: has to be above 0")
+    if size:
+        _refuse(not 0 < size < math.inf or (size > 1 and size % 1 > 0),
+                f"--val_size {size:g}: a share below 1, or a number of rows")  # fmt: skip
+        _refuse(data.validation_file is not None, "--val_size and --validation_file: leave one out")
+        _refuse(not training.do_train, "--val_size holds out rows of --train_file: it needs --do_train")
+    if data.streaming:
+        _refuse(bool(size), "--val_size needs to know all rows: give --validation_file with --streaming")
+        _refuse(training.max_steps <= 0, "--streaming needs --max_steps: the end of the data is not known")
+        _refuse(data.max_train_samples is not None, "--streaming reads on: use --max_steps, not --max_train_samples")
+        _refuse(data.dry_run, "--dry_run reads the data: leave --streaming out")
+    _refuse(training.early_stopping < 0, f"--early_stopping {training.early_stopping}: has to be 1 or more")
 
 
 def _check_training(model: ModelArguments, training: TrainingArguments, notes: list[str]) -> None:

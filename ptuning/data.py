@@ -16,6 +16,7 @@ import torch
 
 from ptuning.encoding import ANSWER, IGNORED, OLD_TURNS, QUESTION, check_lengths, encode_for_prediction, encode_row
 from ptuning.messages import text
+from ptuning.packing import Packer
 from ptuning.rows import Columns, DataError, Row, Rows, read_rows, rows_from_records
 
 __all__ = [
@@ -199,23 +200,31 @@ class Collator:
         pad_token_id: the tokenizer's.
         label_pad: label of the padding; the pad token's id for `ignore_pad_token_for_loss=False`.
         multiple_of: round lengths up to a multiple of this, for a GPU.
+        packer: packs training examples, see `packing.py`.
+        counts: add `tokens`, for the trainer, which takes it out again; a packed batch has it always.
     """
 
     pad_token_id: int
     label_pad: int = IGNORED
     multiple_of: int = 1
+    packer: Packer | None = None
+    counts: bool = False
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors (examples, tokens) of integers.
 
         `input_ids` and `labels` are padded on the right, without a mask, as causal attention does not see the padding
         and it is not learned; `prompt_ids` and `prompt_mask` (1 = a token) on the left; `target_ids` on the right with
-        -100.
+        -100; `tokens` (examples,) counts what is no padding.
         """
+        if self.packer is not None and examples and "prompt_ids" not in examples[0]:
+            return self.packer(examples)
         batch = {
             "input_ids": self._stack(examples, "input_ids", self.pad_token_id),
             "labels": self._stack(examples, "labels", self.label_pad),
         }
+        if self.counts:
+            batch["tokens"] = torch.tensor([len(example["input_ids"]) for example in examples])
         if examples and "prompt_ids" in examples[0]:
             batch["prompt_ids"] = self._stack(examples, "prompt_ids", self.pad_token_id, left=True)
             ones = [{"ones": [1] * len(example["prompt_ids"])} for example in examples]

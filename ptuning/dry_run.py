@@ -16,7 +16,7 @@ from chatglm.loading import choose_dtype, find_folder, read_config
 from .arguments import Arguments, method_of
 from .estimate import Estimate, Evaluation, advice, estimate
 from .messages import text
-from .methods import compute_dtype
+from .methods import ALL_LAYERS, ALL_LINEAR, compute_dtype
 
 #: transformers' optimizer names -> the optimizer of `estimate` that takes the same memory.
 SAME = {"adamw_bnb_8bit": "adamw_8bit", "adamw_8bit": "adamw_8bit"}
@@ -27,12 +27,15 @@ def rehearse(arguments: Arguments, longest: int, evaluation: Evaluation | None =
     model_args, _, training_args, _ = arguments
     folder = find_folder(model_args.model_name_or_path, model_args.revision)
     device, dtype = training_args.device, compute_dtype(model_args, training_args)
-    method = method_of(model_args)
+    method, batch = method_of(model_args), training_args.per_device_train_batch_size
+    if arguments.data.packing:
+        packed = max(longest, arguments.data.packing_length)
+        batch, longest = -(-batch * longest // packed), packed
     if method == "full" and (training_args.bf16 or training_args.fp16):
         dtype = "bfloat16" if training_args.bf16 else "float16"  # autocast over float32 weights
     settings: dict[str, Any] = {
         "method": method,
-        "batch_size": training_args.per_device_train_batch_size,
+        "batch_size": batch,
         "sequence_length": longest,
         "quantize": model_args.quantization_bit,
         "dtype": choose_dtype("auto", device, find_weights(folder)) if dtype == "auto" else dtype,
@@ -50,7 +53,8 @@ def rehearse(arguments: Arguments, longest: int, evaluation: Evaluation | None =
         if checkpoint is not None:
             config = read_json(Path(checkpoint) / LORA_CONFIG)
             rank, targets = config["r"], config["target_modules"]
-        settings |= {"lora_rank": rank, "lora_targets": tuple(targets)}
+        names = ALL_LAYERS if ALL_LINEAR in targets else tuple(targets)
+        settings |= {"lora_rank": rank, "lora_targets": names}
     elif method == "ptuning":
         length, projection = model_args.pre_seq_len, model_args.prefix_projection
         if checkpoint is not None and isinstance(prefix := read_adapter(checkpoint), Prefix):
@@ -118,8 +122,13 @@ def report(arguments: Arguments, train: Any, held_out: Any, test: Any, language:
 AMPLE = 0.7
 
 
-def choose_checkpointing(arguments: Arguments, train: Any, held_out: Any, test: Any) -> tuple[int, int] | None:
+def choose_checkpointing(
+    arguments: Arguments, longest: int, evaluation: Evaluation | None
+) -> tuple[int, int] | None:
     """Turns gradient checkpointing off if the run fits easily without it, unless the user has chosen.
+
+    Args:
+        longest, evaluation: as for `rehearse`.
 
     Returns:
         The memory that the run takes without it, and what is available, in bytes; None if nothing was to be decided.
@@ -129,7 +138,7 @@ def choose_checkpointing(arguments: Arguments, train: Any, held_out: Any, test: 
     if training_args.checkpointing_chosen or room is None:
         return None
     training_args.checkpointing = False
-    found = rehearse(arguments, max(train["length"]), evaluation_of(arguments, train, held_out, test))
+    found = rehearse(arguments, longest, evaluation)
     training_args.checkpointing = found.total > AMPLE * room
     return found.total, room
 

@@ -52,11 +52,15 @@ def from_alpaca(record: Record) -> dict[str, Any]:
     history = record.get("history")
     history = json.loads(history) if isinstance(history, str) and history.strip() else history or []
     if system.strip():
-        pairs = [[one, other] for one, other in history]
-        history = [{"role": "system", "content": system}]
-        for asked, answered in pairs:
-            history += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        history = [{"role": "system", "content": system}, *messages_of(history)]
     return {"prompt": question, "response": output, "history": history}
+
+
+def messages_of(history: Sequence[Any]) -> list[dict[str, Any]]:
+    """A history of [question, answer] pairs as messages."""
+    pairs = [[one, other] for one, other in history]
+    return [{"role": role, "content": said} for pair in pairs
+            for role, said in zip(("user", "assistant"), pair, strict=True)]  # fmt: skip
 
 
 def from_sharegpt(record: Record) -> dict[str, Any]:

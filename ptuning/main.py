@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from ptuning.messages import command_line, text  # noqa: E402
 from ptuning.resuming import resume_from, step_of  # noqa: E402
 
 if TYPE_CHECKING:
+    from ptuning.reading import DataSets
     from ptuning.trainer import Tuner  # imported only when needed, so that wrong arguments are reported at once
 
 
@@ -71,7 +71,9 @@ def run(arguments: Arguments) -> int:
     say = _Say(training_args.process_index == 0)
     for note in notes:
         say.message("note", text=note)
-    tokenizer, sets = read_data(arguments, say)  # any error in the data is found before the weights are loaded
+    from ptuning.reading import read_data
+
+    tokenizer, sets = read_data(arguments, say, say.language)  # wrong data is found before the weights are loaded
     if sets.train is not None:
         settle_checkpointing(arguments, sets, say)
     if data_args.dry_run:
@@ -80,93 +82,40 @@ def run(arguments: Arguments) -> int:
         told, fits = report(arguments, sets.train, sets.held_out, sets.test, say.language)
         say(told)
         return 0 if fits else 1
-    show_examples(arguments, tokenizer, sets, say)
+    for example in sets.examples(data_args.show_example) if sets.train is not None else []:
+        from ptuning import data
+
+        say(data.show_example(tokenizer, example, say.language))
     resume = resume_from(training_args, say.message) if sets.train is not None else None
-    trainer = make_trainer(arguments, sets, resume)
+    trainer = make_trainer(arguments, sets, resume, say)
     if sets.train is not None:
         train(arguments, trainer, sets, resume, say)
         if trainer.interrupted:
             return INTERRUPTED
     if training_args.do_eval and not sets.same:
         evaluate(trainer, sets)
+    answers = None
     if sets.test is not None:
-        predict(trainer, sets, say, also_eval=training_args.do_eval and sets.same)
+        answers = predict(trainer, sets, say, also_eval=training_args.do_eval and sets.same)
+    if sets.train is not None:
+        summarize(arguments, trainer, sets, answers, say)
     return 0
 
 
 # ---- the steps of a run ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DataSets:
-    """The data sets of a run; None for those that it does not use."""
-
-    train: Any
-    held_out: Any
-    test: Any
-
-    @property
-    def same(self) -> bool:
-        """Whether the rows to evaluate and to predict are the same."""
-        return self.test is not None and self.test is self.held_out
-
-
-def read_data(arguments: Arguments, say: _Say) -> tuple[Any, DataSets]:
-    """Loads the tokenizer and tokenises the data sets."""
-    import logging
-
-    from ptuning import data, methods, metrics
-
-    model_args, data_args, training_args, _ = arguments
-    if training_args.predict_with_generate and (training_args.do_eval or training_args.do_predict):
-        metrics.load()
-    logging.getLogger(data.__name__).setLevel(logging.ERROR)  # the summary of the data holds its warnings
-    tokenizer = methods.load_tokenizer(model_args)
-    columns = data.Columns(data_args.prompt_column, data_args.response_column, data_args.history_column)
-
-    def dataset(path: str | None, limit: int | None, prediction: bool) -> Any:
-        if path is None:
-            return None
-        rows = data.read_rows(path, columns, tokenizer.chat_format, limit)
-        with training_args.main_process_first(desc="tokens"):
-            made = data.make_dataset(
-                tokenizer,
-                rows,
-                data_args.max_source_length,
-                data_args.target_length if prediction else data_args.max_target_length,
-                data_args.source_prefix,
-                prediction=prediction,
-                cut_references=data_args.cut_references,
-                num_proc=data_args.preprocessing_num_workers,
-                overwrite_cache=data_args.overwrite_cache and training_args.local_process_index == 0,
-            )
-        say(data.describe(rows, made).text(say.language))
-        return made
-
-    train = dataset(data_args.train_file, data_args.max_train_samples, False) if training_args.do_train else None
-    held_out = dataset(data_args.validation_file, data_args.max_eval_samples, True)
-    test = held_out
-    if not training_args.do_predict:
-        test = None
-    elif _rows_of(data_args.test_file, data_args.max_predict_samples) != _rows_of(
-        data_args.validation_file, data_args.max_eval_samples
-    ):
-        test = dataset(data_args.test_file, data_args.max_predict_samples, True)
-    return tokenizer, DataSets(train, held_out, test)
-
-
-def _rows_of(path: str | None, limit: int | None) -> tuple[Path | None, int | None]:
-    """The same for the same rows."""
-    return None if path is None else Path(path).resolve(), limit
-
-
 def settle_checkpointing(arguments: Arguments, sets: DataSets, say: _Say) -> None:
     """Decides about gradient checkpointing by the memory that is available, and says so."""
     from chatglm.checkpoints.memory import readable
-    from ptuning.dry_run import choose_checkpointing
+    from ptuning.dry_run import choose_checkpointing, evaluation_of
 
-    training_args = arguments.training
-    found = choose_checkpointing(arguments, sets.train, sets.held_out, sets.test)
+    training_args, data_args = arguments.training, arguments.data
+    rows = sets.train
+    if sets.streamed:
+        rows = {"length": [data_args.max_source_length + data_args.max_target_length + 1]}
+    evaluation = evaluation_of(arguments, rows, sets.held_out, sets.test)
+    found = choose_checkpointing(arguments, max(rows["length"]), evaluation)
     if training_args.world_size > 1:  # all processes have to compute alike
         from accelerate.utils import broadcast_object_list
 
@@ -176,18 +125,12 @@ def settle_checkpointing(arguments: Arguments, sets: DataSets, say: _Say) -> Non
         say.message(f"checkpointing_{'on' if training_args.checkpointing else 'off'}", needed=needed, room=room)
 
 
-def show_examples(arguments: Arguments, tokenizer: Any, sets: DataSets, say: _Say) -> None:
-    """Prints the first training examples, as many as --show_example asks for."""
-    from ptuning import data
-
-    count = len(sets.train) if sets.train is not None else 0
-    for number in range(min(arguments.data.show_example, count)):
-        say(data.show_example(tokenizer, sets.train[number], say.language))
-
-
-def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None) -> Tuner:
+def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None, say: _Say) -> Tuner:
     """Loads the model with its trainable parts, and makes its trainer. `resume`: the checkpoint to resume from."""
-    from ptuning import data, methods, metrics
+    from transformers import EarlyStoppingCallback
+
+    from ptuning import curve, data, methods, metrics
+    from ptuning.packing import Packer
     from ptuning.trainer import Tuner
 
     model_args, data_args, training_args, _ = arguments
@@ -199,7 +142,16 @@ def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None) -> Tu
     def scores(found: Any) -> dict[str, float]:
         return metrics.score(texts_of(found.predictions, tokenizer), texts_of(found.label_ids, tokenizer))
 
+    callbacks: list[Any] = []
+    if sets.train is not None and curve.is_available():
+        callbacks.append(curve.Curve(str(training_args.output_dir)))
+    elif sets.train is not None:
+        say.message("no_curve")
+    if training_args.early_stopping:
+        callbacks.append(EarlyStoppingCallback(training_args.early_stopping))
+    packs = data_args.packing and sets.train is not None
     return Tuner(
+        callbacks=callbacks,
         method=method_of(model_args),
         base=str(model_args.model_name_or_path),
         stop_ids=tokenizer.chat_format.stop_token_ids(tokenizer),
@@ -214,6 +166,8 @@ def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None) -> Tu
             tokenizer.pad_token_id,
             -100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
             multiple_of=8 if training_args.device.type == "cuda" else 1,
+            counts=True,
+            packer=Packer.of(model, tokenizer.pad_token_id, data_args.packing_length) if packs else None,
         ),
         compute_metrics=scores if training_args.predict_with_generate else None,
     )
@@ -229,7 +183,7 @@ def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | No
     if trainer.interrupted:
         say.message("stopped", step=step, folder=command_line([folder]))
         return
-    found = result.metrics | {"train_samples": len(sets.train)}
+    found = result.metrics | ({} if sets.streamed else {"train_samples": len(sets.train)})
     if baseline is not None:
         found["baseline_loss"] = baseline
     if step == begin:
@@ -237,6 +191,11 @@ def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | No
     else:
         keep_metrics(trainer, "train", found)
         trainer.save_state()
+    best = trainer.state.best_model_checkpoint if arguments.training.load_best_model_at_end else None
+    if best is not None:
+        folder = Path(best)
+        say.message("best", folder=folder, metric=arguments.training.metric_for_best_model,
+                    value=trainer.state.best_metric)  # fmt: skip
     if folder.is_dir():
         program = ROOT / "cli_demo.py"
         words = ["python", os.path.relpath(program)] if program.is_file() else ["chatglm", "chat"]  # a wheel
@@ -252,9 +211,13 @@ def untuned_loss(arguments: Arguments, trainer: Tuner, sets: DataSets, say: _Say
     """The loss before training, as a baseline; None if it is switched off or not available."""
     if arguments.data.baseline_samples <= 0:
         return None
-    rows = sets.train if sets.held_out is None else sets.held_out
-    count = min(len(rows), arguments.data.baseline_samples)
-    loss = trainer.baseline(rows.select(range(count)))
+    count = arguments.data.baseline_samples
+    if sets.held_out is None:
+        rows = sets.examples(count)
+    else:
+        rows = sets.held_out.select(range(min(len(sets.held_out), count)))
+    count = len(rows)
+    loss = trainer.baseline(rows)
     if loss is not None:
         kind = text("training" if sets.held_out is None else "validation", say.language)
         say.message("untuned", count=count, kind=kind, loss=loss)
@@ -267,8 +230,8 @@ def evaluate(trainer: Tuner, sets: DataSets) -> None:
     keep_metrics(trainer, "eval", found | {"eval_samples": len(sets.held_out)})
 
 
-def predict(trainer: Tuner, sets: DataSets, say: _Say, also_eval: bool = False) -> None:
-    """Generates answers to the test data, and writes them to generated_predictions.txt.
+def predict(trainer: Tuner, sets: DataSets, say: _Say, also_eval: bool = False) -> Any:
+    """Generates answers to the test data, writes them to generated_predictions.txt and returns what the Trainer does.
 
     Args:
         also_eval: they are the answers to the validation data, too: their metrics are those of the evaluation.
@@ -284,6 +247,32 @@ def predict(trainer: Tuner, sets: DataSets, say: _Say, also_eval: bool = False) 
         tokenizer = trainer.processing_class
         write_file(path, predictions(texts_of(output.label_ids, tokenizer), texts_of(output.predictions, tokenizer)))
         say.message("predictions", path=path)
+    return output
+
+
+def summarize(arguments: Arguments, trainer: Tuner, sets: DataSets, answers: Any, say: _Say) -> None:
+    """Writes summary.md, with some of the answers: those of `predict`, or new ones to the validation data."""
+    from ptuning import summary
+
+    rows = sets.test
+    if answers is None and sets.held_out is not None and arguments.training.predict_with_generate:
+        rows = sets.held_out.select(range(min(len(sets.held_out), summary.ANSWERS)))
+        answers = trainer.predict(rows, metric_key_prefix="shown")
+    if not trainer.is_world_process_zero():
+        return
+    tokenizer, shown = trainer.processing_class, []
+    if answers is not None:
+        count = summary.ANSWERS
+        prompts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows[:count]["prompt_ids"]]
+        said, wanted = (texts_of(ids[:count], tokenizer) for ids in (answers.predictions, answers.label_ids))
+        shown = list(zip(prompts, said, wanted, strict=True))
+    folder = Path(trainer.args.output_dir)
+    results = folder / "all_results.json"
+    metrics = json.loads(results.read_bytes()) if results.is_file() else {}
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    say.message(
+        "summary", path=summary.write_summary(folder, arguments, sets.described, metrics, shown, best, say.language)
+    )
 
 
 def keep_metrics(trainer: Tuner, split: str, found: dict[str, float]) -> None:

@@ -38,6 +38,45 @@ TEXTS: dict[str, dict[str, str]] = {
         "zh": "训练已经完成：第 {step} 步是最后一步（--max_steps）",
         "en": "nothing is left to train: the last step is {step} (--max_steps)",
     },
+    # prefer.py
+    "preferences": {
+        "zh": "偏好数据：训练 {train} 条，检验 {held_out} 条",
+        "en": "preferences: {train} to train on, {held_out} held out",
+    },
+    "preferred": {
+        "zh": "检验数据中，更可能说出较好回答的比例：训练前 {before:.3f}，训练后 {after:.3f}",
+        "en": (
+            "share of held-out pairs whose chosen answer is the more probable one: {before:.3f} before, "
+            "{after:.3f} after"
+        ),
+    },
+    "reward_model": {
+        "zh": "奖励模型的适配器：{folder}（用 peft.PeftModel.from_pretrained 加载）",
+        "en": "adapter of the reward model: {folder} (load it with peft.PeftModel.from_pretrained)",
+    },
+    "best": {
+        "zh": "最好的检查点：{folder}（{metric} {value:.4f}）",
+        "en": "the best checkpoint: {folder} ({metric} {value:.4f})",
+    },
+    "no_curve": {
+        "zh": "注意：没有安装 matplotlib，不画损失曲线 loss.png：pip install matplotlib",
+        "en": "note: matplotlib is not installed, so the losses are not drawn in loss.png: pip install matplotlib",
+    },
+    "summary": {"zh": "总结：{path}", "en": "summary: {path}"},
+    # summary.py
+    "summary_title": {"zh": "微调总结", "en": "Fine-tuning: a summary"},
+    "summary_data": {"zh": "数据", "en": "Data"},
+    "summary_settings": {"zh": "设置", "en": "Settings"},
+    "summary_argument": {"zh": "参数", "en": "argument"},
+    "summary_value": {"zh": "值", "en": "value"},
+    "summary_curve": {"zh": "损失曲线", "en": "Losses"},
+    "summary_best": {"zh": "最好的检查点", "en": "best checkpoint"},
+    "summary_metrics": {"zh": "指标", "en": "Metrics"},
+    "summary_metric": {"zh": "指标", "en": "metric"},
+    "summary_answers": {"zh": "部分回答", "en": "Some answers"},
+    "summary_prompt": {"zh": "提示", "en": "prompt"},
+    "summary_answer": {"zh": "回答", "en": "answer"},
+    "summary_reference": {"zh": "参考", "en": "reference"},
     "checkpointing_off": {
         "zh": "梯度检查点：关闭，训练约需 {needed}，可用 {room}（--gradient_checkpointing True 打开）",
         "en": (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizer, set_seed
@@ -19,10 +20,14 @@ from chatglm.checkpoints.file_names import CONFIG, LORA_CONFIG, VOCABULARIES
 from chatglm.checkpoints.files import ModelLoadError, check_folder, read_contents, read_json, weight_files
 from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.loading import find_folder
+from chatglm.quantization import settings_of
 from chatglm.tokenization_chatglm import ChatGLMTokenizer
 
-from .arguments import ArgumentsError, ModelArguments, TrainingArguments, method_of
+from .arguments import DECOMPOSED, ArgumentsError, ModelArguments, TrainingArguments, method_of
+from .decomposed import has_start, remember_start, restore_difference, save_difference
 
+ALL_LINEAR = "all-linear"  # PEFT's word for ALL_LAYERS
+ALL_LAYERS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 NAME = "default"  # name of the adapter that is trained
 
 
@@ -98,18 +103,34 @@ def compute_dtype(model_args: ModelArguments, training_args: TrainingArguments) 
 
 
 def _add_lora(model: PreTrainedModel, model_args: ModelArguments) -> None:
-    peft = import_peft()
-    config = peft.LoraConfig(
-        r=model_args.lora_rank,
-        lora_alpha=model_args.lora_alpha,  # type: ignore[arg-type, unused-ignore]
-        lora_dropout=model_args.lora_dropout,
-        target_modules=list(model_args.lora_target_modules),
-        task_type="CAUSAL_LM",
-    )
+    start = model_args.init_lora_weights
+    by_weights = model_args.use_dora or start.startswith(DECOMPOSED)
+    if by_weights and settings_of(model.config) is not None:
+        what = "--use_dora" if model_args.use_dora else f"--init_lora_weights {start}"
+        raise ArgumentsError(f"{what} computes with the weights of the base, and this one is quantised: leave it out")
+    targets = list(model_args.lora_target_modules)
     try:
-        add_lora(model, config, NAME)
+        add_lora(model, lora_config(model_args), NAME)
     except ValueError as error:
-        raise ArgumentsError(f"--lora_target_modules {' '.join(model_args.lora_target_modules)}: {error}") from error
+        raise ArgumentsError(f"--lora_target_modules {' '.join(targets)}: {error}") from error
+    if start.startswith(DECOMPOSED):
+        remember_start(model, NAME)
+
+
+def lora_config(model_args: ModelArguments, **more: Any) -> Any:
+    """The `peft.LoraConfig` of the arguments. `more`: other fields of it."""
+    start, targets = model_args.init_lora_weights, list(model_args.lora_target_modules)
+    settings: dict[str, Any] = {
+        "r": model_args.lora_rank,
+        "lora_alpha": model_args.lora_alpha,
+        "lora_dropout": model_args.lora_dropout,
+        "target_modules": list(ALL_LAYERS) if ALL_LINEAR in targets else targets,  # by name: PEFT would list all paths
+        "use_rslora": model_args.use_rslora,
+        "use_dora": model_args.use_dora,
+        "init_lora_weights": True if start == "default" else start,
+        "task_type": "CAUSAL_LM",
+    }
+    return import_peft().LoraConfig(**{**settings, **more})
 
 
 def save(
@@ -118,6 +139,8 @@ def save(
     """Saves the trained parts. `state_dict`: the gathered tensors, if a distributed run has the model in pieces."""
     if method == "full":
         model.save_pretrained(folder, state_dict=state_dict)
+    elif has_start(model):
+        save_difference(model, folder, base, NAME, state_dict)
     else:
         save_adapter(model, folder, base, state_dict=state_dict)
 
@@ -139,7 +162,7 @@ def _described(folder: Path) -> str | None:
     """What a checkpoint holds, in words; None if that is missing, or only in files of DeepSpeed or FSDP."""
     if (folder / LORA_CONFIG).is_file():
         config = read_json(folder / LORA_CONFIG)
-        return _lora(config["r"], config["target_modules"])
+        return _lora(config)
     try:
         names = [name for file in weight_files(folder) for name in read_contents(file)]
     except ModelLoadError:
@@ -157,12 +180,20 @@ def _wanted(model_args: ModelArguments) -> str | None:
     if model_args.ptuning_checkpoint is not None:
         return _described(Path(model_args.ptuning_checkpoint))
     if method == "lora":
-        return _lora(model_args.lora_rank, model_args.lora_target_modules)
+        twice = 2 if model_args.init_lora_weights.startswith(DECOMPOSED) else 1  # see save_difference
+        targets = set(model_args.lora_target_modules)
+        return _lora(
+            {"r": twice * model_args.lora_rank, "target_modules": ALL_LAYERS if ALL_LINEAR in targets else targets,
+             "use_dora": model_args.use_dora, "use_rslora": model_args.use_rslora}
+        )  # fmt: skip
     return _prefix(model_args.pre_seq_len, model_args.prefix_projection)
 
 
-def _lora(rank: int, targets: Iterable[str]) -> str:
-    return f"LoRA of rank {rank} for {' '.join(sorted(targets))}"
+def _lora(config: Mapping[str, Any]) -> str:
+    kind = "DoRA" if config.get("use_dora") else "rsLoRA" if config.get("use_rslora") else "LoRA"
+    targets = config["target_modules"]
+    names = [targets] if isinstance(targets, str) else sorted(targets)
+    return f"{kind} of rank {config['r']} for {' '.join(names)}"
 
 
 def _prefix(length: int | None, projection: bool) -> str:
@@ -175,6 +206,9 @@ def restore(model: PreTrainedModel, folder: Path) -> None:
     try:
         if isinstance(adapter, Prefix):
             model.transformer.prefix_encoder.load_state_dict(adapter.tensors)
+            return
+        if has_start(model):
+            restore_difference(model, NAME, adapter.tensors)
             return
         peft = import_peft()
         result = peft.set_peft_model_state_dict(model, adapter.tensors, adapter_name=NAME)

@@ -125,7 +125,7 @@ def rows_from_records(
     require_answer: bool = True,
 ) -> Rows:
     """As `read_rows`, from (line or number, dict) pairs; errors call their source `name`."""
-    reader = _RowReader(columns or Columns(), chat_format, require_answer)
+    reader = RowReader(columns or Columns(), chat_format, require_answer)
     problems, rows = Problems(name), Rows(path=name)
     first: tuple[int, list[str]] | None = None
     for line, record in records:
@@ -155,7 +155,7 @@ def rows_from_records(
 # --------------------------------------------------------------------------------------------------- record -> rows
 
 
-class _RowReader:
+class RowReader:
     """Records -> the fields of a Row, for one chat format and one choice of columns."""
 
     def __init__(self, columns: Columns, chat_format: ChatFormat, require_answer: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -16,7 +17,7 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.nn import functional
 from torch.utils.data import SequentialSampler
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from chatglm.checkpoints.atomic import whole_folder
@@ -27,6 +28,8 @@ from .batches import StepSampler, WithFillers, divide_evenly
 from .checkpoints import OLD, STATE, CheckpointError, last_checkpoint, reading
 from .messages import text
 from .resuming import hyperparameters, keep_hyperparameters, write_arguments
+from .speed import Speed
+from .watching import Watch
 
 ZEROS = 10  # micro-batches in a row with a loss of exactly 0
 
@@ -46,6 +49,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
     """
 
     train_dataset: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -63,10 +67,11 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         # Kept on the device, as fetching them would make a GPU wait after every micro-batch: (sum, zeros in a row).
         self.watched: torch.Tensor | None = None
         self.last_batch: tuple[Any, ...] | None = None
+        self.speed = Speed()
         self.loss_only = False
         self.row_losses: list[torch.Tensor] = []
         super().__init__(**kwargs)
-        self.add_callback(_Watch(self))
+        self.add_callback(Watch(self))
 
     # Batches ----------------------------------------------------------------------------------------------------------
 
@@ -93,12 +98,32 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         divide_evenly(loader)
         return loader
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._unpacked():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._unpacked():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _unpacked(self) -> Iterator[None]:
+        """Evaluation needs the loss of every row."""
+        collator: Any = self.data_collator
+        self.data_collator = dataclasses.replace(collator, packer=None)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return SequentialSampler(eval_dataset)  # predictions are written in the order of the file
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        inputs = dict(inputs)
+        self.speed.count(inputs.pop("tokens", None))
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.last_batch = inputs, num_items_in_batch
         value = loss.detach().float()
@@ -179,7 +204,8 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         """As the Trainer's, but averages the loss over all learned tokens, independent of batches and processes."""
         self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps duplicated rows
         self.row_losses = []
-        found = super().evaluation_loop(*args, **kwargs)
+        with self.speed.pause():
+            found = super().evaluation_loop(*args, **kwargs)
         if not self.is_in_train:
             # accelerate would take an evaluated model for one that is prepared for training, and each process would
             # train alone.
@@ -237,7 +263,16 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         found = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)  # a resumed run logs, saves and evaluates as its command says
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience = self.args.early_stopping
+        self.speed.begin(self.state.global_step)
         return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.is_in_train:
+            logs |= self.speed.measure(self.state.global_step, self.state.max_steps, max(1, self.args.world_size))
+        super().log(logs, start_time)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # the Trainer would take one step too many
@@ -296,7 +331,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         aside, old = output_dir / f"tmp-{final.name}", output_dir / f"{OLD}{final.name}"
         self.store_flos()
         try:
-            with whole_folder(final, aside=aside, old=old, writes=self.args.should_save):
+            with self.speed.pause(), whole_folder(final, aside=aside, old=old, writes=self.args.should_save):
                 self._fill_checkpoint(aside)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' when the disk is full
             last = last_checkpoint(output_dir)
@@ -357,31 +392,3 @@ def _row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
     pairs = zip(logits[:, :-1], labels[:, 1:], strict=True)
     sums = torch.stack([functional.cross_entropy(row.float(), wanted, reduction="sum") for row, wanted in pairs])
     return sums, (labels[:, 1:] != -100).sum(-1).float()
-
-
-class _Watch(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Sets the sampler's epoch, stops the training loop after an interruption, and has the trainer check steps."""
-
-    def __init__(self, trainer: Tuner) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        sampler = getattr(self.trainer, "sampler", None)
-        if sampler is not None:
-            sampler.epoch = int(state.epoch or 0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        if args.world_size > 1:  # all processes have to stop at the same step
-            flag = torch.tensor(float(trainer.interrupted), device=args.device)
-            trainer.interrupted = bool(trainer.accelerator.reduce(flag, "sum") > 0)
-        if trainer.interrupted:
-            control.should_save = control.should_training_stop = True
-        self._check(control)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._check(control)
-
-    def _check(self, control: Any) -> None:
-        if control.should_save or control.should_evaluate or control.should_training_stop:
-            self.trainer.check_step()

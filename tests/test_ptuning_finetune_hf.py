@@ -52,9 +52,8 @@ def test_the_three_files_give_their_values(tmp_path: Path, name: str) -> None:
     model, data, training, _ = parse(finetune_hf.translate(words))
     folder = Path(words[0])
     assert model.model_name_or_path == "THUDM/chatglm3-6b"
-    assert (data.train_file, data.validation_file, data.test_file) == tuple(
-        str(folder / file) for file in ("train.json", "dev.json", "dev.json")
-    )
+    assert data.train_file == [str(folder / "train.json")]
+    assert data.validation_file == data.test_file == str(folder / "dev.json")
     assert (data.max_source_length, data.max_target_length, data.target_length) == (256, 512, 512)
     assert (data.preprocessing_num_workers, data.max_eval_samples, data.max_predict_samples) == (16, 50, None)
     assert (training.do_train, training.do_eval, training.do_predict) == (True, True, True)

@@ -9,6 +9,7 @@ from typing import Any
 from chatglm.conversation import stop_token_ids
 from ptuning import data, methods
 from ptuning.arguments import Arguments, method_of, parse
+from ptuning.packing import Packer
 from ptuning.trainer import Tuner
 
 PAIRS = [("你好", "你好！"), ("1+1=?", "2"), ("What is the sky?", "Blue."), ("再见", "下次见。")]
@@ -38,12 +39,13 @@ def make_tuner(argv: list[str], cache: Path) -> Tuner:
     """The trainer that main.py would make of these arguments, with the training data as data to be evaluated."""
     parsed: Arguments = parse(argv)
     model, tokenizer = methods.prepare(parsed.model, parsed.training)
-    rows = data.read_rows(str(parsed.data.train_file), None, tokenizer.chat_format)
+    rows = data.read_rows((parsed.data.train_file or [])[0], None, tokenizer.chat_format)
     lengths = (parsed.data.max_source_length, parsed.data.max_target_length)
     train, held_out = (
         data.make_dataset(tokenizer, rows, *lengths, prediction=prediction, cache_dir=cache)
         for prediction in (False, True)
     )
+    packer = Packer.of(model, tokenizer.pad_token_id, parsed.data.packing_length) if parsed.data.packing else None
     return Tuner(
         method=method_of(parsed.model),
         base=str(parsed.model.model_name_or_path),
@@ -54,7 +56,7 @@ def make_tuner(argv: list[str], cache: Path) -> Tuner:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        data_collator=data.Collator(tokenizer.pad_token_id),
+        data_collator=data.Collator(tokenizer.pad_token_id, packer=packer, counts=True),
     )
 
 

@@ -21,7 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
-REQUIREMENTS = ("requirements.txt", "ptuning/requirements.txt", "tests/requirements.txt")
+REQUIREMENTS = (
+    "requirements.txt", "ptuning/requirements.txt", "ptuning/requirements-prefer.txt", "tests/requirements.txt",
+)  # fmt: skip
 HEADER = """\
 # Written by `python -m tools.lock`, not by hand: exact versions of what the requirements.txt here, in ptuning/ and in
 # tests/ ask for, and of all below it, on Linux, macOS and Windows. pip takes them as constraints (`-c`), so what
@@ -46,7 +48,7 @@ class LockError(Exception):
 
 
 def requirement_lines() -> list[str]:
-    """The requirements of all three files, without comments and references to other files (`-r`, `-c`)."""
+    """The requirements of all these files, without comments and references to other files (`-r`, `-c`)."""
     lines = []
     for name in REQUIREMENTS:
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():

@@ -1,0 +1,82 @@
+"""Packed rows: the losses and gradients of padded ones, in every generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ptuning import data
+from ptuning.packing import Packer, PackingError, fill
+from tiny_folders import make_folder
+from tuning import METHODS, arguments, losses, make_tuner, write_rows
+
+pytest.importorskip("datasets")
+pytest.importorskip("peft")
+
+
+def gradients(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+    model.zero_grad()
+    count = int((batch["labels"] != -100).sum())
+    inputs = {name: value for name, value in batch.items() if name != "tokens"}
+    loss = model(**inputs, num_items_in_batch=count, use_cache=False).loss
+    loss.backward()
+    return float(loss.detach()), [one.grad.clone() for one in model.parameters() if one.requires_grad]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("version", "method"), [(1, "ptuning"), (1, "full"), (2, "ptuning"), (2, "full"), (3, "lora")])
+def test_packed_and_padded_rows_learn_the_same(version: int, method: str, attention: str, tmp_path: Path) -> None:
+    base = make_folder(tmp_path / f"chatglm{version}", version)
+    argv = arguments(base, write_rows(tmp_path / "train.json"), tmp_path / "out", *METHODS[method])
+    tuner = make_tuner(argv, tmp_path)
+    model = tuner.model.eval()
+    model.set_attn_implementation(attention)
+    for one in model.parameters():  # a fresh LoRA adds nothing
+        if one.requires_grad and one.dim() > 1:
+            torch.nn.init.normal_(one, std=0.05)
+    rows = [tuner.train_dataset[index] for index in range(8)]
+    pad = tuner.processing_class.pad_token_id
+    packer = Packer.of(model, pad, 64)
+    packed = packer(rows)
+    assert 1 < len(packed["input_ids"]) < len(rows)
+    assert packed["tokens"].sum() == sum(len(row["input_ids"]) for row in rows)
+    alone, together = gradients(model, data.Collator(pad)(rows)), gradients(model, packed)
+    assert together[0] == pytest.approx(alone[0], abs=2e-5)
+    for one, other in zip(alone[1], together[1], strict=True):
+        assert torch.allclose(one, other, atol=1e-5 + 1e-4 * float(one.abs().max()))
+
+
+def test_a_packed_run_has_the_losses_of_a_padded_one(tmp_path: Path) -> None:
+    base, rows = make_folder(tmp_path / "chatglm3", 3), write_rows(tmp_path / "train.json")
+    found = []
+    for name, extra in (("padded", []), ("packed", ["--packing", "--packing_length", "80"])):
+        argv = arguments(base, rows, tmp_path / name, *METHODS["ptuning"], *extra, "--max_steps", "4",
+                         "--per_device_train_batch_size", "4", "--learning_rate", "0.05")  # fmt: skip
+        tuner = make_tuner(argv, tmp_path)
+        for module in tuner.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # its masks depend on the shape
+        before = tuner.evaluate(tuner.train_dataset)["eval_loss"]  # not packed
+        tuner.train()
+        found.append([before, *losses(tuner).values()])
+        told = [entry for entry in tuner.state.log_history if "loss" in entry]
+        assert all(entry["tokens_per_second"] > 0 for entry in told) and told[-1]["seconds_left"] == 0
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_filling_rows() -> None:
+    assert fill([5], 3) == [[0]]
+    lengths = [9, 1, 4, 5, 3, 8, 2, 7]
+    rows = fill(lengths, 10)
+    sums = [sum(lengths[index] for index in row) for row in rows]
+    assert sorted(index for row in rows for index in row) == list(range(8)) and max(sums) <= 10 and len(rows) == 4
+
+
+def test_attention_without_masks_is_refused() -> None:
+    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
+    with pytest.raises(PackingError, match="--packing needs attention with masks"):
+        Packer.of(model, 0, 64)
