@@ -27,7 +27,7 @@ class Asked:
 
     def __init__(self, model: Any, tokenizer: Any, **sizes: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.scheduler = Scheduler(model, ids_to_text(tokenizer), **sizes)
+        self.scheduler = Scheduler(model, ids_to_text(tokenizer), **{"clock": lambda: 0.0} | sizes)
 
     def ask(self, question: str, history: Any = None, top_logprobs: int | None = None, **settings: Any) -> Request:
         prompt = self.model.prepare_turn(self.tokenizer, question, history, **settings)

@@ -16,6 +16,7 @@ from ..decoding.options import GenerationOptions
 from ..decoding.steps import FinishReason
 from ..decoding.text import AnswerText
 from ..generation import piece_end
+from .errors import PromptTooLongError
 from .logprobs import PromptLogprobs, TokenLogprob, token_logprobs
 from .stream import EngineStep, Stream
 
@@ -32,6 +33,21 @@ AS_LOADED = AsLoaded.AS_LOADED
 
 #: On whose behalf the current thread or task submits requests: clients share the engine fairly.
 CLIENT: ContextVar[str] = ContextVar("CLIENT", default="")
+
+
+def answer_limit(prompt_tokens: int, options: GenerationOptions | None, room: int) -> int:
+    """Returns the number of tokens, prompt included, at which an answer ends with "length"; None: no answer is wanted.
+
+    Raises PromptTooLongError.
+    """
+    if options is not None:
+        try:
+            return options.room_for(prompt_tokens, room)
+        except ValueError as error:
+            raise PromptTooLongError(str(error)) from error
+    if prompt_tokens > room:
+        raise PromptTooLongError(f"the prompt has {prompt_tokens} tokens, and the model reads at most {room}")
+    return prompt_tokens
 
 
 class Request:

@@ -26,13 +26,10 @@ from ..adapters import use_adapter
 from ..cache.rows import ROW_STEP
 from ..generation import GenerationOptions, piece_end
 from .batch import Batch, affordable_tokens
-from .errors import PromptTooLongError
 from .logprobs import PromptLogprobs
-from .request import AS_LOADED, AdapterName, AsLoaded, Request
+from .prefill import PREFILL_TOKENS, PrefillPace
+from .request import AS_LOADED, AdapterName, AsLoaded, Request, answer_limit
 from .statistics import Statistics
-
-#: Maximum number of prompt tokens that a step reads, so that a long prompt does not stall the running answers.
-PREFILL_TOKENS = 512
 
 
 class Scheduler:
@@ -47,6 +44,7 @@ class Scheduler:
             A request that would need more on its own ends with the reason "length".
         prefill_tokens: maximum number of prompt tokens that a step reads.
         on_end: called with each request that ends, whatever the reason.
+        clock: seconds, for the choice of how much of the prompts a step reads.
     """
 
     def __init__(
@@ -58,13 +56,15 @@ class Scheduler:
         cache_tokens: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
         on_end: Callable[[Request], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be 1 or more, not {max_batch}")
         if cache_tokens is not None and cache_tokens < 2:
             raise ValueError(f"cache_tokens must be 2 or more, not {cache_tokens}")
         self._model, self._decode_ids = model, decode_ids
-        self._max_batch, self._prefill_tokens, self._on_end = max_batch, prefill_tokens, on_end
+        self._max_batch, self._on_end = max_batch, on_end
+        self._prefill, self._clock = PrefillPace(prefill_tokens), clock
         self._context: int = model.config.max_position_embeddings
         self.cache_tokens = min(cache_tokens or affordable_tokens(model), max_batch * self._context)
         self.statistics = Statistics()
@@ -128,14 +128,7 @@ class Scheduler:
         adapter = self.adapter_named(adapter)
         if not ids:
             raise ValueError("the prompt is empty")
-        limit, room = len(ids), min(self._context, self.cache_tokens)
-        if answers:
-            try:
-                limit = options.room_for(len(ids), room)
-            except ValueError as error:
-                raise PromptTooLongError(str(error)) from error
-        elif len(ids) > room:
-            raise PromptTooLongError(f"the prompt has {len(ids)} tokens, and the model reads at most {room}")
+        limit = answer_limit(len(ids), options if answers else None, min(self._context, self.cache_tokens))
         vocabulary = self._model.config.vocab_size
         if min(ids) < 0 or max(ids) >= vocabulary:  # on a GPU, one wrong id would crash the process
             raise ValueError(f"token ids must be from 0 to {vocabulary - 1}")
@@ -256,21 +249,24 @@ class Scheduler:
         self._preempt(richest)
         return True
 
-    # ---- prompts and tokens
-
     def _read_prompts(self) -> None:
-        """Reads prompts of requests that join, up to about the number of tokens that may delay running answers."""
-        left = self._prefill_tokens
-        while left > 0 and (self._batch.busy > self._batch.answering or self._admit()):
-            left -= self._read_prompt(self._batch.answering)
+        """Reads prompts of requests that join, for about the time that running answers may wait."""
+        began, read = self._clock(), 0
+        while most := self._prefill.piece(self._clock() - began, read, self._batch.answering):
+            if self._batch.busy == self._batch.answering and not self._admit():
+                break
+            before = self._clock()
+            tokens = self._read_prompt(self._batch.answering, most)
+            self._prefill.read(tokens, self._clock() - before)
+            read += tokens
         for before, request in enumerate(self._waiting):
             request.stream.wait(before)
 
-    def _read_prompt(self, index: int) -> int:
-        """Reads a chunk of a prompt and returns its length in tokens. The last chunk gives the first token."""
+    def _read_prompt(self, index: int, most: int) -> int:
+        """Reads up to about `most` tokens of a prompt and returns how many. The last piece gives the first token."""
         row, request = self._batch.rows[index], self._batch.request(index)
         start, ids = len(row.ids), request.ids
-        end = piece_end(self._model, request.sequence[:, : min(start + self._prefill_tokens, len(ids))], start)
+        end = piece_end(self._model, request.sequence[:, : min(start + most, len(ids))], start)
         if self._model.reusable_prefix(ids, end) != end:
             end = len(ids)  # generation 1: context attention is bidirectional
         self._batch.cache.select_row(index, start)
@@ -298,6 +294,7 @@ class Scheduler:
 
     def _answer_step(self) -> None:
         """Computes one token of every answer."""
+        began, answers = self._clock(), self._batch.answering
         while self._batch.busy and not self._batch.make_room(self._batch.busy, self._batch.longest() + 1):
             self._preempt()
         self._batch.group()
@@ -309,6 +306,8 @@ class Scheduler:
                 first -= 1
             self._step_of(first, end)
             end = first
+        if answers:
+            self._prefill.answered(self._clock() - began)
 
     def _step_of(self, first: int, end: int) -> None:
         """Computes one token of each of these rows, which have the same adapter; for a row alone, see `_step_alone`."""
