@@ -51,6 +51,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "format": {"zh": " response_format ", "en": "response_format"},
     "lora": {"zh": " LoRA ", "en": "LoRA"},
     "modelscope": {"zh": " ModelScope ", "en": "ModelScope"},
+    "streamlit": {"zh": " web_demo2.py 网页", "en": "the page of web_demo2.py"},
     "tune": {"zh": "微调", "en": "fine-tuning"},
     "web": {"zh": "网页", "en": "the web page"},
     # ---- this machine
