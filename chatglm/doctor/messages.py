@@ -49,9 +49,12 @@ DOCTOR: dict[str, dict[str, str]] = {
     "api": {"zh": " HTTP 接口", "en": "the HTTP API"},
     "gguf": {"zh": "导出 GGUF 文件", "en": "GGUF files"},
     "format": {"zh": " response_format ", "en": "response_format"},
+    "interpreter": {"zh": "代码解释器", "en": "the code interpreter"},
     "lora": {"zh": " LoRA ", "en": "LoRA"},
+    "mcp": {"zh": " MCP 服务器的工具", "en": "tools of MCP servers"},
     "modelscope": {"zh": " ModelScope ", "en": "ModelScope"},
     "streamlit": {"zh": " web_demo2.py 网页", "en": "the page of web_demo2.py"},
+    "tools": {"zh": "自动调用的工具", "en": "tools that run"},
     "tune": {"zh": "微调", "en": "fine-tuning"},
     "web": {"zh": "网页", "en": "the web page"},
     # ---- this machine
