@@ -6,12 +6,15 @@ import argparse
 import socket
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from chatglm.front import arguments
 from chatglm.front.arguments import LibraryError, check_address, importing_libraries, port_number, require
 from test_program import finished
+from tiny_folders import make_folder
 
 
 @pytest.mark.parametrize("text", ["70000", "-1", "65536", "http", "", "8000.0", "٣", "²"])
@@ -103,3 +106,51 @@ def test_a_library_that_cannot_be_imported_is_one_line(words: list[str], library
     assert (status, out) == (1, "")
     assert f"cannot import {library} (ImportError: lib.so: no such file); python -m chatglm.doctor" in err
     assert len(err.splitlines()) == 1
+
+
+def test_what_was_quantised_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(arguments, "SLOW_START", 0.0)
+    parser = argparse.ArgumentParser()
+    arguments.add_model_arguments(parser)
+    source, out = make_folder(tmp_path / "model", 3), tmp_path / "kept"
+
+    def load(*words: str) -> tuple[Any, str]:
+        args = parser.parse_args(["--device", "cpu", *words])
+        model, _ = arguments.load_from_arguments(args)
+        return model, capsys.readouterr().err
+
+    model, err = load("--model", str(source), "--quantize", "4")
+    assert "--save-quantized" in err and "INT4" in err
+    _, err = load("--model", str(source), "--quantize", "4", "--save-quantized", str(out))
+    assert f"--model {out}" in err
+    kept, err = load("--model", str(out))
+    assert err == ""
+    weights = kept.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert load("--model", str(out), "--quantize", "4")[1] == ""  # nothing was rounded
+    with pytest.raises(FileExistsError, match="exists already"):
+        load("--model", str(source), "--quantize", "4", "--save-quantized", str(out))
+    with pytest.raises(ValueError, match="goes with --quantize"):
+        load("--model", str(source), "--save-quantized", str(tmp_path / "other"))
+
+
+def test_guessing_ahead_is_an_argument(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    arguments.add_model_arguments(parser)
+    source = str(make_folder(tmp_path / "model", 3))
+
+    def options(*words: str) -> Any:
+        model, tokenizer = arguments.load_from_arguments(
+            parser.parse_args(["--device", "cpu", "--model", source, *words])
+        )
+        return model.turn_options(tokenizer), model.turn_options(tokenizer, prompt_lookup_num_tokens=0)
+
+    assert [one.guesses for one in options()] == [False, False]
+    assert [one.guesses for one in options("--prompt-lookup-num-tokens", "7")] == [True, False]
+    assert [one.guesses for one in options("--assistant-model", source)] == [True, False]
+    with pytest.raises(ValueError, match="not both"):
+        options("--prompt-lookup-num-tokens", "7", "--assistant-model", source)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--prompt-lookup-num-tokens", "-1"])

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizer
 
 CLONE = Path(__file__).resolve().parents[2]  # where there is one: installed from a wheel, the folder of all packages
+
+
+#: Seconds of quantising from which on a line says how to do so only once.
+SLOW_START = 5.0
 
 
 class LibraryError(ImportError):
@@ -119,6 +124,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
     group.add_argument("--dtype", default="auto", help="auto, float16, bfloat16, float32 (default: %(default)s)")
     group.add_argument("--quantize", type=int, choices=(4, 8), help="bits per weight, rounded while loading")
     group.add_argument(
+        "--save-quantized", metavar="FOLDER", help="with --quantize: keep the result in a new folder"
+    )
+    group.add_argument(
         "--tensor-parallel", type=_setting("tensor_parallel", _positive_int), metavar="N", default=1,
         help="split the matrices over N processes, on the CPU",
     )  # fmt: skip
@@ -150,6 +158,7 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         from .. import load
         from ..decoding.drafting import check_assistant
         from ..doctor.versions import newer_than_tested
+        from ..loading.export import new_folder, quantisation_of, save
 
         newer = newer_than_tested(*args.extras, *(["lora"] if args.adapter else []))
     if newer:
@@ -157,6 +166,9 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         complain(TERMINAL["newer"][language].format(names=names))
     if args.prompt_lookup_num_tokens and args.assistant_model:
         raise ValueError("give --prompt-lookup-num-tokens or --assistant-model, not both")
+    if args.save_quantized and (not args.quantize or args.adapter or args.tensor_parallel > 1):
+        raise ValueError("--save-quantized goes with --quantize, and without --adapter and --tensor-parallel")
+    out, began = new_folder(args.save_quantized) if args.save_quantized else None, time.perf_counter()
     options = {
         "quantize": args.quantize,
         "adapter": _adapters(args.adapter or []),
@@ -169,6 +181,13 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         model, tokenizer = load(
             args.model, args.device, args.dtype, check_memory=not args.no_memory_check, **options
         )
+    if out is not None:
+        save(model, tokenizer, out)
+        complain(TERMINAL["stored"][language].format(folder=out))
+    elif args.quantize and not quantisation_of(Path(model.name_or_path), args.chatglm_version):
+        seconds = time.perf_counter() - began
+        if seconds >= SLOW_START and not args.adapter:
+            complain(TERMINAL["quantised"][language].format(seconds=round(seconds), bits=args.quantize))
     if args.prompt_lookup_num_tokens:
         model.default_options = {"prompt_lookup_num_tokens": args.prompt_lookup_num_tokens}
     if args.assistant_model:

@@ -97,6 +97,15 @@ Ctrl-C              stop the answer""",
         "zh": "注意：比测试过的版本新：{names}。若有异常，请运行 python -m chatglm.doctor",
         "en": "Note: newer than the tested versions: {names}. If anything misbehaves, run python -m chatglm.doctor",
     },
+    "quantised": {
+        "zh": "加载并量化用了 {seconds} 秒；--save-quantized 文件夹 可保存 INT{bits} 的结果，以后用 --model 指定它",
+        "en": "Loading and quantising took {seconds} s; --save-quantized FOLDER keeps the INT{bits} result "
+        "for --model FOLDER",
+    },
+    "stored": {
+        "zh": "已保存量化后的模型；以后使用 --model {folder}",
+        "en": "The quantised model is stored; from now on: --model {folder}",
+    },
 }
 
 #: Texts of the web page: key -> language -> text.

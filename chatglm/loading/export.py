@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.lora import merge_lora, requantization_error
 from ..checkpoints import file_names
 from ..checkpoints.adapters import Lora, read_adapter
 from ..checkpoints.atomic import whole_folder
 from ..checkpoints.files import find_weights
-from ..quantization import settings_of
+from ..quantization import ChatGLMQuantizationConfig, settings_of
 from .one_device import load
 from .plan import find_folder
 from .reading import read_config
@@ -41,12 +42,10 @@ def export(
         ValueError: the base is quantised and the adapter is LoRA, without `requantize`; see `merge_lora` for others.
         OSError: OUT exists, or cannot be written; see `chatglm.load` for others.
     """
-    out = Path(out).expanduser()
-    if out.exists():
-        raise FileExistsError(f"{out} exists already: name a new folder, or remove it first")
+    out = new_folder(out)
     folder = find_folder(base)
     is_lora = isinstance(read_adapter(adapter), Lora)
-    quantised = (folder / file_names.CONFIG).is_file() and settings_of(read_config(folder, chatglm_version))
+    quantised = quantisation_of(folder, chatglm_version)
     if is_lora and quantised and not requantize:
         raise ValueError(
             f"{folder} is quantised, and rounding its weights again loses a part of what LoRA adds: export with the "
@@ -59,10 +58,28 @@ def export(
         if quantised and told is not None:
             told(requantization_error(model))
         merge_lora(model, requantize=requantize)
+    save(model, tokenizer, out)
+    return out
+
+
+def new_folder(out: str | os.PathLike[str]) -> Path:
+    """Returns the path of a folder to be made. Raises FileExistsError."""
+    out = Path(out).expanduser()
+    if out.exists():
+        raise FileExistsError(f"{out} exists already: name a new folder, or remove it first")
+    return out
+
+
+def quantisation_of(folder: Path, chatglm_version: int | None = None) -> ChatGLMQuantizationConfig | None:
+    """Returns how the weights in a folder are quantised, or None."""
+    return settings_of(read_config(folder, chatglm_version)) if (folder / file_names.CONFIG).is_file() else None
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Writes a checkpoint of what is loaded; aside first, and renamed once it is complete. Raises OSError."""
     try:
         with whole_folder(out) as aside:
             model.save_pretrained(aside)
             tokenizer.save_pretrained(aside)
     except SafetensorError as error:
         raise OSError(f"cannot write {out}: {error}") from error
-    return out
