@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 import chatglm
 from chatglm.conversation import encode_conversation, validate_history
+from chatglm.conversation.tool_calls import parse_call
 from chatglm.demo import FOLDERS, is_demo, with_vocabulary_of
-from tools.demo import corpus
+from tools.demo import corpus, dialogues, tool_turns
 from tools.demo.batches import Encoder, batches
 from tools.demo.evaluate import is_right, items, same
 from tools.demo.phrases import expand, parse, read
@@ -33,14 +34,14 @@ def demo(request: pytest.FixtureRequest):
 
 @pytest.mark.parametrize("version", [1, 3])
 def test_the_same_seed_gives_the_same_dialogues(version: int) -> None:
-    one, two, other = ([*itertools.islice(corpus.dialogues(seed, version == 3), 300)] for seed in (7, 7, 8))
+    one, two, other = ([*itertools.islice(dialogues.dialogues(seed, version == 3), 300)] for seed in (7, 7, 8))
     assert one == two
     assert one != other
 
 
 def test_dialogues_alternate_and_tools_are_for_generation_3() -> None:
     for version in (1, 3):
-        for dialogue in itertools.islice(corpus.dialogues(0, version == 3), 400):
+        for dialogue in itertools.islice(dialogues.dialogues(0, version == 3), 400):
             roles = [message.role for message in dialogue if message.role != "system"]
             assert roles[::2] == [role for role in roles[::2] if role in ("user", "observation")]
             assert set(roles[1::2]) == {"assistant"}
@@ -50,9 +51,9 @@ def test_dialogues_alternate_and_tools_are_for_generation_3() -> None:
 
 
 def test_no_held_out_question_is_learned() -> None:
-    held_out = {corpus.letters(item["turns"][-1]) for item in items() if len(item["turns"]) == 1}
-    stream = itertools.islice(corpus.dialogues(1, True), 5000)
-    asked = {corpus.letters(message.content) for dialogue in stream for message in dialogue if message.role == "user"}
+    held_out = {dialogues.letters(item["turns"][-1]) for item in items() if len(item["turns"]) == 1}
+    messages = itertools.chain(*itertools.islice(dialogues.dialogues(1, True), 5000))
+    asked = {dialogues.letters(message.content) for message in messages if message.role == "user"}
     assert len(asked) > 8000
     assert not asked & held_out
 
@@ -117,7 +118,7 @@ def test_blanks_around_a_sign_say_nothing_about_a_question() -> None:
 def test_plain_wordings_are_frequent() -> None:
     rng = random.Random(0)
     for intent, lang, plain in (("joke", "en", "tellmeajoke"), ("quit", "zh", "怎么退出"), ("hello", "zh", "你好")):
-        asked = [corpus.letters(corpus.intent_turn(intent, lang, rng)[0].content) for _ in range(2000)]
+        asked = [dialogues.letters(corpus.intent_turn(intent, lang, rng)[0].content) for _ in range(2000)]
         assert asked.count(plain) > 10, intent
 
 
@@ -133,6 +134,46 @@ def test_templates() -> None:
                 parse(line)
 
 
+def test_a_call_is_of_an_offered_tool_with_its_arguments() -> None:
+    """Also under other names and in ChatGLM3's own dialect, whatever the language and the order of the tools."""
+    called: set[str] = set()
+    numbers: set[int] = set()
+    for dialogue in itertools.islice(dialogues.dialogues(3, True), 3000):
+        offered = {tool["name"]: tool for tool in dialogue[0].tools}
+        numbers.add(len(offered))
+        for message, following in itertools.pairwise([*dialogue, None]):
+            if not message.metadata:
+                continue
+            assert following is None or following.role == "observation"
+            tool = offered[message.metadata]
+            call = parse_call(message.metadata, message.content)
+            assert "error" not in call
+            schema = tool.get("parameters", {})
+            names = [one["name"] for one in tool["params"]] if "params" in tool else [*schema.get("properties", schema)]
+            assert list(call["parameters"]) == (names if call["parameters"] else [])
+            called.add(message.metadata)
+    assert called >= set(tool_turns.TOOLS) and numbers == {0, 1, 2, 3, 4, 5}
+
+
+def test_a_question_that_no_offered_tool_is_for_is_answered_as_without_tools() -> None:
+    rng = random.Random(0)
+    for kinds in (["get_weather"], ["calculate", "get_date"], list(tool_turns.TOOLS)):
+        offered = [tool_turns.offer(kind, rng) for kind in kinds]
+        turns = [tool_turns.plain_turn(offered, lang, rng) for lang in corpus.LANGUAGES for _ in range(200)]
+        assert all(not message.metadata for turn in turns for message in turn)
+        asked = [turn[0].content.lower() for turn in turns]
+        if "get_weather" in kinds:
+            assert not any("weather" in question or "天气" in question for question in asked)
+        else:
+            assert any("weather" in question or "天气" in question for question in asked)
+
+
+def test_the_tools_are_those_that_are_built_in() -> None:
+    from chatglm.tools import BUILT_IN
+
+    assert {tool.name: tool.describe() for tool in BUILT_IN}.items() <= tool_turns.TOOLS.items()
+
+
 # --------------------------------------------------------------------------------------------------- what is learned
 
 
@@ -140,7 +181,7 @@ def test_dialogues_are_encoded_as_chat_encodes_them(demo) -> None:
     _, tokenizer = demo
     version = tokenizer.chatglm_version
     encoder = Encoder(tokenizer, random.Random(0))
-    for dialogue in itertools.islice(corpus.dialogues(5, version == 3), 200):
+    for dialogue in itertools.islice(dialogues.dialogues(5, version == 3), 200):
         example = next(iter(encoder.examples(dialogue)))
         if version == 3:
             history = [
@@ -231,7 +272,7 @@ def test_canonical_questions(demo, lang: str, turns: list[str], check: dict) -> 
 def test_weather_tool() -> None:
     model, tokenizer = chatglm.load(str(FOLDERS[3]), device="cpu", dtype="float32")
     history = [{"role": "system", "content": "Answer the following questions as best as you can. You have access to "
-                "the following tools:", "tools": [corpus.WEATHER_TOOL]}]  # fmt: skip
+                "the following tools:", "tools": [tool_turns.TOOLS["get_weather"]]}]  # fmt: skip
     call, history = model.chat(tokenizer, "What is the weather in Paris?", history=history, do_sample=False)
     assert call == {"name": "get_weather", "parameters": {"city": "Paris"}}
     answer, _ = model.chat(

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tools.demo import tool_turns
+
 FOLDER = Path(__file__).resolve().parents[1] / "tools" / "demo" / "evaluation"
 LANGUAGES = ("zh", "en")
 KEYS = ("id", "kind", "intent", "lang", "turns", "tools")
@@ -46,6 +48,7 @@ def read(kind: str) -> list[dict[str, Any]]:
 
 SCOPE, FOREIGN = read("scope"), read("foreign")
 ITEMS = SCOPE + FOREIGN
+TOOLS = read("tools")
 
 
 def has_chinese(text: str) -> bool:
@@ -179,6 +182,39 @@ def test_name_is_told_before_it_is_asked_for(item: dict[str, Any]) -> None:
     name = item["check"]["contains"]
     assert name in item["turns"][0]
     assert not any(name in turn for turn in item["turns"][1:])
+
+
+def test_tool_items_cover_every_tool_and_what_none_is_for() -> None:
+    for lang in LANGUAGES:
+        counts = Counter(item["intent"] for item in TOOLS if item["lang"] == lang)
+        assert counts == {
+            "calculate": 10, "convert_units": 10, "get_date": 8, "get_weather": 8, "no_tool": 15, "tool_result": 9,
+        }  # fmt: skip
+    assert {len(item["tools"]) for item in TOOLS} == {1, 2, 3, 4}
+    assert len({item["id"] for item in TOOLS}) == len({item["turns"][0] for item in TOOLS}) == len(TOOLS)
+
+
+@pytest.mark.parametrize("item", [pytest.param(item, id=item["id"]) for item in TOOLS])
+def test_tool_item_is_well_formed(item: dict[str, Any]) -> None:
+    assert set(KEYS) | {"check"} <= set(item) <= set(KEYS) | {"check", "observation"}
+    assert len(item["turns"]) == 1 and (item["lang"] == "zh") == has_chinese(item["turns"][0])
+    assert set(item["tools"]) <= set(tool_turns.TOOLS)
+    if item["intent"] in tool_turns.TOOLS:
+        wanted = item["check"]["tool"]
+        assert wanted["name"] == item["intent"] and wanted["name"] in item["tools"]
+        properties = tool_turns.TOOLS[wanted["name"]]["parameters"]["properties"]
+        assert set(wanted) - {"name"} <= set(properties)
+        numbers = re.findall(r"[\d.]*\d", item["turns"][0])
+        if "expression" in wanted and "%" not in item["turns"][0]:
+            assert re.findall(r"[\d.]*\d", wanted["expression"]) == (
+                numbers[::-1] if item["turns"][0].startswith("Subtract") else numbers
+            )
+        if "value" in wanted:
+            assert [float(number) for number in numbers] == [wanted["value"]]
+            assert wanted["from_unit"] in item["turns"][0] and wanted["to_unit"] in item["turns"][0]
+    else:
+        assert "tool" not in item["check"]
+        assert (item["intent"] == "tool_result") == ("observation" in item)
 
 
 @pytest.mark.parametrize("item", of_intent("weather"))

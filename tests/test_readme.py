@@ -18,7 +18,7 @@ from chatglm.front.messages import TERMINAL
 from chatglm.serving.chat_engine import ChatEngine
 from live_server import serve
 from tiny_folders import make_folder
-from tools.demo.corpus import WEATHER_TOOL
+from tools.demo.tool_turns import TOOLS
 
 ROOT = Path(__file__).resolve().parents[1]
 #: English pages; each has a Chinese one beside it.
@@ -144,4 +144,4 @@ def test_commands_of_the_terminal_page_exist() -> None:
 
 
 def test_the_tools_file_is_what_the_demo_was_trained_with() -> None:
-    assert json.loads((ROOT / "chatglm" / "demo" / "tools.json").read_text(encoding="utf-8")) == [WEATHER_TOOL]
+    assert json.loads((ROOT / "chatglm" / "demo" / "tools.json").read_text(encoding="utf-8")) == [TOOLS["get_weather"]]

@@ -11,10 +11,10 @@ import torch
 
 from chatglm.conversation.segments import encode_segments
 
-from . import corpus
+from . import corpus, dialogues
 
 #: Dialogues that are sorted by length at a time.
-POOL = 4096
+POOL = 1024
 
 
 @dataclass
@@ -81,7 +81,7 @@ def batches(tokenizer: Any, seed: int, tokens: int) -> Iterator[Batch]:
     """An endless stream of batches of about `tokens` tokens each, padding counted."""
     rng = random.Random(seed)
     encoder = Encoder(tokenizer, rng)
-    stream = corpus.dialogues(seed, tokenizer.chat_format.has_roles)
+    stream = dialogues.dialogues(seed, tokenizer.chat_format.has_roles)
     while True:
         pool = [example for _ in range(POOL) for example in encoder.examples(next(stream))]
         pool.sort(key=lambda example: len(example.ids))

@@ -6,18 +6,14 @@ answer for each intent and language, so that answers can be checked for equality
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from chatglm.conversation import TOOLS_SYSTEM_PROMPT
-
 from . import strings
-from .phrases import CLOSE, FOLDER, OPEN, Slots, add_noise, pick, read
+from .phrases import CLOSE, OPEN, Slots, add_noise, pick, read
 
 LANGUAGES = ("en", "zh")
 
@@ -39,17 +35,6 @@ INTENTS = _canonical_answers()
 REFUSAL = {
     "en": "I am only a tiny demo and cannot answer that. Load the real weights with --model to get real answers.",
     "zh": "我只是一个小演示，回答不了这个问题。请用--model加载真正的权重。",
-}
-
-#: The tool that generation 3's demo was trained with.
-WEATHER_TOOL: dict[str, Any] = {
-    "name": "get_weather",
-    "description": "Get the current weather of a city",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string", "description": "The name of the city"}},
-        "required": ["city"],
-    },
 }
 
 
@@ -267,7 +252,7 @@ _LANGUAGE_NAMES = {
 # ------------------------------------------------------------------------------------------------------------ turns
 
 
-def _protect(text: object) -> str:
+def protect(text: object) -> str:
     return f"{OPEN}{text}{CLOSE}"
 
 
@@ -280,7 +265,7 @@ def _clean(text: str) -> str:
 _PLAIN = 0.3
 
 
-def _ask(section: str, lang: str, rng: random.Random, slots: Slots | None = None, strong: bool = True) -> str:
+def ask(section: str, lang: str, rng: random.Random, slots: Slots | None = None, strong: bool = True) -> str:
     lines = [line for line in read(lang)[section] if not line.startswith("= ")]
     plain = [line[2:] for line in lines if line.startswith("~ ")]
     if plain and rng.random() < _PLAIN:
@@ -290,12 +275,12 @@ def _ask(section: str, lang: str, rng: random.Random, slots: Slots | None = None
     return _clean(add_noise(pick(lines, rng, slots or {}), lang, rng, strong))
 
 
-def _space_signs(question: str, rng: random.Random) -> str:
+def space_signs(question: str, rng: random.Random) -> str:
     """`12 + 30` also as `12+30`: blanks around a sign mean nothing."""
     return re.sub(r"(?<=\d) ([-+*/x×÷−]) (?=\d)", r"\1", question) if rng.random() < 0.5 else question
 
 
-def _turn(question: str, answer: str) -> Turn:
+def turn(question: str, answer: str) -> Turn:
     return [Message("user", question), Message("assistant", answer)]
 
 
@@ -309,7 +294,7 @@ _SHORT = {
 def intent_turn(intent: str, lang: str, rng: random.Random) -> Turn:
     """A question of an intent and its one answer."""
     strong = intent not in _SHORT or rng.random() < 0.25
-    return _turn(_ask(intent, lang, rng, strong=strong), INTENTS[intent][lang])
+    return turn(ask(intent, lang, rng, strong=strong), INTENTS[intent][lang])
 
 
 def _operand(rng: random.Random) -> int:
@@ -330,8 +315,8 @@ def arithmetic_turn(lang: str, rng: random.Random) -> Turn:
         if rng.random() < 0.35:
             a, b = b, a
         answer = multiply(a, b)
-    slots: Slots = {"a": lambda _: _protect(a), "b": lambda _: _protect(b)}
-    return _turn(_space_signs(_ask(kind, lang, rng, slots), rng), answer)
+    slots: Slots = {"a": lambda _: protect(a), "b": lambda _: protect(b)}
+    return turn(space_signs(ask(kind, lang, rng, slots), rng), answer)
 
 
 def unit_turn(lang: str, rng: random.Random) -> Turn:
@@ -342,14 +327,14 @@ def unit_turn(lang: str, rng: random.Random) -> Turn:
     target = targets[0] if rng.random() < 0.4 else rng.choice(targets)
     joined = lang == "en" and source == sources[0] and rng.random() < 0.3  # 3km
     slots: Slots = {
-        "n": lambda _: _protect(number),
-        "from": lambda _: _protect(source),
-        "to": lambda _: _protect(target),
+        "n": lambda _: protect(number),
+        "from": lambda _: protect(source),
+        "to": lambda _: protect(target),
     }
-    question = _ask("unit", lang, rng, slots)
+    question = ask("unit", lang, rng, slots)
     if joined:
         question = question.replace(f"{number} {source}", f"{number}{source}")
-    return _turn(question, convert(number, factor, sources[0], targets[0], lang))
+    return turn(question, convert(number, factor, sources[0], targets[0], lang))
 
 
 def translation_turn(lang: str, rng: random.Random) -> Turn:
@@ -361,28 +346,28 @@ def translation_turn(lang: str, rng: random.Random) -> Turn:
     end = {"zh": "." if "Where" not in target and "where" not in source.lower() else "?", "en": "。"}[to]
     if kind > 0.75:
         source += end
-    slots: Slots = {"s": lambda _: _protect(source), "language": lambda r: r.choice(_LANGUAGE_NAMES[lang, to])}
-    question = _ask("translate", lang, rng, slots, strong=rng.random() < 0.4)
+    slots: Slots = {"s": lambda _: protect(source), "language": lambda r: r.choice(_LANGUAGE_NAMES[lang, to])}
+    question = ask("translate", lang, rng, slots, strong=rng.random() < 0.4)
     if to == "zh":
         target += "？" if target.endswith("在哪里") else "。"
     else:
         target += "?" if target.startswith("Where") else "."
-    return _turn(question, target)
+    return turn(question, target)
 
 
 def give_name_turn(name: str, lang: str, rng: random.Random) -> Turn:
-    question = _ask("give_name", lang, rng, {"name": lambda _: _protect(name)}, strong=rng.random() < 0.2)
+    question = ask("give_name", lang, rng, {"name": lambda _: protect(name)}, strong=rng.random() < 0.2)
     answer = (
         f"Nice to meet you, {name}! I will remember your name." if lang == "en" else f"你好，{name}！我记住你的名字了。"
     )
-    return _turn(question, answer)
+    return turn(question, answer)
 
 
 def ask_name_turn(name: str | None, lang: str, rng: random.Random) -> Turn:
     answer = (
         INTENTS["name_unknown"][lang] if name is None else f"Your name is {name}." if lang == "en" else f"你叫{name}。"
     )
-    return _turn(_ask("ask_name", lang, rng, strong=rng.random() < 0.6), answer)
+    return turn(ask("ask_name", lang, rng, strong=rng.random() < 0.6), answer)
 
 
 # ---------------------------------------------------------------------------------------------------------- foreign
@@ -446,7 +431,7 @@ _FOREIGN_WEIGHTS = {
 }  # fmt: skip
 
 
-def _foreign_sum(lang: str, rng: random.Random) -> str:
+def foreign_sum(lang: str, rng: random.Random) -> str:
     """A sum just beyond what the demo can do."""
     kind = rng.random()
     third = ""
@@ -466,12 +451,10 @@ def _foreign_sum(lang: str, rng: random.Random) -> str:
         third = f" {rng.choice('+-+-*')} {_operand(rng)}"
     if section != "subtract" and rng.random() < 0.5:
         a, b = b, a
-    return _space_signs(
-        _ask(section, lang, rng, {"a": lambda _: _protect(a), "b": lambda _: _protect(f"{b}{third}")}), rng
-    )
+    return space_signs(ask(section, lang, rng, {"a": lambda _: protect(a), "b": lambda _: protect(f"{b}{third}")}), rng)
 
 
-def _foreign_unit(lang: str, rng: random.Random) -> str:
+def foreign_unit(lang: str, rng: random.Random) -> str:
     """A conversion the demo does not do: a large number, the other way round, or units that do not fit."""
     _, sources, targets = rng.choice(UNITS[lang])
     kind = rng.random()
@@ -492,9 +475,9 @@ def _foreign_unit(lang: str, rng: random.Random) -> str:
             source = rng.choice(others)
         else:
             target = rng.choice(others)
-    return _ask(
+    return ask(
         "unit", lang, rng,
-        {"n": lambda _: _protect(number), "from": lambda _: _protect(source), "to": lambda _: _protect(target)},
+        {"n": lambda _: protect(number), "from": lambda _: protect(source), "to": lambda _: protect(target)},
     )  # fmt: skip
 
 
@@ -525,14 +508,14 @@ def _foreign_translation(lang: str, rng: random.Random) -> str:
         sentence = (
             rng.choice(heads) + (" " if other == "en" else "") + pick(["{topic}", "{thing}", "{oddword}"], rng, slots)
         )
-    return _ask(
+    return ask(
         "translate", lang, rng,
-        {"s": lambda _: _protect(sentence), "language": lambda r: r.choice(_LANGUAGE_NAMES[lang, to])},
+        {"s": lambda _: protect(sentence), "language": lambda r: r.choice(_LANGUAGE_NAMES[lang, to])},
         strong=False,
     )  # fmt: skip
 
 
-def foreign_turn(lang: str, rng: random.Random, weather: bool = True) -> Turn:
+def foreign_turn(lang: str, rng: random.Random) -> Turn:
     """Something the demo does not know, and its one answer to that."""
     kind = rng.random()
     if kind < 0.06:
@@ -540,122 +523,35 @@ def foreign_turn(lang: str, rng: random.Random, weather: bool = True) -> Turn:
         if question.isascii() or any("一" <= sign <= "鿿" for sign in question):
             lang = "zh" if any("一" <= sign <= "鿿" for sign in question) else lang if not question.isascii() else "en"
     elif kind < 0.14:
-        question = _foreign_sum(lang, rng)
+        question = foreign_sum(lang, rng)
     elif kind < 0.19:
-        question = _foreign_unit(lang, rng)
+        question = foreign_unit(lang, rng)
     elif kind < 0.25:
         question = _foreign_translation(lang, rng)
-    elif kind < 0.28 and weather:
-        question = _ask("weather", lang, rng, {"city": lambda r: _protect(strings.city(r, lang))})
+    elif kind < 0.28:
+        question = ask("weather", lang, rng, {"city": lambda r: protect(strings.city(r, lang))})
+    elif kind < 0.3:
+        question = ask(rng.choice(("date", "time")), lang, rng)
+    elif kind < 0.31:
+        low, high = rng.randint(0, 10), rng.randint(11, 1000)
+        question = ask("random_number", lang, rng, {"a": lambda _: protect(low), "b": lambda _: protect(high)})
     else:
-        names = [name for name in _FOREIGN_WEIGHTS if weather or name != "weather"]
-        section = rng.choices(names, [_FOREIGN_WEIGHTS[name] for name in names])[0]
+        section = rng.choices(list(_FOREIGN_WEIGHTS), list(_FOREIGN_WEIGHTS.values()))[0]
         text = pick(read(f"foreign_{lang}")[section], rng, _FOREIGN_SLOTS[lang])
         question = _clean(add_noise(text, lang, rng, rng.random() < 0.6)) if section != "otherlanguage" else text
-        question = _space_signs(question, rng) if section in ("maths", "negative") else question
-    return _turn(question, REFUSAL[lang])
+        question = space_signs(question, rng) if section in ("maths", "negative") else question
+    return refused(question, lang)
 
 
-# ---------------------------------------------------------------------------------------------------------- weather
+def refused(question: str, lang: str) -> Turn:
+    """A question that the demo does not know the answer to."""
+    return turn(question, REFUSAL[lang])
 
-_SKIES = {
-    "en": "sunny cloudy rainy clear snow fog windy overcast storm drizzle haze hail thunder mist showers warm "
-    "cold".split(),
-    "zh": "晴 多云 小雨 阴 大雪 雾 大风 阵雨 雷阵雨 晴朗 中雨 霾 暴雨 小雪 冰雹 晴转多云 沙尘 阴天".split(),
-}
-
-
-def _observation(rng: random.Random, lang: str, city: str) -> tuple[str, str, str]:
-    """The result of the tool, with its temperature and sky."""
-    temperature = str(rng.randint(-30, 45)) if rng.random() < 0.85 else f"{rng.randint(-9, 40)}.{rng.randint(1, 9)}"
-    word_lang = lang if rng.random() < 0.6 else rng.choice(LANGUAGES)
-    sky = rng.choice(_SKIES[word_lang]) if rng.random() < 0.75 else strings.odd_word(rng, word_lang)
-    if word_lang == "en" and rng.random() < 0.2:
-        sky = rng.choice(("partly ", "light ", "heavy ", "mostly ", "very ")) + sky
-    keys = ("temperature", "weather") if rng.random() < 0.7 else rng.choice(
-        (("temp", "condition"), ("temperature", "description"), ("温度",
-         "天气"), ("temperature_c", "sky"), ("气温", "天气"))
-    )  # fmt: skip
-    value: Any = json.loads(temperature)
-    items: list[tuple[str, Any]] = [(keys[0], value if rng.random() < 0.8 else f"{temperature}"), (keys[1], sky)]
-    if rng.random() < 0.25:
-        items.reverse()
-    if rng.random() < 0.2:
-        items.insert(0, ("city", city))
-    if rng.random() < 0.15:
-        items.append(rng.choice((("humidity", rng.randint(10, 99)), ("wind", rng.randint(0, 12)), ("unit", "C"))))
-    indent = 4 if rng.random() < 0.08 else None
-    return json.dumps(dict(items), ensure_ascii=False, indent=indent), temperature, sky
-
-
-def tool_call(city: str) -> str:
-    """What the model writes to call the weather tool."""
-    return f"```python\ntool_call(city={_quoted(city)})\n```"
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"' if "'" in text else f"'{text}'"
-
-
-def weather_turn(lang: str, rng: random.Random) -> Turn:
-    """A question, the tool call, the tool's result and a sentence about it."""
-    city = strings.city(rng, lang)
-    question = _ask("weather", lang, rng, {"city": lambda _: _protect(city)}, strong=rng.random() < 0.5)
-    turn = [Message("user", question), Message("assistant", tool_call(city), "get_weather")]
-    if rng.random() < 0.8:
-        observation, temperature, sky = _observation(rng, lang, city)
-        if lang == "en":
-            answer = f"The weather in {city}: {sky}, {temperature} degrees."
-        else:
-            answer = f"{city}的天气：{sky}，{temperature}度。"
-        turn += [Message("observation", observation), Message("assistant", answer)]
-    return turn
-
-
-def tool_message(rng: random.Random) -> Message:
-    """A system message with the weather tool, in the shapes people write."""
-    tool: dict[str, Any] = json.loads(json.dumps(WEATHER_TOOL))
-    kind = rng.random()
-    if kind > 0.45:
-        tool["description"] = rng.choice(
-            ("Get the weather", "Query the weather of a city", "查询天气",
-             "获取城市的当前天气", "Current weather for a city",
-             "查询指定城市的天气", "Returns the weather", "Get weather information",
-             "根据城市名称查询天气", "weather lookup")
-        )  # fmt: skip
-        city = tool["parameters"]["properties"]["city"]
-        city["description"] = rng.choice(
-            ("City name", "城市名称", "The city", "city", "城市", "Name of the city", "要查询的城市")
-        )
-    if kind > 0.7:
-        del tool["parameters"]["required"]
-    if kind > 0.85:
-        tool["parameters"] = {"city": {"description": tool["parameters"]["properties"]["city"]["description"]}}
-        if kind > 0.93:
-            tool["parameters"]["city"]["type"] = "string"
-    prompts = (
-        TOOLS_SYSTEM_PROMPT,
-        TOOLS_SYSTEM_PROMPT,
-        "You can use these tools:",
-        "你可以使用以下工具：",
-        "Use the tools if needed.",
-    )
-    return Message("system", rng.choice(prompts), tools=[tool])
-
-
-# -------------------------------------------------------------------------------------------------------- dialogues
-
-_SYSTEM_TEXTS = (
-    "You are a helpful assistant.|You are ChatGLM3, a large language model. Follow the user's instructions carefully.|"
-    "你是一个乐于助人的助手。|Be brief.|请简短回答。|You are a friendly bot.|You are a pirate.|你是一只猫。|"
-    "Answer politely.|You are a teacher who explains well.|请用礼貌的语气回答。|你是一名客服。|"
-    "Always tell the truth.|You are an expert.|请认真回答用户的问题。"
-).split("|")
 
 _INTENT_NAMES = [intent for intent in INTENTS if intent != "name_unknown"]
 
 
-def random_turn(lang: str, rng: random.Random, weather: bool = True) -> Turn:
+def random_turn(lang: str, rng: random.Random) -> Turn:
     """One question with its answer, of any kind but names and tools."""
     kind = rng.random()
     if kind < 0.31:
@@ -666,81 +562,4 @@ def random_turn(lang: str, rng: random.Random, weather: bool = True) -> Turn:
         return unit_turn(lang, rng)
     if kind < 0.61:
         return translation_turn(lang, rng)
-    return foreign_turn(lang, rng, weather)
-
-
-def dialogue(rng: random.Random, with_roles: bool) -> Dialogue:
-    """A random conversation of one to five turns; with roles some have a system message, or a tool."""
-    lang = rng.choice(LANGUAGES)
-    kind = rng.random()
-    if with_roles and kind < 0.09:
-        return _tool_dialogue(lang, rng)
-    messages: Dialogue = []
-    if with_roles and rng.random() < 0.05:
-        messages.append(Message("system", rng.choice(_SYSTEM_TEXTS)))
-    if kind < 0.3:
-        return messages + _name_dialogue(lang, rng)
-    for _ in range(rng.choices((1, 2, 3, 4), (40, 30, 20, 10))[0]):
-        if rng.random() < 0.08:
-            lang = "zh" if lang == "en" else "en"
-        messages += random_turn(lang, rng)
-        if rng.random() < 0.04 and len(messages) < 6:
-            messages += ask_name_turn(None, lang, rng)
-    return messages
-
-
-def _name_dialogue(lang: str, rng: random.Random) -> Dialogue:
-    """The user gives a name, may change it, and asks for it later, with other turns in between."""
-    if rng.random() < 0.12:
-        return [*(random_turn(lang, rng) if rng.random() < 0.4 else ()), *ask_name_turn(None, lang, rng)]
-    messages: Dialogue = []
-    if rng.random() < 0.2:
-        messages += random_turn(lang, rng)
-    name = strings.name(rng, lang)
-    messages += give_name_turn(name, lang, rng)
-    if rng.random() < 0.06:
-        name = strings.name(rng, lang)
-        messages += give_name_turn(name, lang, rng)
-    for _ in range(rng.choices((0, 1, 2, 3), (45, 32, 16, 7))[0]):
-        messages += random_turn(lang, rng)
-    if rng.random() < 0.1:
-        lang = "zh" if lang == "en" else "en"
-    messages += ask_name_turn(name, lang, rng)
-    return messages
-
-
-def _tool_dialogue(lang: str, rng: random.Random) -> Dialogue:
-    messages: Dialogue = [tool_message(rng)]
-    for _ in range(rng.choices((1, 2, 3), (55, 33, 12))[0]):
-        if rng.random() < 0.08:
-            lang = "zh" if lang == "en" else "en"
-        messages += weather_turn(lang, rng) if rng.random() < 0.72 else random_turn(lang, rng, weather=False)
-        if messages[-1].metadata:  # a call waits for its observation
-            break
-    return messages
-
-
-def letters(text: str) -> str:
-    """A question without case, blanks and punctuation: what counts as the same question."""
-    return "".join(sign for sign in text.lower() if sign.isalnum())
-
-
-@lru_cache(maxsize=1)
-def held_out() -> frozenset[str]:
-    """The questions of the evaluation that stand alone. None of them, however spelt, may be learned."""
-    found = set()
-    for path in (FOLDER.parent / "evaluation").glob("*.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            turns = json.loads(line)["turns"]
-            if len(turns) == 1:
-                found.add(letters(str(turns[0])))
-    return frozenset(found - {""})
-
-
-def dialogues(seed: int, with_roles: bool) -> Iterator[Dialogue]:
-    """An endless stream of conversations without any held-out question; the same seed gives the same ones."""
-    rng = random.Random(seed)
-    while True:
-        made = dialogue(rng, with_roles)
-        if not any(message.role == "user" and letters(message.content) in held_out() for message in made):
-            yield made
+    return foreign_turn(lang, rng)

@@ -21,7 +21,7 @@ from chatglm.checkpoints.atomic import write_file
 from chatglm.conversation import TOOLS_SYSTEM_PROMPT
 from chatglm.loading import load
 
-from . import corpus
+from . import corpus, tool_turns
 
 FOLDER = Path(__file__).parent / "evaluation"
 
@@ -43,6 +43,15 @@ def _letters(text: str) -> str:
     return "".join(sign for sign in unicodedata.normalize("NFKC", text).lower() if sign.isalnum())
 
 
+def _is_argument(wanted: Any, given: Any) -> bool:
+    """Whether an argument is the one wanted, or one of them; case and blanks do not matter."""
+    if isinstance(wanted, list):
+        return any(_is_argument(one, given) for one in wanted)
+    if isinstance(wanted, str):
+        return isinstance(given, str) and "".join(given.lower().split()) == "".join(wanted.lower().split())
+    return not isinstance(given, bool) and bool(given == wanted)
+
+
 def is_right(check: dict[str, Any], lang: str, answer: Any) -> bool:
     """Whether an answer (text, or a tool call as `chat` gives it) passes a check.
 
@@ -50,10 +59,11 @@ def is_right(check: dict[str, Any], lang: str, answer: Any) -> bool:
         ValueError: an unknown kind of check.
     """
     if "tool" in check:
-        wanted = check["tool"]
-        if not isinstance(answer, dict) or answer.get("name") != wanted["name"]:
+        arguments = {key: value for key, value in check["tool"].items() if key != "name"}
+        if not isinstance(answer, dict) or answer.get("name") != check["tool"]["name"]:
             return False
-        return _letters(str((answer.get("parameters") or {}).get("city", ""))) == _letters(wanted["city"])
+        given = answer.get("parameters") or {}
+        return given.keys() == arguments.keys() and all(_is_argument(arguments[key], given[key]) for key in given)
     if not isinstance(answer, str):
         return False
     if "intent" in check:
@@ -75,8 +85,10 @@ def is_right(check: dict[str, Any], lang: str, answer: Any) -> bool:
 def ask(model: Any, tokenizer: Any, item: dict[str, Any], **options: Any) -> Any:
     """The answer to the last turn of an item; the answers before it are the model's own."""
     history: list[Any] = []
-    if item.get("tools"):
-        history = [{"role": "system", "content": TOOLS_SYSTEM_PROMPT, "tools": [corpus.WEATHER_TOOL]}]
+    if offered := item.get("tools"):
+        names = ["get_weather"] if offered is True else offered
+        tools = [tool_turns.TOOLS[name] for name in names]
+        history = [{"role": "system", "content": TOOLS_SYSTEM_PROMPT, "tools": tools}]
     answer: Any = None
     for turn in item["turns"]:
         role = "user"
@@ -85,9 +97,10 @@ def ask(model: Any, tokenizer: Any, item: dict[str, Any], **options: Any) -> Any
         extra = {"role": role} if role != "user" else {}
         answer, history = model.chat(tokenizer, turn, history=history, max_new_tokens=120, **extra, **options)
     if "observation" in item:
+        result = item["observation"]
         answer, _ = model.chat(
             tokenizer,
-            json.dumps(item["observation"], ensure_ascii=False),
+            result if isinstance(result, str) else json.dumps(result, ensure_ascii=False),
             history=history,
             role="observation",
             max_new_tokens=120,
@@ -116,7 +129,7 @@ def shares(results: list[dict[str, Any]]) -> dict[str, Any]:
         return {"right": right, "of": len(of), "percent": round(100 * right / len(of), 1)}
 
     table: dict[str, Any] = {}
-    for kind in ("scope", "foreign"):
+    for kind in ("scope", "foreign", "tools"):
         chosen = [result for result in results if result["kind"] == kind]
         if not chosen:
             continue

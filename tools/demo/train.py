@@ -24,7 +24,6 @@ from chatglm.checkpoints.file_names import TOKENIZER_CONFIG
 from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM3Config
 from chatglm.conversation import chat_format
 
-from . import vocabulary
 from .batches import Batch, batches
 
 TOKENS_PER_BATCH = 3072
@@ -32,11 +31,15 @@ WARM_UP = 0.02
 #: Steps over which the saved weights are averaged: steadier than the last weights.
 AVERAGED_STEPS = 250
 DECAY = 0.45
+#: Tokens of a sequence up to which eager attention is faster than sdpa on a CPU.
+EAGER_UNTIL = 256
 DEFAULT_STEPS = {1: 9200, 3: 7400}
 
 
 def make_tokenizer(folder: Path, generation: int, seed: int) -> Any:
-    """A new vocabulary in `folder`, as a tokenizer."""
+    """A new vocabulary in `folder`, as a tokenizer. Needs the package protobuf."""
+    from . import vocabulary
+
     tokenizer_class = ChatGLMTokenizer.classes[generation]
     ice_text = issubclass(tokenizer_class, ChatGLM1Tokenizer)
     vocabulary.build(folder / tokenizer_class.vocab_files_names["vocab_file"], chat_format(generation), ice_text, seed)
@@ -79,7 +82,6 @@ class Trainer:
         self.layers = body.layers if self.is_first else body.encoder.layers
         self.embedding = model.get_input_embeddings()
         self.head = model.get_output_embeddings()
-        model.config._attn_implementation = "eager"  # faster than sdpa on a CPU for sequences this short
         if fresh and self.is_first:
             self._scale_residuals()
         if compiled:
@@ -105,6 +107,7 @@ class Trainer:
     def loss(self, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy of the learned tokens; the head is computed for them alone."""
         tokens = batch.ids.shape[1]
+        self.model.config._attn_implementation = "eager" if tokens < EAGER_UNTIL else "sdpa"
         extra: dict[str, Any] = {}
         causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
         if self.is_first:

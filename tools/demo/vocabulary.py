@@ -13,7 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from chatglm.conversation import ChatFormat
 
-from . import corpus, strings
+from . import dialogues, strings
 
 BLANK = "▁"
 SENTENCES = 60_000
@@ -64,7 +64,7 @@ def build(path: Path, chat_format: ChatFormat, ice_text: bool, seed: int = 0) ->
 
 def _texts(seed: int, chat_format: ChatFormat, ice_text: bool) -> list[str]:
     """Lines of the corpus; rare characters, which only random names have, fall back to bytes."""
-    stream = corpus.dialogues(seed + 1_000_003, chat_format.has_roles)
+    stream = dialogues.dialogues(seed + 1_000_003, chat_format.has_roles)
     texts: list[str] = []
     while len(texts) < SENTENCES:
         for message in next(stream):
