@@ -145,3 +145,18 @@ def test_generation_1_says_that_its_prompts_cannot_be_scored() -> None:
         assert scores[: len(context)] == [None] * len(context)
         assert all(score < 0 for score in scores[len(context) :]) and len(scores) == len(context) + len(answer)
     engine.close()
+
+
+def test_the_options_of_the_program_hold_here_too(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    submit = type(live.engine).submit_all
+    monkeypatch.setattr(
+        type(live.engine), "submit_all",
+        lambda self, requests, *more: asked.extend(options for _, options in requests) or submit(self, requests, *more),
+    )  # fmt: skip
+    plain = complete(live, "你好你好", max_tokens=8)["choices"][0]["text"]
+    monkeypatch.setattr(live.engine.model, "default_options", {"prompt_lookup_num_tokens": 5})
+    assert complete(live, "你好你好", max_tokens=8)["choices"][0]["text"] == plain
+    body = {"model": NAME, "messages": [{"role": "user", "content": "你好"}], "max_tokens": 2}
+    assert live.http.post("/v1/chat/completions", json=body).status_code == 200
+    assert [options.prompt_lookup_num_tokens for options in asked] == [None, 5, 5]

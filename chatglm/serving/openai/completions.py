@@ -87,7 +87,10 @@ def _completion_requests(
     engine: ChatEngine, body: CompletionBody
 ) -> tuple[list[tuple[list[int], GenerationOptions]], list[str]]:
     tokenizer, model = engine.tokenizer, engine.model
-    defaults = dict(model.sampling_defaults) | {"eos_token_id": tokenizer.chat_format.stop_token_ids(tokenizer)}
+    defaults = {
+        **model.sampling_defaults, **model.default_options,
+        "eos_token_id": tokenizer.chat_format.stop_token_ids(tokenizer),
+    }  # fmt: skip
     requests, echoes = [], []
     engine.check_places(len(body.prompts()) * (body.n or 1))
     control = control_ids(engine)
