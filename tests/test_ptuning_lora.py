@@ -42,7 +42,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("gaussian", "OLoRA") else []) for kind in KINDS]
+)
 def test_an_adapter_answers_as_it_was_trained_and_goes_on(kind: str, base: Path, tmp_path: Path) -> None:
     rows, out = write_rows(tmp_path / "train.json"), tmp_path / "out"
     argv = arguments(base, rows, out, *LORA, *KINDS[kind], "--max_steps", "4", "--save_steps", "2")

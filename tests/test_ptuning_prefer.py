@@ -110,7 +110,8 @@ def preferences(rows: int) -> list[dict[str, str]]:
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("loss", "version", "extra"), [
-    ("dpo", 2, []), ("dpo", 3, ["--quantization_bit", "4"]), ("orpo", 3, []), ("kto", 3, []), ("reward", 2, []),
+    pytest.param("dpo", 2, [], marks=pytest.mark.slow),
+    ("dpo", 3, ["--quantization_bit", "4"]), ("orpo", 3, []), ("kto", 3, []), ("reward", 2, []),
 ])  # fmt: skip
 def test_every_loss_trains_an_adapter(loss: str, version: int, extra: list[str], tmp_path: Path) -> None:
     pytest.importorskip("trl")
