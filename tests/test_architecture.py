@@ -28,7 +28,7 @@ def floors() -> list[list[str]]:
 def modules() -> dict[str, Path]:
     """Every Python module of the project but tests, tools and the training of the demo, by its dotted name."""
     files = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
-    files += [ROOT / f"{name}.py" for name in ("api", "cli_demo", "utils", "web_demo", "web_demo2")]
+    files += [path for path in ROOT.glob("*.py") if path.name != "setup.py"]
     found = {}
     for path in files:
         parts = path.relative_to(ROOT).with_suffix("").parts

@@ -9,15 +9,18 @@ import pytest
 
 import api
 import cli_demo
+import cli_demo_vision
 import web_demo
+import web_demo_vision
 from chatglm import __main__ as console
-from chatglm.commands import chat, serve, web
+from chatglm.commands import chat, chat_vision, serve, web, web_vision
 from chatglm.front import arguments
 from test_program import finished
 
 
 def test_the_files_at_the_top_are_the_same_programs() -> None:
     assert (cli_demo.main, web_demo.main, api.main) == (chat.main, web.main, serve.main)
+    assert (cli_demo_vision.main, web_demo_vision.main) == (chat_vision.main, web_vision.main)
 
 
 @pytest.mark.parametrize("name", console.COMMANDS)

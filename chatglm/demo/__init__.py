@@ -8,6 +8,8 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 #: The checkpoints by generation.
 FOLDERS = {1: _HERE / "chatglm-demo", 3: _HERE / "chatglm3-demo"}
+#: The one that sees pictures, for cli_demo_vision.py and web_demo_vision.py.
+VISION = _HERE / "visualglm-demo"
 #: What is loaded where nobody names a model.
 DEFAULT = FOLDERS[3]
 

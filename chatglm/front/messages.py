@@ -16,6 +16,31 @@ TERMINAL: dict[str, dict[str, str]] = {
             "For a real model: {command} --model FOLDER (or set the environment variable CHATGLM_MODEL)"
         ),
     },
+    "demo_vision": {
+        "zh": (
+            "注意：这只是随软件附带的微型演示模型（约 {millions} 百万参数），不是 VisualGLM-6B。\n"
+            "它只认得纯色的圆形、正方形、三角形、星形、十字和单个数字。\n"
+            "要使用真正的模型：{command} --model 模型文件夹（或设置环境变量 CHATGLM_MODEL）"
+        ),
+        "en": (
+            "Note: this is only the tiny demo model that comes with the software ({millions} million parameters), not\n"
+            "VisualGLM-6B. It knows plain circles, squares, triangles, stars, crosses and single digits, no more.\n"
+            "For a real model: {command} --model FOLDER (or set the environment variable CHATGLM_MODEL)"
+        ),
+    },
+    "welcome_vision": {
+        "zh": "先给出一张图片，再就它提问。clear 换一张图片，stop 退出，/help 查看更多命令。",
+        "en": "Give a picture, then ask about it. clear takes the next picture, stop ends, /help lists more commands.",
+    },
+    "picture": {
+        "zh": "图片路径（直接回车则不看图，stop 退出）：",
+        "en": "Picture file (Enter for none, stop ends): ",
+    },
+    "describe": {"zh": "描述这张图片。", "en": "Describe this picture."},
+    "blind": {
+        "zh": "{name} 不能看图：请给出 VisualGLM-6B 的文件夹（--model）",
+        "en": "{name} sees no pictures: give the folder of a VisualGLM-6B (--model)",
+    },
     "welcome": {
         "zh": "欢迎使用 ChatGLM。输入内容即可对话；/help 查看命令，/clear 清空对话，/quit 退出，Ctrl-C 中止回答。",
         "en": "Welcome: type to chat. /help lists commands, /clear starts over, /quit ends, Ctrl-C stops an answer.",
@@ -110,6 +135,23 @@ Ctrl-C              stop the answer""",
 
 #: Texts of the web page: key -> language -> text.
 PAGE: dict[str, dict[str, str]] = {
+    "demo_vision": {
+        "zh": (
+            "这只是随软件附带的微型演示模型（约 {millions} 百万参数），不是 VisualGLM-6B；它只认得纯色的圆形、正方形、"
+            "三角形、星形、十字和单个数字。要使用真正的模型：`python web_demo_vision.py --model 模型文件夹`"
+        ),
+        "en": (
+            "This is only the tiny demo model that comes with the software ({millions} million parameters), not "
+            "VisualGLM-6B. It knows plain circles, squares, triangles, stars, crosses and single digits, no more. "
+            "For a real model: `python web_demo_vision.py --model FOLDER`"
+        ),
+    },
+    "picture": {"zh": "图片（上传、拖入或粘贴）", "en": "Picture (upload, drop or paste)"},
+    "picture_first": {
+        "zh": "给出一张图片，模型会立即描述它；然后可以继续提问。",
+        "en": "Give a picture: the model describes it at once, and you can ask more.",
+    },
+    "clear": {"zh": "清空", "en": "Clear"},
     "demo": {
         "zh": (
             "这只是随软件附带的微型演示模型（约 {millions} 百万参数），不是 ChatGLM-6B；"

@@ -32,10 +32,14 @@ class ClientGoneError(Exception):
 
 
 class BoundedBodies:
-    """ASGI middleware that refuses large bodies, those of too many values, and those that arrive too slowly."""
+    """ASGI middleware that refuses large bodies, those of too many values, and those that arrive too slowly.
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    Args:
+        upload_bytes: the limit of uploaded files, which are no JSON.
+    """
+
+    def __init__(self, app: Any, upload_bytes: int = MOST_BYTES) -> None:
+        self.app, self.upload_bytes = app, upload_bytes
         self.held = 0
         self.alone = asyncio.Semaphore(1)
 
@@ -46,11 +50,13 @@ class BoundedBodies:
             await self.app(scope, receive, send)
             return
         held = [0]
+        uploads = scope["path"].endswith("/upload")
+        most = self.upload_bytes if uploads else MOST_BYTES
         try:
-            if length.isdigit() and int(length) > MOST_BYTES:
+            if length.isdigit() and int(length) > most:
                 raise RefusedError(413, "too_large")
-            body = await asyncio.wait_for(self._read(receive, held), BODY_SECONDS)
-            if not _is_small(body):
+            body = await asyncio.wait_for(self._read(receive, held, most), BODY_SECONDS)
+            if not uploads and not _is_small(body):
                 raise RefusedError(413, "too_large")
             if len(body) <= LARGE:
                 await self.app(scope, _replay(body, receive), send)
@@ -65,7 +71,7 @@ class BoundedBodies:
         finally:
             self.held -= held[0]
 
-    async def _read(self, receive: Any, held: list[int]) -> bytes:
+    async def _read(self, receive: Any, held: list[int], most: int) -> bytes:
         parts = []
         while True:
             message = await receive()
@@ -75,7 +81,7 @@ class BoundedBodies:
             parts.append(part)
             held[0] += len(part)
             self.held += len(part)
-            if held[0] > MOST_BYTES:
+            if held[0] > most:
                 raise RefusedError(413, "too_large")
             if self.held > MOST_HELD:
                 raise RefusedError(503, "too_many")

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from ...language import browser_language
-from .limits import BoundedBodies
+from .limits import MOST_BYTES, BoundedBodies
 
 # Gradio's page needs inline scripts and styles; everything must still come from this server.
 _POLICY = (
@@ -70,6 +70,10 @@ class NamedDocument:
         await self.app(scope, receive, send_named)
 
 
-def middleware(title: str) -> list[Middleware]:
-    """Returns all of it, for a page with this title."""
-    return [Middleware(LocalOnly), Middleware(BoundedBodies), Middleware(NamedDocument, title=title)]
+def middleware(title: str, upload_bytes: int = MOST_BYTES) -> list[Middleware]:
+    """Returns all of it, for a page with this title, which takes files of at most `upload_bytes`."""
+    return [
+        Middleware(LocalOnly),
+        Middleware(BoundedBodies, upload_bytes=upload_bytes),
+        Middleware(NamedDocument, title=title),
+    ]

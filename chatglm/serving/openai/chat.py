@@ -11,6 +11,7 @@ from starlette.responses import Response
 from ...conversation.formats import names_of
 from ...engine import Stream, TokenLogprob
 from ...generation import GenerationOptions
+from ...pictures import read_base64
 from ..answers import AssistantMessage, Call, Change, StartWith
 from ..chat_engine import ChatEngine
 from ..clients import charge
@@ -20,6 +21,7 @@ from ..service import EventStream, Json, Service, in_thread, service_of, submit,
 from ..tool_grammar import FollowCalls, compile_arguments
 from .chat_body import ChatBody
 from .logprobs import chat_logprobs, prompt_logprobs, told
+from .pictures import picture_url, picturing
 from .prefill import ContinuedMessage, chat_ids, check_prefill
 from .streams import Usage, head_of, merged
 from .tool_results import in_call_order
@@ -70,14 +72,19 @@ def _answer(
 def prompt_ids(engine: ChatEngine, body: ChatBody) -> list[int]:
     """Returns the ids of the prompt. Raises ApiError (400), TypeError or ValueError for what the model cannot read."""
     chat_format = engine.tokenizer.chat_format
-    messages = [message.model_dump(exclude_none=True) for message in in_call_order(body.messages)]
+    messages = [
+        message.model_dump(exclude_none=True) | ({"content": message.text} if message.image_urls else {})
+        for message in in_call_order(body.messages)
+    ]
     offered = body.described()
     if offered and not chat_format.knows_tools:
         others = names_of(lambda format: format.knows_tools, "is", "are", short=True)
         reason = f"this model was not trained to call tools, {others}: describe them in the prompt"
         raise ApiError(400, reason, param="tools")
     engine.check_size("".join(message.text for message in body.messages))
-    return chat_ids(engine.tokenizer, body, messages, offered)
+    if picture_url(body) is not None:
+        chat_format = picturing(engine).format_with_picture()
+    return chat_ids(engine.tokenizer, body, messages, offered, chat_format)
 
 
 def _chat_requests(
@@ -86,6 +93,8 @@ def _chat_requests(
     """Returns the requests, and the grammar of the answers if they have one."""
     tokenizer, chat_format = engine.tokenizer, engine.tokenizer.chat_format
     choices = body.choices(lambda **settings: engine.model.turn_options(tokenizer, **settings))
+    url = picture_url(body)
+    picture = None if url is None else picturing(engine).place_picture(tokenizer, read_base64(url))
     ids = prompt_ids(engine, body)
     before = len(ids)
     schema, forced = body.schema_wanted(), body.forced_names()
@@ -96,6 +105,7 @@ def _chat_requests(
     calls = compile_arguments(grammars, tokenizer, body.schemas_of_calls())
     next_message = tokenizer.get_command(chat_format.answer_token) if calls else 0
     for options in choices:
+        options.picture = picture
         options.logits_processor = [
             *body.penalties(before, engine.model.config.vocab_size),
             *([StartWith(starts, before)] if forced is not None else []),

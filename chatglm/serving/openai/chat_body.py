@@ -22,6 +22,12 @@ from .logprobs import MOST_LOGPROBS
 from .neutral import without_records
 
 
+def reads_text_only(kind: str) -> ApiError:
+    """The error for a part of a message that the model cannot read."""
+    reason = f"this model reads text only: a message holds a part of the type {kind[:40]!r}"
+    return ApiError(400, reason, param="messages", code="unsupported_parameter")
+
+
 class Part(BaseModel):
     """A message, a part of one, or a tool. Unknown keys are errors, except a chat program's own records."""
 
@@ -36,6 +42,19 @@ class Part(BaseModel):
 class TextPart(Part):
     type: Literal["text"]
     text: str
+
+
+class ImageUrl(BaseModel):
+    """`detail` changes nothing: the model sees every picture in the same size."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Part):
+    type: Literal["image_url"]
+    image_url: ImageUrl
 
 
 class FunctionCall(BaseModel):
@@ -53,7 +72,7 @@ class Message(Part):
     """Clients send answers back, so the keys of answers are accepted where they are empty."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function", "observation"]
-    content: str | Annotated[list[TextPart], Field(max_length=MOST_PARTS, fail_fast=True)] | None = None
+    content: str | Annotated[list[TextPart | ImagePart], Field(max_length=MOST_PARTS, fail_fast=True)] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
@@ -64,18 +83,24 @@ class Message(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _reads_text_only(cls, values: Any) -> Any:
+    def _reads_text_and_pictures(cls, values: Any) -> Any:
         parts = values.get("content") if isinstance(values, Mapping) else None
         for part in parts[:MOST_PARTS] if isinstance(parts, list) else ():
             kind = part.get("type") if isinstance(part, Mapping) else None
-            if isinstance(kind, str) and kind != "text":
-                reason = f"this model reads text only: a message holds a part of the type {kind[:40]!r}"
-                raise ApiError(400, reason, param="messages", code="unsupported_parameter")
+            if isinstance(kind, str) and kind not in ("text", "image_url"):
+                raise reads_text_only(kind)
         return values
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
+        parts = self.content if isinstance(self.content, list) else []
+        text = "".join(part.text for part in parts if isinstance(part, TextPart))
+        return self.content if isinstance(self.content, str) else text
+
+    @property
+    def image_urls(self) -> list[str]:
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
 
 
 class Function(Part):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...chat import ids_to_text
+from ...conversation.formats import ChatFormat
 from ...engine import EngineStep
 from ...generation import AnswerText, GenerationOptions
 from ..answers import AssistantMessage, Change
@@ -36,9 +37,10 @@ def check_prefill(body: ChatBody) -> None:
         raise ApiError(400, reason, param="continue_final_message", code="unsupported_parameter")
 
 
-def chat_ids(tokenizer: Any, body: ChatBody, messages: list[dict[str, Any]], tools: Any) -> list[int]:
+def chat_ids(
+    tokenizer: Any, body: ChatBody, messages: list[dict[str, Any]], tools: Any, chat_format: ChatFormat
+) -> list[int]:
     """Returns the ids of the prompt. Raises TypeError or ValueError if the messages are malformed."""
-    chat_format = tokenizer.chat_format
     if body.continue_final_message:
         before: list[int] = chat_format.encode_chat(tokenizer, messages[:-1], tools)
         return before + begun_ids(tokenizer, body.messages[-1])
@@ -46,14 +48,9 @@ def chat_ids(tokenizer: Any, body: ChatBody, messages: list[dict[str, Any]], too
     return ids
 
 
-def _text(message: Message) -> str:
-    content = message.content
-    return content if isinstance(content, str) else "".join(part.text for part in content or [])
-
-
 def begun_ids(tokenizer: Any, message: Message) -> list[int]:
     """Returns the ids of an answer that has begun, behind the prompt."""
-    ids: list[int] = tokenizer.chat_format.encode_answer(tokenizer, {"role": "assistant", "content": _text(message)})
+    ids: list[int] = tokenizer.chat_format.encode_answer(tokenizer, {"role": "assistant", "content": message.text})
     return ids
 
 
@@ -74,7 +71,7 @@ class ContinuedMessage(AssistantMessage):
         at_most_one_call: bool = False,
     ) -> None:
         super().__init__(tokenizer, tools, at_most_one_call)
-        decode, ids, text = ids_to_text(tokenizer), begun_ids(tokenizer, begun), _text(begun)
+        decode, ids, text = ids_to_text(tokenizer), begun_ids(tokenizer, begun), begun.text
         tail = ids[-_CONTEXT:]
         size = len(decode(tail))
         # The engine decodes an answer without its beginning, and would lose the space between two words.
