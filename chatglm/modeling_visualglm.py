@@ -76,7 +76,7 @@ class VisualGLMForCausalLM(ChatGLM1ForCausalLM):
         positions_behind_cache: torch.Tensor | None = None,
         cache: Cache | None = None,
         images: torch.Tensor | None = None,
-        pre_image_length: int | None = None,
+        pre_image_length: int | torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -96,9 +96,10 @@ class VisualGLMForCausalLM(ChatGLM1ForCausalLM):
             if image_features is None:
                 assert images is not None
                 image_features = self.encode_images(images)
-            inputs_embeds = self.embed_with_images(input_ids, image_features, int(pre_image_length))
+            place = int(torch.as_tensor(pre_image_length).flatten()[0])
+            inputs_embeds = self.embed_with_images(input_ids, image_features, place)
             input_ids = None
-        elif pre_image_length:
+        elif pre_image_length is not None and int(torch.as_tensor(pre_image_length).max()):
             raise ValueError("pre_image_length is the place of a picture: give images or image_features, too")
         outputs: CausalLMOutputWithPast = super().forward(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,

@@ -19,7 +19,8 @@ def answer(question: str, history: list[Any], settings: dict[str, Any], cancel: 
     for end in (len(text) // 2, len(text)):
         reason = "stop" if end == len(text) else None
         yield SimpleNamespace(
-            text=text[:end], finish_reason=reason, history=[*history, (question, text)], completion_tokens=3, seconds=1.0
+            text=text[:end], finish_reason=reason, history=[*history, (question, text)], completion_tokens=3,
+            seconds=1.0,
         )
 
 
