@@ -115,7 +115,7 @@ class PicturePage:
                     elem_id="picture", buttons=[],
                 )  # fmt: skip
                 # Nobody opens the file before `read_picture` does.
-                self.picture.preprocess = lambda payload: None if payload is None else payload.path
+                vars(self.picture)["preprocess"] = lambda payload: None if payload is None else payload.path
                 self.max_length = gr.Slider(
                     0, max(most, begin["max_length"]), begin["max_length"], step=1, label=text("max_length"),
                     elem_id="max_length",
