@@ -50,7 +50,7 @@ class BoundedBodies:
             await self.app(scope, receive, send)
             return
         held = [0]
-        uploads = scope["path"].endswith("/upload")
+        uploads = scope.get("path", "").endswith("/upload")
         most = self.upload_bytes if uploads else MOST_BYTES
         try:
             if length.isdigit() and int(length) > most:
