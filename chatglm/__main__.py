@@ -94,7 +94,7 @@ def _about(name: str) -> int:
     if not name:
         complain(texts["help"].format(commands=commands))
         return 2
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
     complain(texts["unknown"].format(name=name, close=texts["close"].format(name=close[0]) if close else ""))
     return 2
 

@@ -48,6 +48,8 @@ def test_a_command_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(console, "choose_language", lambda: "en")
     assert console.main(["server"]) == 2
     assert "there is no command server, did you mean serve?" in capsys.readouterr().err
+    assert console.main(["docker"]) == 2  # only what is close is suggested
+    assert "there is no command docker; chatglm --help" in capsys.readouterr().err
 
 
 def test_the_exit_status_is_the_program_s(capsys: pytest.CaptureFixture[str]) -> None:
