@@ -44,7 +44,7 @@ class Player:
         self.page.set_default_timeout(PATIENCE)
         self.finished: list[Any] = []
         self.elsewhere: list[str] = []
-        self.page.on("requestfinished", self.finished.append)
+        self.page.on("requestfinished", lambda request: self.finished.append(request))
         self.page.on(
             "request", lambda request: None if request.url.startswith(url) else self.elsewhere.append(request.url)
         )
