@@ -8,7 +8,9 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 #: The checkpoints by generation.
 FOLDERS = {1: _HERE / "chatglm-demo", 3: _HERE / "chatglm3-demo"}
-#: The one that sees pictures, for cli_demo_vision.py and web_demo_vision.py.
+#: One of GLM-4's kind.
+GLM4 = _HERE / "glm4-demo"
+#: Where the one that sees pictures is put, for cli_demo_vision.py and web_demo_vision.py: `tools.demo.train_vision`.
 VISION = _HERE / "visualglm-demo"
 #: What is loaded where nobody names a model.
 DEFAULT = FOLDERS[3]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from chatglm.conversation import TOOLS_SYSTEM_PROMPT
 from chatglm.conversation.segments import encode_segments
 
 from . import corpus, dialogues
@@ -49,7 +50,7 @@ class Encoder:
         ids = encode_segments(self.tokenizer, self.chat_format.start)
         learned = [False] * len(ids)
         for index, message in enumerate(dialogue):
-            role, *body = self.chat_format.encode_message(self.tokenizer, message.as_dict())
+            role, *body = self._message(message)
             spoken = message.role == "assistant"
             # The role token after an answer ends it.
             ended = index > 0 and dialogue[index - 1].role == "assistant"
@@ -58,6 +59,16 @@ class Encoder:
         ids.append(get("<|observation|>" if dialogue[-1].metadata else "<|user|>"))
         learned.append(True)
         return Example(ids, learned)
+
+    def _message(self, message: corpus.Message) -> list[int]:
+        if message.tools and not self.chat_format.tools_system_prompt:  # tools have a message of their own
+            given = message.as_dict() | ({"content": ""} if message.content == TOOLS_SYSTEM_PROMPT else {})
+            segments = self.chat_format.chat_segments([given], open_answer=False)
+            return encode_segments(self.tokenizer, segments[len(self.chat_format.start) :])
+        if message.metadata and not self.chat_format.tools_system_prompt:
+            call = self.chat_format.tool_call_message(message.metadata, message.arguments)
+            return self.chat_format.encode_message(self.tokenizer, call)
+        return self.chat_format.encode_message(self.tokenizer, message.as_dict())
 
     def _rounds(self, dialogue: corpus.Dialogue) -> Example:
         contents = [message.content for message in dialogue]

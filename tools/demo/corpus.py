@@ -46,6 +46,8 @@ class Message:
     content: str
     metadata: str = ""
     tools: list[dict[str, Any]] = field(default_factory=list)
+    #: Of the call of a tool, whose content is in the words of generation 3.
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The message as in a history."""

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from chatglm.checkpoints.atomic import write_file
-from chatglm.conversation import TOOLS_SYSTEM_PROMPT
 from chatglm.loading import load
 
 from . import corpus, tool_turns
@@ -88,7 +87,7 @@ def ask(model: Any, tokenizer: Any, item: dict[str, Any], **options: Any) -> Any
     if offered := item.get("tools"):
         names = ["get_weather"] if offered is True else offered
         tools = [tool_turns.TOOLS[name] for name in names]
-        history = [{"role": "system", "content": TOOLS_SYSTEM_PROMPT, "tools": tools}]
+        history = [{"role": "system", "content": tokenizer.chat_format.tools_system_prompt, "tools": tools}]
     answer: Any = None
     for turn in item["turns"]:
         role = "user"

@@ -455,8 +455,9 @@ def _quoted(value: Any) -> str:
 def used_turn(one: Offer, lang: str, rng: random.Random) -> Turn:
     """A question, the tool call and, nearly always, its result and a sentence about it."""
     use = _date(lang, rng, bool(one.arguments)) if one.kind == "get_date" else _USES[one.kind](lang, rng)
-    call = tool_call(dict(zip(one.arguments, use.values, strict=one.kind != "get_date")))
-    turn = [Message("user", use.question), Message("assistant", call, one.name)]
+    arguments = dict(zip(one.arguments, use.values, strict=one.kind != "get_date"))
+    call = Message("assistant", tool_call(arguments), one.name, arguments=arguments)
+    turn = [Message("user", use.question), call]
     if rng.random() < 0.06:
         turn += [Message("observation", _failure(lang, rng)), Message("assistant", NO_RESULT[lang])]
     elif rng.random() < 0.95:

@@ -17,13 +17,19 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from chatglm import ChatGLM1Tokenizer, ChatGLMTokenizer
-from chatglm.chat import ChatGLM1ForConditionalGeneration, ChatGLM3ForConditionalGeneration
+from chatglm import ChatGLM1Tokenizer, ChatGLM4Tokenizer, ChatGLMTokenizer
+from chatglm.chat import (
+    ChatGLM1ForConditionalGeneration,
+    ChatGLM3ForConditionalGeneration,
+    ChatGLM4ForConditionalGeneration,
+)
 from chatglm.checkpoints.atomic import files_into
 from chatglm.checkpoints.file_names import TOKENIZER_CONFIG
-from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM3Config
+from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM3Config, ChatGLM4Config
 from chatglm.conversation import chat_format
+from chatglm.loading import load
 
+from . import byte_vocabulary, vocabulary
 from .batches import Batch, batches
 
 TOKENS_PER_BATCH = 3072
@@ -33,14 +39,18 @@ AVERAGED_STEPS = 250
 DECAY = 0.45
 #: Tokens of a sequence up to which eager attention is faster than sdpa on a CPU.
 EAGER_UNTIL = 256
-DEFAULT_STEPS = {1: 9200, 3: 7400}
+DEFAULT_STEPS = {1: 9200, 3: 7400, 4: 7400}
 
 
 def make_tokenizer(folder: Path, generation: int, seed: int) -> Any:
     """A new vocabulary in `folder`, as a tokenizer. Needs the package protobuf."""
-    from . import vocabulary
 
     tokenizer_class = ChatGLMTokenizer.classes[generation]
+    if issubclass(tokenizer_class, ChatGLM4Tokenizer):
+        byte_vocabulary.build(folder / tokenizer_class.vocab_files_names["vocab_file"], chat_format(generation), seed)
+        values = {"tokenizer_class": "ChatGLM4Tokenizer", "chatglm_version": generation, "padding_side": "left"}
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+        return ChatGLMTokenizer.from_pretrained(folder)
     ice_text = issubclass(tokenizer_class, ChatGLM1Tokenizer)
     vocabulary.build(folder / tokenizer_class.vocab_files_names["vocab_file"], chat_format(generation), ice_text, seed)
     config: dict[str, Any] = {"tokenizer_class": "ChatGLMTokenizer", "chatglm_version": generation}
@@ -64,12 +74,41 @@ def make_model(tokenizer: Any) -> Any:
                 mask_token_id=get("[MASK]"), gmask_token_id=get("[gMASK]"), pad_token_id=3,
             )
         )  # fmt: skip
-    return ChatGLM3ForConditionalGeneration(
-        ChatGLM3Config(
-            padded_vocab_size=size, hidden_size=256, num_layers=4, num_attention_heads=8, kv_channels=32,
-            ffn_hidden_size=896, multi_query_group_num=2, seq_length=2048,
-        )
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "padded_vocab_size": size, "hidden_size": 256, "num_layers": 4, "num_attention_heads": 8, "kv_channels": 32,
+        "ffn_hidden_size": 896, "multi_query_group_num": 2, "seq_length": 2048,
+    }  # fmt: skip
+    if isinstance(tokenizer, ChatGLM4Tokenizer):
+        stops = tokenizer.chat_format.stop_token_ids(tokenizer)
+        sizes |= {"eos_token_id": stops, "pad_token_id": stops[0], "rope_ratio": 1}
+        return ChatGLM4ForConditionalGeneration(ChatGLM4Config(**sizes))
+    return ChatGLM3ForConditionalGeneration(ChatGLM3Config(**sizes))
+
+
+@torch.no_grad()
+def start_from(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Takes the blocks of another checkpoint with the same network, and for each token the mean of the tokens that the
+    other vocabulary has for its text."""
+    other, pieces = load(folder, device="cpu", dtype="float32")
+    state, mine = other.state_dict(), model.state_dict()
+    for name, tensor in state.items():
+        if mine[name].shape == tensor.shape and "word_embeddings" not in name and "output_layer" not in name:
+            mine[name].copy_(tensor)
+    for name in ("transformer.embedding.word_embeddings.weight", "transformer.output_layer.weight"):
+        for row in range(len(tokenizer)):
+            text = tokenizer.token_pieces()[row]
+            if text:
+                ids = [0] if not text.strip() else pieces.encode_text(text.decode("utf-8", errors="ignore"))
+                ids = [id for id in ids if pieces.token_bytes(id).strip()] or ids
+            else:
+                control = tokenizer.convert_ids_to_tokens(row)
+                known = _COMMANDS.get(control, control)
+                ids = [pieces.get_command(known)] if known in pieces.commands else []
+            if ids:
+                mine[name][row] = state[name][ids].mean(0)
+
+
+_COMMANDS = {"<sop>": "sop", "<eop>": "eop", "<|endoftext|>": "<eos>"}
 
 
 class Trainer:
@@ -173,8 +212,11 @@ def train(arguments: argparse.Namespace) -> None:
     else:
         tokenizer = make_tokenizer(work, arguments.generation, arguments.seed)
         model = make_model(tokenizer)
+        if arguments.start_from:
+            start_from(model, tokenizer, arguments.start_from)
     model = model.float().train()
-    trainer = Trainer(model, arguments.compile, arguments.rate, fresh=not arguments.continue_from)
+    fresh = not (arguments.continue_from or arguments.start_from)
+    trainer = Trainer(model, arguments.compile, arguments.rate, fresh)
     print(f"{len(tokenizer)} tokens, {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
     start = saved = time.monotonic()
     seen, losses = 0, []
@@ -209,13 +251,14 @@ def train(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--generation", type=int, choices=(1, 3), default=3)
+    parser.add_argument("--generation", type=int, choices=(1, 3, 4), default=3)
     parser.add_argument("--output", required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="train this long (the result depends on the machine's speed)")
     length.add_argument("--steps", type=int, help="train this many steps (reproducible)")
     parser.add_argument("--continue-from", type=Path, help="start from this checkpoint and its vocabulary")
+    parser.add_argument("--start-from", type=Path, help="start from the blocks of a checkpoint, with a new vocabulary")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=TOKENS_PER_BATCH, help="tokens of a batch")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")

@@ -6,6 +6,7 @@ import io
 import string
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -23,13 +24,18 @@ _V1_CONTROL = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "
 _FULL_WIDTH = "，。？！：；（）、“”‘’《》【】…—～·￥×÷°℃"
 
 
-def build(path: Path, chat_format: ChatFormat, ice_text: bool, seed: int = 0) -> int:
+def build(
+    path: Path, chat_format: ChatFormat, ice_text: bool, seed: int = 0, more: Sequence[str] = ()
+) -> int:
     """Writes a vocabulary laid out as generation 1's `ice_text.model`, or as `tokenizer.model`; returns its size.
 
     A unigram model with byte fallback and single digits. Blanks are pieces of their own except in front of frequent
     words, so that a name has the same pieces with and without one, which makes copying learnable.
+
+    Args:
+        more: texts to count besides those of the corpus.
     """
-    texts = _texts(seed, chat_format, ice_text)
+    texts = [*_texts(seed, chat_format, ice_text), *more]
     serialized = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
