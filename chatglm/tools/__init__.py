@@ -10,7 +10,7 @@ from __future__ import annotations
 from .builtin import BUILT_IN, calculate, convert_units, get_date, random_number
 from .loop import Done, run_conversation, tool_loop
 from .module import load_tools
-from .running import Call, Observation, run_call
+from .running import Call, Observation, Runner, ToolRunner, run_call
 from .sources import Text
 from .tool import Tool, ToolError, check_tools, tool
 
@@ -19,9 +19,11 @@ __all__ = [
     "Call",
     "Done",
     "Observation",
+    "Runner",
     "Text",
     "Tool",
     "ToolError",
+    "ToolRunner",
     "calculate",
     "check_tools",
     "convert_units",

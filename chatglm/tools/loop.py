@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..conversation.formats import ChatFormat, names_of
-from .running import MOST_CHARACTERS, Call, Observation, run_call
+from .running import MOST_CHARACTERS, Call, Observation, Runner, ToolRunner
 from .sources import Ask, OpenAIServer, OwnModel
 from .tool import Tool, check_tools
 
@@ -21,7 +21,6 @@ Confirm = Callable[[Call], bool | None]
 
 _REPEATED = "The same call was made before, with the result above; it was not made again."
 _REFUSED = "The user did not allow this call."
-_ROUNDS = "No further calls are made for this question."
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def run_conversation(
         source = OpenAIServer(model, messages, known, cancel, settings)
     else:
         raise TypeError(f"{type(model).__name__} is neither a model of ours nor an openai client")
-    return _rounds(source, known, max_rounds, confirm, cancel, most_characters)
+    return _rounds(source, ToolRunner(known, (), most_characters), max_rounds, confirm, cancel)
 
 
 def tool_loop(
@@ -98,63 +97,59 @@ def tool_loop(
     question: str,
     history: Sequence[Any],
     role: str,
-    tools: Mapping[str, Tool],
+    runner: Runner,
     max_rounds: int = MAX_ROUNDS,
     *,
     confirm: Confirm | None = None,
     cancel: threading.Event | None = None,
-    most_characters: int = MOST_CHARACTERS,
 ) -> Iterator[Any]:
     """The same for the front doors: `ask(question, history, role)` gives the steps of an answer.
 
     The history has its system message with the tools already. Also yields what `ask` yields beside steps.
     """
-    source = OwnModel(ask, chat_format, question, history, role, list(tools))
-    return _rounds(source, tools, max_rounds, confirm, cancel, most_characters)
+    source = OwnModel(ask, chat_format, question, history, role, runner.names)
+    return _rounds(source, runner, max_rounds, confirm, cancel)
 
 
 def _rounds(
-    source: Any,
-    tools: Mapping[str, Tool],
-    max_rounds: int,
-    confirm: Confirm | None,
-    cancel: threading.Event | None,
-    most_characters: int,
+    source: Any, runner: Runner, max_rounds: int, confirm: Confirm | None, cancel: threading.Event | None
 ) -> Iterator[Any]:
     if max_rounds < 1:
         raise ValueError(f"max_rounds must be 1 or more, not {max_rounds}")
     made: set[str] = set()
+
+    def is_cancelled() -> bool:
+        return cancel is not None and cancel.is_set()
+
     for number in range(1, max_rounds + 1):
         yield from source.answer()
-        calls = source.calls()
+        calls, reason = source.calls(), ""
         if not calls:
             yield Done(source.messages, source.finish_reason)
             return
-        reason = ""
         for call in calls:
             yield call
-            tool, key = tools.get(call.name), json.dumps([call.name, call.arguments], sort_keys=True, default=str)
-            if tool is not None and tool.run is None:
-                yield Done(source.messages, "open")
-                return
-            if cancel is not None and cancel.is_set():
-                allowed, seen = False, Observation(call.name, _REFUSED, ok=False)
+            key = json.dumps([call.name, call.arguments, call.content], sort_keys=True, default=str)
+            allowed: bool | None = False
+            seen = Observation(call.name, _REFUSED, ok=False)
+            if is_cancelled():
                 reason = "cancelled"
             elif key in made:
-                allowed, seen = False, Observation(call.name, _REPEATED, ok=False)
-                reason = reason or "repeated"
+                seen, reason = Observation(call.name, _REPEATED, ok=False), "repeated"
+            elif runner.is_manual(call):
+                allowed = None
+            elif runner.asks(call):
+                allowed = confirm(call) if confirm is not None else False
             else:
-                decided = True if tool is None or not tool.confirm else confirm(call) if confirm is not None else False
-                if decided is None:
-                    yield Done(source.messages, "open")
-                    return
-                allowed, seen = decided, Observation(call.name, _REFUSED, ok=False)
-            if allowed:
-                seen = run_call(tools, call, most_characters=most_characters, cancel=cancel)
+                allowed = True
+            if allowed is None:
+                yield Done(source.messages, "open")
+                return
             made.add(key)
+            seen = runner.run(call, cancel) if allowed else seen
             yield seen
             source.observe(call, seen.content)
-        if reason or number == max_rounds or (cancel is not None and cancel.is_set()):
+        if reason or number == max_rounds or is_cancelled():
             source.settle()
-            yield Done(source.messages, reason or ("cancelled" if cancel and cancel.is_set() else "rounds"))
+            yield Done(source.messages, reason or ("cancelled" if is_cancelled() else "rounds"))
             return

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from .tool import Tool, ToolError
 
@@ -112,3 +112,44 @@ def as_text(value: Any) -> str:
 def cut(text: str, most: int) -> str:
     """Returns at most `most` characters, and says so if there were more."""
     return text if len(text) <= most else text[:most] + TRUNCATED
+
+
+class Runner(Protocol):
+    """What the loop needs to know of that which is called: tools, or the code interpreter."""
+
+    #: Names that the model may call.
+    names: list[str]
+
+    def is_manual(self, call: Call) -> bool:
+        """Whether somebody enters the result by hand."""
+        ...
+
+    def asks(self, call: Call) -> bool:
+        """Whether the user is asked before it runs."""
+        ...
+
+    def run(self, call: Call, cancel: threading.Event | None) -> Observation: ...
+
+
+class ToolRunner:
+    """A `Runner` of tools.
+
+    Args:
+        manual: names of tools that are not in `tools`, whose results are entered by hand.
+    """
+
+    def __init__(
+        self, tools: Mapping[str, Tool], manual: Collection[str] = (), most_characters: int = MOST_CHARACTERS
+    ) -> None:
+        self.tools, self._most = dict(tools), most_characters
+        self._manual = {*manual, *(one.name for one in tools.values() if one.run is None)}
+        self.names = [*tools, *(name for name in manual if name not in tools)]
+
+    def is_manual(self, call: Call) -> bool:
+        return call.name in self._manual
+
+    def asks(self, call: Call) -> bool:
+        return call.name in self.tools and self.tools[call.name].confirm
+
+    def run(self, call: Call, cancel: threading.Event | None) -> Observation:
+        return run_call(self.tools, call, most_characters=self._most, cancel=cancel)
