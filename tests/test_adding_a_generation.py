@@ -108,7 +108,7 @@ with ChatEngine(model, tokenizer, max_batch=1) as engine:
         tokenizer.chat_format, {"max_new_tokens": 8},
     )
     pending = page.ask("Hi", None, request)[page.place]
-    *_, last = page.reply(pending, "", "Be brief.", "", 0, 1, 0, request)
+    *_, last = page.reply(pending, "", "Be brief.", "", 0, 1, 0, "chat", False, request)
 print(json.dumps([page.name, page.system.visible, last[page.place]["history"]]))
 """
 

@@ -171,7 +171,9 @@ def test_messages_of_pairs_and_of_roles() -> None:
         {"role": "assistant", "metadata": "", "content": "It is sunny."},
     ]
     shown = display.messages(chat_format(3), roles)
-    assert [message["role"] for message in shown] == ["user", "assistant", "user", "assistant"]
+    assert [message["role"] for message in shown] == ["user", "assistant", "assistant", "assistant"]
+    title = {"title": "↩", "status": "done"}
+    assert shown[2] == {"role": "assistant", "content": "```text\nsunny\n```", "metadata": title}
     assert shown[1]["metadata"] == {"title": f"⚙ get_<{display.MARK}b>", "status": "done"}
     assert "metadata" not in shown[3]
     assert display.texts(chat_format(3), roles) == [message["content"] for message in roles]

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: English pages; each has a Chinese one beside it.
 PAGES = [
     "README.md", "docs/command_line.md", "docs/export.md", "docs/http_api.md", "docs/notebooks.md", "docs/python.md",
-    "docs/quantization.md", "docs/serving.md", "docs/web_page.md", "game/README.md",
+    "docs/quantization.md", "docs/serving.md", "docs/tools.md", "docs/web_page.md",
+    "game/README.md",
 ]  # fmt: skip
 every_page = pytest.mark.parametrize("page", PAGES)
 

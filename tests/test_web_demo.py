@@ -418,6 +418,8 @@ def test_the_sliders(visit: Callable[..., Visitor], version: int, sliders: dict[
 def test_system_prompt_and_tools_of_generation_3(visit: Callable[..., Visitor]) -> None:
     visitor = visit(3)
     visitor.open_side()
+    visitor.page.locator("#mode input[value=tools]").check()
+    expect(visitor.page.locator("#tools textarea")).to_be_visible()
     visitor.page.locator("#system textarea").fill("Be <b>brief</b>.")
     tool = {"name": "get_weather", "description": "weather", "parameters": {}}
     visitor.page.locator("#tools textarea").fill(json.dumps([tool]))
@@ -426,7 +428,7 @@ def test_system_prompt_and_tools_of_generation_3(visit: Callable[..., Visitor]) 
     assert [turn["role"] for turn in visitor.history()] == ["system", "user", "assistant"]
     visitor.page.locator("#tools textarea").fill("[{")
     visitor.ask("x")
-    expect(visitor.page.get_by_text("The tools must be a JSON list")).to_be_visible()
+    expect(visitor.page.get_by_text("The tools must be a list in JSON or YAML")).to_be_visible()
     visitor.page.locator("#tools textarea").fill("")
     visitor.page.locator("#system textarea").fill("")
     assert visitor.history()[0]["role"] == "user"

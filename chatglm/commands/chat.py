@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import stat
 import sys
 import threading
+from typing import Any
 
 from ..demo import is_demo
+from ..front.abilities import Abilities, add_ability_arguments, check_abilities, open_abilities
 from ..front.arguments import (
     LibraryError,
     add_generation_arguments,
     add_model_arguments,
     generation_settings,
     load_from_arguments,
-    read_tools,
 )
 from ..front.input_history import InputHistory, history_file
 from ..front.messages import TERMINAL
@@ -42,20 +44,29 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
         "--complete", action="store_true", help="continue texts instead of answering: for base models and CodeGeeX2"
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (ChatGLM3, GLM-4)")
-    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3, GLM-4)")
     parser.add_argument("--no-stream", action="store_true", help="print an answer once it is complete")
     parser.add_argument("--no-history", action="store_true", help="keep no file of the lines that are typed")
+    add_ability_arguments(parser)
+    parser.add_argument("--work", metavar="FOLDER", help="the files of --interpreter (default: a temporary folder)")
+    parser.add_argument("--yes", action="store_true", help="run tools and code without asking")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of the messages")
     args = parser.parse_args(arguments)
-    if args.complete and (args.system or args.tools):
-        parser.error("--complete has no chat: leave out --system and --tools")
+    if args.complete and (args.system or args.tools or args.tools_module or args.mcp or args.interpreter):
+        parser.error("--complete has no chat: leave out --system, --tools and what else is for a chat")
+    if args.work and not args.interpreter:
+        parser.error("--work is the folder of --interpreter")
+    with contextlib.ExitStack() as stack:
+        return _chat(args, prog, stack)
+
+
+def _chat(args: argparse.Namespace, prog: str | None, stack: contextlib.ExitStack) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # Terminal.answer refuses what is no text
     try:
-        tools = read_tools(args.tools) if args.tools else None
+        abilities = open_abilities(args, args.lang, stack)
         model, tokenizer = load_from_arguments(args)
-        session = Session(tokenizer.chat_format, args.system, tools)
-        terminal = Terminal(model, tokenizer, session, generation_settings(args), args.lang)
+        check_abilities(abilities, tokenizer.chat_format)
+        terminal = _terminal(model, tokenizer, abilities, args, stack)
     except (OSError, ValueError, RuntimeError, LibraryError) as error:
         complain(TERMINAL["error"][args.lang].format(reason=error))
         return 1
@@ -76,6 +87,29 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
         terminal.say("bye")
         return 0
     return int(terminal.failed)
+
+
+def _terminal(
+    model: Any, tokenizer: Any, abilities: Abilities, args: argparse.Namespace, stack: contextlib.ExitStack
+) -> Terminal:
+    """The chat, with what runs its tools or its code."""
+    system = args.system
+    if abilities.isolation is not None:
+        from ..interpreter import SYSTEM_PROMPT, CodeRunner, Kernel
+
+        system = SYSTEM_PROMPT if system is None else system
+    session = Session(tokenizer.chat_format, system, abilities.described())
+    terminal = Terminal(model, tokenizer, session, generation_settings(args), args.lang)
+    terminal.agrees = args.yes
+    if abilities.isolation is not None:
+        kernel = stack.enter_context(contextlib.closing(Kernel(abilities.isolation, work=args.work)))
+        terminal.runner = CodeRunner(kernel, asks=True, seen=terminal.show_files)
+        terminal.forget = kernel.restart
+        if abilities.isolation.grade != "isolated":
+            terminal.say("trusted")
+    elif abilities.tools:
+        terminal.runner = abilities.runner()
+    return terminal
 
 
 def read_question(prompt: str, terminal: Terminal) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 
 from ..demo import is_demo
+from ..front.abilities import add_ability_arguments, check_abilities, open_abilities
 from ..front.arguments import (
     LibraryError,
     add_generation_arguments,
@@ -15,12 +17,13 @@ from ..front.arguments import (
     importing_libraries,
     load_from_arguments,
     port_number,
-    read_tools,
     require,
 )
 from ..front.messages import TERMINAL
 from ..language import LANGUAGES, choose_language
 from ..program import complain, run
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported; else it sends usage data
 
@@ -35,7 +38,10 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     add_model_arguments(parser, "web")
     add_generation_arguments(parser)
     parser.add_argument("--system", metavar="TEXT", help="system prompt to begin with (ChatGLM3, GLM-4)")
-    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call (ChatGLM3, GLM-4)")
+    add_ability_arguments(parser)
+    parser.add_argument(
+        "--interpreter-i-know", action="store_true", help="--interpreter for visitors from other machines, too"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     parser.add_argument("--port", type=port_number, default=7860, help="default: %(default)s")
     parser.add_argument(
@@ -47,12 +53,28 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of messages here")
     args = parser.parse_args(arguments)
+    with contextlib.ExitStack() as stack:
+        return _serve(args, stack)
+
+
+def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     try:
         users = read_users(args.auth or [])
-        tools = read_tools(args.tools) if args.tools else None
+        if args.interpreter and not args.interpreter_i_know and (args.share or args.host not in LOCAL):
+            raise ValueError(
+                "--interpreter runs code for whoever reaches the page: leave out --share and --host, "
+                "or add --interpreter-i-know"
+            )
+        abilities = open_abilities(args, args.lang, stack)
         require("web", args.lang)
         check_address(args.host, args.port)
         model, tokenizer = load_from_arguments(args)
+        check_abilities(abilities, tokenizer.chat_format)
+        kernels = None
+        if abilities.isolation is not None:
+            from ..interpreter import KernelPool
+
+            kernels = stack.enter_context(KernelPool(abilities.isolation))
         with importing_libraries(args.lang):  # after the model: importing gradio takes seconds, and errors come first
             from ..front.page import display
             from ..front.page.page import Page
@@ -70,7 +92,8 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
                 tokenizer.chat_format,
                 generation_settings(args),
                 system=args.system,
-                tools=tools,
+                abilities=abilities,
+                kernels=kernels,
                 adapters=model.adapter_names if args.adapter else (),
                 at_once=engine.max_batch + engine.max_queue,
                 signed_in=bool(users),

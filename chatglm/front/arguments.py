@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import json
 import math
 import os
 import socket
@@ -310,14 +309,6 @@ def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the settings that were given, as keyword arguments for `chat` and `stream_chat`."""
     values: Mapping[str, Any] = vars(args)
     return {name: values[name] for name in SETTINGS if values[name] is not None}
-
-
-def read_tools(path: str) -> Any:
-    """Reads the descriptions of tools in a JSON file. Raises OSError or ValueError."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
 
 
 def _argument(name: str) -> Callable[[str], int | float]:

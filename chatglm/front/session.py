@@ -54,12 +54,16 @@ class Session:
         called = messages and messages[-1]["role"] == "assistant" and messages[-1].get("metadata")
         return "observation" if called else "user"
 
-    def undo(self) -> tuple[str, str] | None:
-        """Takes the last turn back and returns its (question, role), or None if there is no turn."""
+    def undo(self, whole: bool = False) -> tuple[str, str] | None:
+        """Takes the last turn back and returns its (question, role), or None if there is no turn.
+
+        Args:
+            whole: the turn begins with what the user asked, not with the result of a tool.
+        """
         messages = self.chat_format.as_messages(self.history)
         for index in reversed(range(len(messages))):
             question, role = messages[index]["content"], messages[index]["role"]
-            if role in ("user", "observation"):
+            if role == "user" or (role == "observation" and not whole):
                 self.history = self.chat_format.from_messages(messages[:index])
                 return question, role
         return None

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -33,6 +33,10 @@ class Terminal:
         self.input_history: InputHistory | None = None
         self.failed = False
         self.retries = 0
+        self.runner: Any = None  # runs the model's calls: a `chatglm.tools.Runner`
+        self.agrees = False  # to every call
+        self.pictures = 0
+        self.forget: Callable[[], None] = lambda: None  # at the start of another conversation
 
     def text(self, key: str, **values: Any) -> str:
         return TERMINAL[key][self.language].format(**values)
@@ -123,51 +127,130 @@ class Terminal:
             return self._print(self.model.complete_steps(self.tokenizer, question, **settings), settings) is not None
         if self.interactive:
             put(self.text("assistant"), end="")
+        if self.runner is not None:
+            return self._answer_with_calls(question, role, settings)
         steps = self.model.stream_steps(self.tokenizer, question, self.session.history, role=role, **settings)
         step = self._print(steps, settings)
         if step is None:
             return False
         self.session.history = step.history
         if isinstance(step.response, dict):  # a tool call; one that cannot be parsed has its raw text as content
-            given = step.response.get("parameters") or step.response.get("content")
-            self.say("tool", name=step.response["name"], parameters=json.dumps(given, ensure_ascii=False))
+            self._show_call(step.response["name"], step.response.get("parameters") or step.response.get("content"))
         return True
 
-    def _print(self, steps: Iterator[Any], settings: dict[str, Any]) -> Any:
-        """Prints the text of the steps as it grows. Returns the last step; None if something failed."""
-        shown = ""
+    def _answer_with_calls(self, question: str, role: str, settings: dict[str, Any]) -> bool:
+        """The same where the program runs the calls of the model itself."""
+        from ..tools import Call, Observation, Text, tool_loop
+
+        def ask(question: str, history: list[Any], role: str) -> Iterator[Any]:
+            return self.model.stream_steps(self.tokenizer, question, history, role=role, **settings)
+
+        loop = tool_loop(
+            ask, self.session.chat_format, question, self.session.history, role, self.runner,
+            confirm=self.confirm, cancel=settings["cancel"],
+        )  # fmt: skip
+        with self._answering(settings) as failed:
+            for step in loop:
+                if isinstance(step, Text):
+                    whole = getattr(step.step, "finish_reason", None) is not None
+                    if self.stream:
+                        put(step.delta, end="")
+                    if whole and (step.text or self.interactive):
+                        put("" if self.stream else step.text)
+                        self._say_speed(step.step)
+                elif isinstance(step, Call):
+                    self._show_call(step.name, step.content if step.arguments is None else step.arguments)
+                elif isinstance(step, Observation):
+                    self.say("seen", text=step.content)
+                    if self.interactive:
+                        put(self.text("assistant"), end="")
+                else:
+                    self.session.history = step.messages
+                    if step.reason in ("rounds", "repeated"):
+                        self.say(step.reason)
+        return not failed
+
+    def _show_call(self, name: str, given: Any) -> None:
+        """Shows a call; one that cannot be parsed has its raw text."""
+        if name == "interpreter":
+            self.say("code", code=given)
+        else:
+            self.say("tool", name=name, parameters=json.dumps(given, ensure_ascii=False))
+
+    def confirm(self, call: Any) -> bool:
+        """Asks whether a call may run. Where nobody can be asked, it may not, unless --yes was given."""
+        if self.agrees or not self.interactive:
+            if not self.agrees:
+                self.say("refused")
+            return self.agrees
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return input(self.text("confirm")).strip().lower() in ("y", "yes", "是", "好")
+        except (EOFError, KeyboardInterrupt):
+            put("")
+            return False
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def show_files(self, result: Any) -> None:
+        """Says which files and pictures a cell made; pictures become files of the working folder, too."""
+        kernel = self.runner.kernel
+        names = list(result.files)
+        for picture in (part for part in result.parts if hasattr(part, "png")):
+            self.pictures += 1
+            names.append(kernel.put_file(f"picture-{self.pictures}.png", picture.png))
+        if names:
+            self.say("files", names=", ".join(names), folder=kernel.work)
+
+    @contextlib.contextmanager
+    def _answering(self, settings: dict[str, Any]) -> Iterator[list[str]]:
+        """While an answer comes: Ctrl-C stops it in a terminal, and what fails is said, and put into the list that this
+        yields."""
+        failed: list[str] = []
         try:
             with interrupt_sets(settings["cancel"]) if self.interactive else contextlib.nullcontext():
-                for step in steps:
-                    delta = step.text[len(shown) :] if self.completes else step.delta
-                    shown += delta
-                    if self.stream:
-                        put(delta, end="")
+                yield failed
         except KeyboardInterrupt:
             put("")
             if not self.interactive:
                 raise
-            return None
+            failed.append("interrupted")
         except (ValueError, ArithmeticError, RuntimeError) as error:  # a long prompt, NaN, a GPU out of memory
             put("")
             self.fail(error)
+            failed.append(str(error))
+
+    def _print(self, steps: Iterator[Any], settings: dict[str, Any]) -> Any:
+        """Prints the text of the steps as it grows. Returns the last step; None if something failed."""
+        shown, step = "", None
+        with self._answering(settings) as failed:
+            for step in steps:
+                delta = step.text[len(shown) :] if self.completes else step.delta
+                shown += delta
+                if self.stream:
+                    put(delta, end="")
+        if failed or step is None:
             return None
         put("" if self.stream else step.text)
+        self._say_speed(step)
+        return step
+
+    def _say_speed(self, step: Any) -> None:
         if self.interactive:
             note = self.text(step.finish_reason) if step.finish_reason != "stop" else ""
             rate = step.completion_tokens / max(step.seconds, 1e-9)
             self.say("speed", tokens=step.completion_tokens, rate=rate, note=note)
-        return step
 
     def do_help(self, value: str) -> None:
         self.say("help")
 
     def do_clear(self, value: str) -> None:
         self.session.clear()
+        self.forget()
         self.say("cleared")
 
     def do_undo(self, value: str) -> None:
-        self.say("undone" if self.session.undo() else "nothing")
+        self.say("undone" if self.session.undo(whole=self.runner is not None) else "nothing")
 
     def do_regen(self, value: str) -> None:
         before, turn = self.session.history, self.session.undo()
@@ -180,6 +263,7 @@ class Terminal:
 
     def do_system(self, value: str) -> None:
         self.session.set_system(value)
+        self.forget()
         self.say("system")
 
     def do_set(self, value: str) -> None:
@@ -197,6 +281,7 @@ class Terminal:
 
     def do_load(self, value: str) -> None:
         self.session.load(self.needs_file(value, "/load"))
+        self.forget()
         self.say("loaded", path=value)
 
     def needs_file(self, value: str, command: str) -> str:

@@ -13,7 +13,7 @@ from ...language import LANGUAGES
 from ..messages import PAGE, TERMINAL
 
 #: Names of the settings that are kept with a chat, in the order of the page's components.
-KNOBS = ("adapter", "system", "tools", "max_length", "top_p", "temperature")
+KNOBS = ("adapter", "system", "tools", "max_length", "top_p", "temperature", "mode", "auto")
 CAPACITY = 5 * 2**20  # characters that browsers keep for one address
 _TEXTS = (
     "store_full", "store_almost_full", "store_blocked", "two_chats", "imported", "not_a_chat", "system",
@@ -55,4 +55,6 @@ ASK = "(question, chat) => [question, window.chats ? window.chats.latest(chat) :
 LATEST = "chat => [window.chats ? window.chats.latest(chat) : chat]"
 #: (chat) -> the chat as this tab shows it.
 HERE = "chat => [window.chats ? window.chats.here(chat) : chat]"
+#: The same, with further inputs.
+HERE_WITH = "(chat, ...others) => [window.chats ? window.chats.here(chat) : chat, ...others]"
 LEAVE = "() => { window.chats?.leave(); return [] }"

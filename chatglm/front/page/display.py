@@ -46,6 +46,7 @@ _PARTS = re.compile(
     """,
     re.MULTILINE | re.VERBOSE,
 )
+_PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
 _MERMAID = re.compile(r"(?<=[`~])[ \t]*mermaid\b")
 #: What KaTeX takes in display mode only.
 _DISPLAY_ONLY = re.compile(r"\\begin\{(?:equation|align|alignat|gather|CD)\*?\}|\\tag\b")
@@ -121,12 +122,27 @@ def answer(text: str, metadata: str = "", growing: bool = False) -> dict[str, An
     return message
 
 
+def observation(text: str) -> dict[str, Any]:
+    """The result of a call as a message of gradio, a collapsed one."""
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    inner = text.removeprefix("```result\n").removesuffix("\n```") if text.startswith("```result\n") else text
+    content = f"{fence}text\n{inner}\n{fence}"
+    return {"role": "assistant", "content": content, "metadata": {"title": "↩", "status": "done"}}
+
+
+def picture(base64: str) -> dict[str, Any]:
+    """A picture as a message of gradio. Raises ValueError for what is no PNG in Base64."""
+    if not _PNG.fullmatch(base64):
+        raise ValueError("this is no picture")
+    return {"role": "assistant", "content": f"![](data:image/png;base64,{base64})"}
+
+
 def messages(chat_format: ChatFormat, history: Sequence[Any]) -> list[dict[str, Any]]:
     """A history without its system message as gradio's messages, in the order of `texts`."""
     return [
         answer(message["content"], message.get("metadata") or "")
         if message["role"] == "assistant"
-        else question(message["content"])
+        else (observation if message["role"] == "observation" else question)(message["content"])
         for message in chat_format.as_messages(history)
     ]
 

@@ -22,6 +22,8 @@ def reason(error: Exception, language: str) -> str:
         return PAGE["full"][language].format(seconds=error.retry_after)
     if isinstance(error, EngineStoppedError):
         return PAGE["stopping"][language]
+    if type(error).__name__ == "KernelsBusyError":  # of an optional room, which may not be importable
+        return PAGE["kernels_busy"][language]
     if isinstance(error, ValueError):  # of the visitor's tools, which has a text of its own
         return str(error)
     logger.error("an answer failed", exc_info=error)

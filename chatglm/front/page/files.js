@@ -12,15 +12,16 @@ function download(title, extension, content, type) {
 function systemOf(chat) {
     const prompt = String(chat.settings?.system ?? "").trim()
     let tools = null
-    try { tools = JSON.parse(chat.settings?.tools) } catch { /* there are none */ }
+    if (modeOf(chat) === "tools")
+        try { tools = JSON.parse(chat.settings?.tools) } catch { /* there are none */ }
     if (!hasRoles || (!prompt && !tools?.length)) return []
     return [{role: "system", content: prompt || toolsPrompt, ...(tools?.length ? {tools} : {})}]
 }
 
 function fileOf(chat) {
-    const {history, notes} = whole(chat)
+    const {history, notes, pictures} = whole(chat)
     const content = [...systemOf(chat), ...history]
-    return {chatglm_version: generation, title: title(chat), history: content, notes, settings: chat.settings}
+    return {chatglm_version: generation, title: title(chat), history: content, notes, pictures, settings: chat.settings}
 }
 
 function exportMarkdown() {
@@ -48,10 +49,11 @@ function exportAll() {
 // Returns the chats in a file that was exported here or saved by the terminal. Throws if there are none.
 function chatsIn(content) {
     const read = JSON.parse(content)
-    return (Array.isArray(read?.chats) ? read.chats : [read]).map(({history, notes, settings, title}) => {
+    return (Array.isArray(read?.chats) ? read.chats : [read]).map(({history, notes, pictures, settings, title}) => {
         const [first, ...rest] = history
         const system = hasRoles && first?.role === "system" ? first : null
-        const chat = {id: random(), revision: random(), history: system ? rest : history, notes: notes ?? {}, attempt: 0}
+        const about = {notes: notes ?? {}, pictures: pictures ?? {}, attempt: 0}
+        const chat = {id: random(), revision: random(), history: system ? rest : history, ...about}
         const known = message => ["user", "assistant", "observation"].includes(message.role)
         if (!isChat(chat) || !chat.history.length || !messages(chat.history).every(known)) throw new TypeError()
         const said = system && {system: system.content, tools: system.tools ? JSON.stringify(system.tools, null, 1) : ""}
@@ -59,14 +61,39 @@ function chatsIn(content) {
     })
 }
 
-async function importFiles() {
+function chosenFiles(accept) {
     const input = document.createElement("input")
-    Object.assign(input, {type: "file", accept: ".json,application/json", multiple: true})
-    const files = await new Promise(resolve => {
+    Object.assign(input, {type: "file", accept, multiple: true})
+    return new Promise(resolve => {
         input.onchange = () => resolve([...input.files])
         input.oncancel = () => resolve([])
         input.click()
     })
+}
+
+// Files for the code of this chat, as the server takes them: [{name, data}], the data in Base64.
+async function pickFiles() {
+    const read = file => new Promise((resolve, reject) => {
+        const reader = new FileReader()
+        reader.onload = () => resolve({name: file.name, data: reader.result.replace(/^[^,]*,?/, "")})
+        reader.onerror = () => reject(reader.error)
+        reader.readAsDataURL(file)
+    })
+    const files = await chosenFiles("")
+    const size = files.reduce((sum, file) => sum + file.size, 0)
+    if (size > 2_500_000) return {tooLarge: size, time: Date.now()}
+    return {files: await Promise.all(files.map(read)), time: Date.now()}
+}
+
+// A file that the code has made: {name, data}.
+function keepFile(file) {
+    if (!file?.name) return
+    const bytes = Uint8Array.from(atob(file.data), letter => letter.charCodeAt(0))
+    download(file.name, "", bytes, "application/octet-stream")
+}
+
+async function importFiles() {
+    const files = await chosenFiles(".json,application/json")
     const contents = chat => JSON.stringify([chat.history, chat.title ?? title(chat)])
     let count = 0
     said = ""
@@ -82,4 +109,4 @@ async function importFiles() {
     return shown()
 }
 
-Object.assign(window.chats, {exportMarkdown, exportJson, exportAll, importFiles})
+Object.assign(window.chats, {exportMarkdown, exportJson, exportAll, importFiles, pickFiles, keepFile})

@@ -5,23 +5,25 @@ from __future__ import annotations
 import html
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
 from ...conversation.formats import ChatFormat
-from ...engine import Waiting
 from ...language import LANGUAGES
-from ..messages import PAGE, TERMINAL
+from ..abilities import Abilities
+from ..messages import PAGE
 from ..session import Session
-from . import behaviour, browser_store, display, failures
+from . import behaviour, browser_store, display
+from .answering import Answer
 from .browser_store import KNOBS
+from .calls import MODES, Calls
+from .panel import Panel
 from .serving import serve
 from .stored_chat import StoredChat
 from .style import CLOSE_SIDE, STYLE
-from .visitor import language_of, read_tools, valid_settings
+from .visitor import language_of, valid_settings
 
 #: (question, history, settings, cancel) -> places in the queue and steps of the answer, as `ChatEngine.chat_in_queue`
 #: gives them. Settings are its keyword arguments, including `role` and, if there is a choice, `adapter`; once `cancel`
@@ -30,7 +32,6 @@ AnswerSource = Callable[[str, list[Any], dict[str, Any], threading.Event], Itera
 
 EXAMPLES = ["你好", "Hello", "12 + 7 = ?", "3公里等于多少米？"]
 OTHER_THREADS = 40  # for what is not an answer
-REFRESH = 0.05  # seconds between two updates of a growing answer
 MOST_CHARACTERS = 200_000  # of a question; longer ones are refused before the tokenizer sees them
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -43,6 +44,8 @@ class Page:
             and tools.
         settings: keyword arguments for every answer; `max_length`, `top_p` and `temperature` are the sliders' initial
             values.
+        abilities: tools that were given with the page.
+        kernels: a `KernelPool`, if the visitors' models may run code.
         adapters: the model's adapters, of which the visitor may choose one or none; initially the first.
         demo_millions: parameters in millions if the model is the bundled demo, for the note that says so.
         at_once: how many visitors' questions the source of answers takes at the same time; each needs a thread.
@@ -56,7 +59,8 @@ class Page:
         settings: Mapping[str, Any] | None = None,
         *,
         system: str | None = None,
-        tools: list[Any] | None = None,
+        abilities: Abilities | None = None,
+        kernels: Any = None,
         adapters: Sequence[str] = (),
         demo_millions: int | None = None,
         at_once: int = 64,
@@ -64,6 +68,7 @@ class Page:
     ) -> None:
         self.answer, self.chat_format, self.settings = answer, chat_format, dict(settings or {})
         self.adapters, self.signed_in = list(adapters), signed_in
+        self.calls = Calls(chat_format, abilities or Abilities(), kernels)
         self.running: dict[str, threading.Event] = {}  # by gradio's session: at most one answer for each visitor
         texts = {
             language: {key: text[language].replace("{millions}", str(demo_millions)) for key, text in PAGE.items()}
@@ -72,7 +77,7 @@ class Page:
         self.labels = gr.I18n(**texts, **{"zh-CN": texts["zh"], "zh-TW": texts["zh"], "zh-HK": texts["zh"]})
         self.name = chat_format.name
         with gr.Blocks(title=self.name, analytics_enabled=False, fill_height=True) as self.blocks:
-            self._draw(system, tools, demo_millions is not None)
+            self._draw(system, (abilities or Abilities()).written, demo_millions is not None)
             self._connect()
         self.blocks.queue(default_concurrency_limit=None)  # the source of answers has a queue of its own
         self.threads = at_once + OTHER_THREADS
@@ -88,8 +93,9 @@ class Page:
         for cancel in self.running.copy().values():
             cancel.set()
 
-    def _draw(self, system: str | None, tools: list[Any] | None, is_demo: bool) -> None:
+    def _draw(self, system: str | None, tools: Any, is_demo: bool) -> None:
         text: Callable[[str], Any] = self.labels
+        self.panel = Panel(self, text)
         most, length, top_p, temperature = self.chat_format.sliders
         begin = {"max_length": length, "top_p": top_p, "temperature": temperature} | self.settings
         # These live in the browser, so that a restart of the server loses nothing.
@@ -110,14 +116,21 @@ class Page:
                 [*self.adapters, (self.name, "")], value=next(iter(self.adapters), ""), label=text("model"),
                 visible=bool(self.adapters), filterable=False, elem_id="adapter",
             )  # fmt: skip
+            self.mode = gr.Radio(
+                [(MODES[mode], mode) for mode in self.calls.modes], value=self.calls.first, label=text("mode"),
+                visible=len(self.calls.modes) > 1, elem_id="mode",
+            )  # fmt: skip
             self.system = gr.Textbox(
                 system or "", label=text("system"), lines=2, visible=self.chat_format.knows_system_prompt,
                 elem_id="system",
             )  # fmt: skip
             self.tools = gr.Textbox(
                 json.dumps(tools, ensure_ascii=False, indent=1) if tools else "", label=text("tools"), lines=2,
-                max_lines=6, visible=self.chat_format.knows_tools, elem_id="tools",
+                max_lines=6, visible=self.calls.first == "tools", elem_id="tools",
             )  # fmt: skip
+            can_run = bool(self.calls.tools or self.calls.kernels)
+            self.auto = gr.Checkbox(False, label=text("auto"), visible=can_run, elem_id="auto")
+            self.panel.draw_side(self.calls.first == "code")
             self.max_length = gr.Slider(
                 0, max(most, begin["max_length"]), begin["max_length"], step=1, label=text("max_length"),
                 info=text("max_length_info"), elem_id="max_length",
@@ -134,7 +147,8 @@ class Page:
                 self.import_files = gr.Button(text("import"), size="sm", elem_id="import")
             self.logout = gr.Button(text("logout"), size="sm", visible=self.signed_in, elem_id="logout")
         sliders = [self.max_length, self.top_p, self.temperature]
-        self.knobs: list[Any] = [self.adapter, self.system, self.tools, *sliders]  # in the order of KNOBS
+        # In the order of KNOBS.
+        self.knobs: list[Any] = [self.adapter, self.system, self.tools, *sliders, self.mode, self.auto]
         gr.Markdown(f"# {self.name}", elem_id="title")
         if is_demo:
             gr.Markdown(text("demo"), elem_id="demo-note")
@@ -145,6 +159,7 @@ class Page:
             layout="bubble", group_consecutive_messages=False, feedback_options=None,
             examples=[{"text": text} for text in EXAMPLES],
         )  # fmt: skip
+        self.panel.draw()
         self.speed = gr.Markdown(elem_id="speed")
         self.box = gr.Textbox(
             label=text("box"), show_label=False, placeholder=text("question"), elem_id="box", lines=1, max_lines=10,
@@ -162,6 +177,7 @@ class Page:
         ]
         replied = [*self._shown, self.growing]
         answers = [begin.success(self.reply, [self.place, *self.knobs], replied, **PRIVATE) for begin in begins]
+        answers += self.panel.connect(replied, PRIVATE)
         for answer in answers:
             answer.then(self.free, self.place, self.box, **at_once)
         self.box.stop(self.stop, **at_once)
@@ -172,8 +188,10 @@ class Page:
         chat.undo(self.undo, self.place, self._shown, js=store.HERE, **leaving)
         self.chat_list.click(None, self.chat_list, self.wanted, js=store.call("choose"), cancels=answers)
         self.wanted.change(self.open, self.wanted, [*self._shown, *self.knobs], **at_once)
-        for button in (self.new, self.chat_list):
-            button.click(None, js=CLOSE_SIDE)
+        self.new.click(None, js=CLOSE_SIDE)
+        self.chat_list.click(None, js=CLOSE_SIDE)
+        self.mode.input(None, self.mode, self.wanted, js=store.call("mode"), cancels=answers)
+        self.mode.change(self.show_mode, self.mode, [self.system, self.tools, self.panel.files], **at_once)
         self._connect_store(leaving)
         # The box copies the rendered message; the visitor wants the text as it was written.
         chat.copy(self.copy, self.place, self.copied, **at_once).then(
@@ -202,22 +220,24 @@ class Page:
 
     @property
     def _shown(self) -> list[Any]:
-        return [self.chat, self.place, self.box, self.speed]
+        return [self.chat, self.place, self.box, self.speed, self.panel.group, self.panel.written]
 
     # ------------------------------------------------------------------------------------ a question and its answer
 
     def ask(self, question: str, place: Any, request: gr.Request) -> dict[Any, Any]:
-        chat = self._chat(place)
+        chat = self.read(place)
         if not question.strip():
             raise gr.Error("", visible=False, print_exception=False)
-        asked = self._begin(chat.asked(question, self._session(chat).next_role), request)
+        role = self._session(chat).next_role
+        question = self.calls.announced(chat, question) if role == "user" else question
+        asked = self._begin(chat.asked(question, role), request)
         return asked | {self.box: gr.Textbox("", submit_btn=False, stop_btn=True)}
 
     def ask_example(self, place: Any, request: gr.Request, chosen: gr.SelectData) -> dict[Any, Any]:
-        return self._begin(self._chat(place).asked(chosen.value["text"], "user"), request)
+        return self._begin(self.read(place).asked(chosen.value["text"], "user"), request)
 
     def retry(self, place: Any, request: gr.Request) -> dict[Any, Any]:
-        chat = self._chat(place)
+        chat = self.read(place)
         session = self._session(chat)
         question, role = session.undo() or ("", "user")
         kept = len(chat.cut(session.history).messages)
@@ -225,8 +245,8 @@ class Page:
         return self._begin(chat.asked(question, role, kept, chat.attempt + 1), request)
 
     def edit(self, place: Any, request: gr.Request, edited: gr.EditData) -> dict[Any, Any]:
-        chat = self._chat(place)
-        index = edited.index if isinstance(edited.index, int) else edited.index[0]
+        chat = self.read(place)
+        index = chat.places()[edited.index if isinstance(edited.index, int) else edited.index[0]]
         return self._begin(chat.asked(display.raw(edited.value), chat.messages[index]["role"], index), request)
 
     def _begin(self, chat: StoredChat, request: gr.Request) -> dict[Any, Any]:
@@ -241,59 +261,20 @@ class Page:
             self.place: chat.write(),
             self.box: gr.Textbox(submit_btn=False, stop_btn=True),
             self.speed: "",
+            self.panel.group: gr.update(visible=False),
         }
 
     def reply(
         self, place: Any, adapter: str, system: str, tools: str, max_length: int, top_p: float, temperature: float,
-        request: gr.Request,
+        mode: str, auto: bool, request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
         """Yields the answer as it grows. The history changes only at its end, together with the display."""
         session_hash, language = str(request.session_hash), language_of(request)
-        chat, cancel = self._chat(place), self.running.get(session_hash)
-        turn, shown = chat.turn, chat.shown(language)
-        if cancel is None or turn is None:  # the visitor left the conversation while waiting
+        chat, cancel = self.read(place), self.running.get(session_hash)
+        if cancel is None or chat.turn is None:  # the visitor left the conversation while waiting
             return
-        step, failure, drawn = None, "", 0.0
-        yield {self.speed: PAGE["reading"][language]}
-        try:
-            session = Session(self.chat_format, system.strip() or None, read_tools(tools, language))
-            head = len(session.history)
-            settings = self.settings | {
-                "role": turn.role, "max_length": int(max_length) or None, "top_p": top_p, "temperature": temperature,
-            }  # fmt: skip
-            if self.adapters:
-                settings["adapter"] = adapter or None
-            if "seed" in settings:
-                settings["seed"] += chat.attempt
-            for given in self.answer(turn.question, [*session.history, *chat.before], settings, cancel):
-                if self.running.get(session_hash) is not cancel:
-                    return
-                if isinstance(given, Waiting):
-                    yield {self.speed: display.waiting(given.before, language)}
-                    continue
-                step = given
-                if step.finish_reason is None and step.text and time.monotonic() - drawn > REFRESH:
-                    growing = {"turn": turn.id, "answer": step.text}
-                    answer = display.answer(step.text, growing=True)
-                    yield {self.chat: [*shown, answer], self.growing: growing, self.speed: ""}
-                    drawn = time.monotonic()
-        except Exception as error:
-            failure = failures.reason(error, language)
-        finally:
-            if self.running.get(session_hash) is cancel:
-                del self.running[session_hash]
-        said = step.text if step is not None else ""
-        if not failure and step is not None and (said.strip() or step.finish_reason != "cancelled"):
-            chat = chat.answered(step.history[head:])
-            yield {self.chat: chat.shown(language), self.place: chat.write(), self.speed: display.speed(step, language)}
-            return
-        if failure:
-            gr.Warning(html.escape(TERMINAL["error"][language].format(reason=failure)))
-        if said.strip():
-            chat, unsent = chat.broken_off(said, failure), ""
-        else:  # a typed question goes back into the box
-            chat, unsent = chat.without_turn(), "" if chat.attempt else turn.question
-        yield {self.chat: chat.shown(language), self.place: chat.write() | {"unsent": unsent}, self.speed: ""}
+        values = dict(zip(KNOBS, (adapter, system, tools, max_length, top_p, temperature, mode, auto), strict=True))
+        yield from Answer(self, chat, values, cancel, session_hash, language).updates()
 
     def stop(self, request: gr.Request) -> None:
         """Ends the visitor's answer; the text so far stays."""
@@ -310,7 +291,7 @@ class Page:
     def free(self, place: Any, request: gr.Request) -> Any:
         """After an answer: frees the box for a question."""
         running = str(request.session_hash) in self.running
-        return gr.skip() if running else self._free_box(self._chat(place), request)
+        return gr.skip() if running else self._free_box(self.read(place), request)
 
     def start(self, request: gr.Request) -> list[Any]:
         self.leave(request)
@@ -324,14 +305,14 @@ class Page:
         if wanted.get("place") is None or faster:
             return values or {self.speed: gr.skip()}
         self.leave(request)
-        chat = self._chat(wanted["place"])
+        chat = self.read(wanted["place"])
         shown = dict(zip(self._shown, self._place(chat, request), strict=True))
         return values | shown | {self.place: chat.write() | {"opened": True}}
 
     def undo(self, place: Any, request: gr.Request) -> list[Any]:
         """Takes the last turn back and puts its question into the box."""
         self.leave(request)
-        chat = self._chat(place)
+        chat = self.read(place)
         if chat.turn:
             return self._place(chat.without_turn(), request, chat.turn.question)
         session = self._session(chat)
@@ -340,18 +321,24 @@ class Page:
 
     def copy(self, place: Any, copied: gr.CopyData, request: gr.Request) -> str:
         """Returns the raw text of a message that was copied as displayed."""
-        return self._chat(place).raw_text(copied.value, language_of(request))
+        return self.read(place).raw_text(copied.value, language_of(request))
+
+    def show_mode(self, mode: str) -> list[Any]:
+        """Shows what belongs to a mode."""
+        system = self.chat_format.knows_system_prompt and mode != "code"
+        return [gr.update(visible=one) for one in (system, mode == "tools", mode == "code")]
 
     def _place(self, chat: StoredChat, request: gr.Request, question: str = "") -> list[Any]:
         """Returns values for `_shown`: the idle page with this chat, and a question that returns into the box."""
         place = chat.write() | {"unsent": question}
-        return [chat.shown(language_of(request)), place, self._free_box(chat, request), ""]
+        shown = [chat.shown(language_of(request)), place, self._free_box(chat, request), ""]
+        return [*shown, *self.panel.pending(chat).values()]
 
     def _free_box(self, chat: StoredChat, request: gr.Request) -> Any:
         key = "observation" if self._session(chat).next_role == "observation" else "question"
         return gr.update(submit_btn=True, stop_btn=False, placeholder=PAGE[key][language_of(request)])
 
-    def _chat(self, place: Any) -> StoredChat:
+    def read(self, place: Any) -> StoredChat:
         try:
             return StoredChat.read(self.chat_format, place)
         except ValueError as error:

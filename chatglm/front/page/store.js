@@ -1,6 +1,6 @@
 // The visitor's chats in this browser's localStorage. They are the truth, from which the server answers; it keeps none.
 //
-// Each chat is an entry of its own: {id, revision, time, history, notes, attempt, turn, settings, title}. `history` has
+// Each chat is an entry of its own: {id, revision, time, history, notes, pictures, attempt, turn, settings, title}. `history` has
 // the model's form, without the system message. `notes` maps the index of a message to what is said under it; "" means
 // that the answer was interrupted. `turn` is a question whose answer is still coming: {id, question, role, kept,
 // answer}, where `kept` counts the messages before it. Entries belong to the user who is signed in.
@@ -112,8 +112,8 @@ function whole(chat) {
 
 // What the server gets of it.
 function place(chat) {
-    const {id, history, notes, attempt} = whole(chat)
-    return {id, history, notes: notes ?? {}, attempt: attempt ?? 0, opened: true}
+    const {id, history, notes, pictures, attempt} = whole(chat)
+    return {id, history, notes: notes ?? {}, pictures: pictures ?? {}, attempt: attempt ?? 0, opened: true}
 }
 
 function title(chat) {
@@ -239,8 +239,12 @@ function settings(...values) {
     remember()
     if (growing) growing.settings = tab.settings
     const chat = load(tab.id)
-    if (chat && JSON.stringify(chat.settings) !== JSON.stringify(tab.settings)) write({...chat, settings: tab.settings})
+    const wanted = chat && {...tab.settings, mode: modeOf(chat)}  // a chat stays what it is
+    if (chat && JSON.stringify(chat.settings) !== JSON.stringify(wanted)) write({...chat, settings: wanted})
 }
+
+// Chats from before there were modes have tools or none.
+const modeOf = chat => chat.settings?.mode ?? (chat.settings?.tools ? "tools" : "chat")
 
 // ------------------------------------------------------------------------------------------- from one chat to another
 
@@ -255,7 +259,19 @@ function visit(chat) {
         moved.delete(chat.id)
     }
     remember()
-    return {place: chat && place(chat), settings: chat?.settings ?? null, time: Date.now()}
+    const settings = chat?.settings ? {...chat.settings, mode: modeOf(chat)} : null
+    return {place: chat && place(chat), settings, time: Date.now()}
+}
+
+// The visitor has chosen another mode: its last chat opens, or an empty one.
+function mode(chosen) {
+    const last = all().find(chat => modeOf(chat) === chosen)
+    if (last) return visit({...last, settings: {...last.settings, mode: chosen}})
+    leave()
+    tab.settings = {...tab.settings, mode: chosen}
+    remember()
+    const empty = {id: "", history: [], notes: {}, attempt: 0}
+    return {place: empty, settings: {mode: chosen}, time: Date.now()}  // the rest may be being typed
 }
 
 const choose = index => visit(listed[index] ? load(listed[index].id) ?? listed[index] : null)
@@ -313,4 +329,4 @@ function logout() {
 addEventListener("pagehide", flush)
 addEventListener("visibilitychange", () => { if (document.visibilityState === "hidden") flush() })
 addEventListener("beforeunload", event => { if (unsaved.size) event.preventDefault() })
-window.chats = {save, grow, latest, here, draft, settings, choose, leave, forget, rename, search, shown, logout}
+window.chats = {save, grow, latest, here, draft, settings, mode, choose, leave, forget, rename, search, shown, logout}

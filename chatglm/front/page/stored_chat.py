@@ -12,6 +12,8 @@ from ...conversation.formats import ChatFormat
 from ..messages import PAGE, TERMINAL
 from . import display
 
+MOST_PICTURES = 1_500_000  # characters of a chat's pictures
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -31,6 +33,7 @@ class StoredChat:
         id: its name in the browser's store; "" for a chat without a question.
         history: in the model's form, without the system message.
         notes: index of a message -> what is said under it: why the answer failed, or "" if it was interrupted.
+        pictures: index of a message -> pictures under it, PNG in Base64.
         attempt: how often the last question has been asked again.
         turn: the question that is being answered. Until there is an answer, `history` is what to go back to.
     """
@@ -41,6 +44,7 @@ class StoredChat:
     notes: dict[int, str] = field(default_factory=dict)
     attempt: int = 0
     turn: Turn | None = None
+    pictures: dict[int, list[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, chat_format: ChatFormat, value: Any) -> StoredChat:
@@ -56,7 +60,10 @@ class StoredChat:
                     str(turn["id"]), chat_format.check_query(turn["question"], turn["role"]), turn["role"],
                     max(0, int(turn["kept"])),
                 )  # fmt: skip
-            return cls(chat_format, str(value["id"]), history, notes, int(value.get("attempt") or 0), turn)
+            pictures = {int(index): list(map(str, some)) for index, some in (value.get("pictures") or {}).items()}
+            for some in pictures.values():
+                _ = [display.picture(one) for one in some]
+            return cls(chat_format, str(value["id"]), history, notes, int(value.get("attempt") or 0), turn, pictures)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"this is not a chat of {chat_format.name} ({error})") from error
 
@@ -64,7 +71,7 @@ class StoredChat:
         """Returns what `read` reads."""
         written: dict[str, Any] = {
             "id": self.id, "history": self.history, "notes": {str(index): note for index, note in self.notes.items()},
-            "attempt": self.attempt,
+            "attempt": self.attempt, "pictures": {str(index): some for index, some in self.pictures.items()},
         }  # fmt: skip
         return written | ({"turn": vars(self.turn)} if self.turn else {})
 
@@ -74,11 +81,26 @@ class StoredChat:
         turn = Turn(uuid.uuid4().hex, question, role, kept)
         return replace(self, id=self.id or uuid.uuid4().hex, attempt=attempt, turn=turn)
 
+    def named(self) -> StoredChat:
+        """Returns the chat with a name, which it otherwise gets with its first question."""
+        return replace(self, id=self.id or uuid.uuid4().hex)
+
     def answered(self, history: list[Any]) -> StoredChat:
         """Returns the chat after the turn; `history` includes it."""
-        kept = self.turn.kept if self.turn else 0
+        kept = self.turn.kept if self.turn else len(self.messages)
+        return replace(self._before(kept), history=history, turn=None)
+
+    def called(self, observation: str, pictures: Sequence[str] = ()) -> StoredChat:
+        """Returns the chat with the result of its last call, which is to be answered."""
+        asked = self.asked(observation, "observation", attempt=self.attempt)
+        if not pictures:
+            return asked
+        return replace(asked, pictures=_newest({**self.pictures, len(self.messages): list(pictures)}))
+
+    def _before(self, kept: int) -> StoredChat:
+        """Returns the chat without what belongs to later messages; a picture may be the turn's that is answered."""
         notes = {index: note for index, note in self.notes.items() if index < kept}
-        return replace(self, history=history, notes=notes, turn=None)
+        return replace(self, notes=notes, pictures={at: some for at, some in self.pictures.items() if at <= kept})
 
     def broken_off(self, answer: str, reason: str) -> StoredChat:
         """Returns the chat after an answer of which only the beginning came."""
@@ -96,8 +118,8 @@ class StoredChat:
     def cut(self, history: Sequence[Any]) -> StoredChat:
         """Returns the chat with only the beginning `history` of it."""
         kept = len(self.chat_format.as_messages(history))
-        notes = {index: note for index, note in self.notes.items() if index < kept}
-        return replace(self, history=list(history), notes=notes, turn=None, attempt=0)
+        pictures = {index: some for index, some in self.pictures.items() if index < kept}
+        return replace(self._before(kept), history=list(history), pictures=pictures, turn=None, attempt=0)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -109,6 +131,11 @@ class StoredChat:
         """The history to which the question is added."""
         return self.chat_format.from_messages(self.messages[: self.turn.kept]) if self.turn else self.history
 
+    def places(self) -> list[int]:
+        """The index of the message to which each of `shown` belongs: pictures are under theirs."""
+        count = len(self.chat_format.as_messages(self.before)) + (self.turn is not None)
+        return [index for index in range(count) for _ in (0, *self.pictures.get(index, []))]
+
     def shown(self, language: str) -> list[dict[str, Any]]:
         """Returns the chat as gradio's messages, with the notes, and the question that is being answered."""
         shown = display.messages(self.chat_format, self.before)
@@ -116,13 +143,31 @@ class StoredChat:
             if index < len(shown):
                 said = TERMINAL["error"][language].format(reason=note) if note else PAGE["interrupted"][language]
                 shown[index]["content"] = with_note(shown[index]["content"], said)
-        return [*shown, display.question(self.turn.question)] if self.turn else shown
+        if self.turn:
+            asked = display.observation if self.turn.role == "observation" else display.question
+            shown.append(asked(self.turn.question))
+        return [
+            message
+            for index, text in enumerate(shown)
+            for message in (text, *map(display.picture, self.pictures.get(index, [])))
+        ]
 
     def raw_text(self, shown: str, language: str) -> str:
         """Returns the text of a message that was copied as displayed."""
         displayed = [inspect.cleandoc(message["content"]) for message in self.shown(language)]
-        raw = dict(zip(displayed, display.texts(self.chat_format, self.before), strict=False))
+        texts = display.texts(self.chat_format, self.before)
+        raw = {one: texts[place] for one, place in zip(displayed, self.places(), strict=True) if place < len(texts)}
         return raw.get(inspect.cleandoc(shown)) or display.raw(shown)
+
+
+def _newest(pictures: dict[int, list[str]]) -> dict[int, list[str]]:
+    """The latest pictures, as many as the browser's store and a request bear."""
+    kept: dict[int, list[str]] = {}
+    for index in sorted(pictures, reverse=True):
+        if sum(len(one) for some in (*kept.values(), pictures[index]) for one in some) > MOST_PICTURES:
+            break
+        kept[index] = pictures[index]
+    return kept
 
 
 def with_note(markdown: str, note: str) -> str:

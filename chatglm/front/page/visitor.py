@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
 from ...language import browser_language
+from ..abilities import parse_tools
 from ..messages import PAGE
 
 
@@ -17,10 +17,10 @@ def language_of(request: gr.Request) -> str:
     return browser_language(request.headers.get("accept-language", ""))
 
 
-def read_tools(text: str, language: str) -> list[Any] | None:
-    """Parses the tools that a visitor wrote. Raises ValueError if they are not JSON; the session checks the rest."""
+def read_tools(text: str, language: str) -> Any:
+    """Parses the tools that a visitor wrote, None without any. Raises ValueError; the session checks the rest."""
     try:
-        return json.loads(text) if text.strip() else None
+        return parse_tools(text, PAGE["tools"][language]) if text.strip() else None
     except ValueError as error:
         raise ValueError(PAGE["tools_json"][language].format(reason=error)) from error
 
@@ -32,8 +32,10 @@ def valid_settings(knobs: Mapping[str, Any], given: Any) -> dict[Any, Any]:
         value = given.get(name) if isinstance(given, Mapping) else None
         if isinstance(knob, gr.Slider):
             valid = isinstance(value, (int, float)) and knob.minimum <= value <= knob.maximum
-        elif isinstance(knob, gr.Dropdown):
+        elif isinstance(knob, (gr.Dropdown, gr.Radio)):
             valid = value in [choice for _, choice in knob.choices]
+        elif isinstance(knob, gr.Checkbox):
+            valid = isinstance(value, bool)
         else:
             valid = isinstance(value, str)
         if valid:
