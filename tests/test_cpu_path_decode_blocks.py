@@ -38,6 +38,8 @@ NETWORKS: list[tuple[int, dict[str, Any]]] = [
     (2, {"multi_query_attention": False}),
     (3, {"rmsnorm": False, "apply_residual_connection_post_layernorm": True, "add_bias_linear": True}),
     (3, {"fp32_residual_connection": True, "multi_query_group_num": 3}),
+    (3, {"num_attention_heads": 10}),
+    (3, {"num_attention_heads": 40, "multi_query_group_num": 2, "kv_channels": 20}),  # more heads to a key than lanes
 ]
 START, END = 12, 30
 
@@ -45,7 +47,7 @@ START, END = 12, 30
 def network(generation: int, bits: int = 4, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     torch.manual_seed(0)
     precision = options.pop("precision", "exact")
-    model = make(generation, bits, None, dtype, precision, **SIZES, **WIDTHS[generation], **options)
+    model = make(generation, bits, None, dtype, precision, **{**SIZES, **WIDTHS[generation], **options})
     for name, parameter in model.named_parameters():  # norms and biases with an effect
         if parameter.ndim == 1 and not name.endswith("weight_scale"):
             parameter += torch.randn_like(parameter) * 0.1
@@ -353,9 +355,10 @@ def test_one_request_of_the_server_takes_the_one_call(calls: list[int], generati
         assert len(calls) >= engine.statistics.steps - 11, "a step of several rows went through the modules"
 
 
-def test_long_contexts_are_right(calls: list[int]) -> None:
-    """More tokens than the cache has room for at first."""
-    model = network(2)
+@pytest.mark.parametrize("heads", [6, 12])
+def test_long_contexts_are_right(calls: list[int], heads: int) -> None:
+    """More tokens than the cache has room for at first, in several spans."""
+    model = network(2, num_attention_heads=heads)
     ids = 1000 + torch.arange(2 * GrowingLayer.STEP + 3).unsqueeze(0) % 900
     cache = ChatCache()
     with torch.inference_mode():

@@ -4,10 +4,8 @@
 #include "layouts.h"
 #include "team.h"
 
-enum { LANES = 16, WIDE = HEAD_MULTIPLE };  /* floats per vector; keys per tile */
+enum { WIDE = HEAD_MULTIPLE };              /* keys per tile */
 enum { QUERIES = 252, SIX = 6 };            /* queries per job, and per multiplication */
-
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));  /* LANES floats */
 
 /* to (6, 32) = or += a (6, count) . b (count, 32); a step is the distance between two rows. */
 INLINE void multiply_6x32(i64 count, const float *a, i64 a_step, const float *b, i64 b_step, float *to, i64 to_step,

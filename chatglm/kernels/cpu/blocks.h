@@ -1,10 +1,10 @@
 /* Decoder blocks, for one token of each of a few rows: everything between the products, in float32. */
 #pragma once
 
+#include "dense.h"
 #include "layouts.h"
 #include "products.h"
-
-enum { TOKENS = 16, HEADS = 4 };  /* cached tokens, and query heads that share a key head, to process at a time */
+#include "spans.h"
 
 /* to = norm of `from`; the first or the second norm of the block. */
 INLINE void normalise(const Block *block, int which, const float *restrict from, float *restrict to) {
@@ -67,55 +67,6 @@ INLINE void place_head(const Tokens *tokens, const Block *block, i64 row, i64 he
     store_numbers(block->values, block->cache_type, to, (int)size, fused + value);
 }
 
-/* Attention of a row's query heads first..first + count, which share a key head, over the prefix and then the cache, a
- * run of tokens at a time. */
-INLINE void attend(const Tokens *tokens, const Block *block, i64 row, i64 first, int count,
-                   const float *restrict fused, float *restrict context) {
-    float tile[TOKENS * MAX_HEAD], weights[HEADS][TOKENS], largest[HEADS], sum[HEADS];
-    const int size = (int)block->head_dim;
-    const i64 kv_head = first * block->kv_heads / block->heads, all = tokens->prefix + tokens->past[row] + 1;
-    for (int r = 0; r < count; r++) largest[r] = -INFINITY, sum[r] = 0;
-    memset(context + first * size, 0, (size_t)(count * size) * sizeof(float));
-    for (i64 token = 0, end; token < all; token = end) {
-        const int before = token < tokens->prefix;
-        const void *keys = before ? block->prefix_keys : block->keys;
-        const void *values = before ? block->prefix_values : block->values;
-        const i64 start = before ? (kv_head * tokens->prefix + token) * size
-            : row * block->cache_row + kv_head * block->cache_step + (token - tokens->prefix) * size;
-        const i64 left = (before ? tokens->prefix : all) - token;
-        const int width = left < TOKENS ? (int)left : TOKENS;
-        end = token + width;
-        load_numbers(keys, block->cache_type, start, width * size, tile);
-        for (int r = 0; r < count; r++) {
-            const float *query = fused + (first + r) * block->query_step;
-            float most = largest[r], factor;
-            for (int t = 0; t < width; t++) {
-                float score = 0;
-                #pragma omp simd reduction(+ : score)
-                for (int i = 0; i < size; i++) score += query[i] * tile[t * size + i];
-                weights[r][t] = score * block->scaling;
-                most = weights[r][t] > most ? weights[r][t] : most;
-            }
-            for (int t = width; t < TOKENS; t++) weights[r][t] = -INFINITY;
-            factor = exponential(largest[r] - most);
-            sum[r] *= factor;
-            for (int t = 0; t < TOKENS; t++) weights[r][t] = exponential(weights[r][t] - most);
-            for (int t = 0; t < width; t++) sum[r] += weights[r][t];
-            float *to = context + (first + r) * size;
-            for (int i = 0; i < size; i++) to[i] *= factor;
-            largest[r] = most;
-        }
-        load_numbers(values, block->cache_type, start, width * size, tile);
-        for (int r = 0; r < count; r++) {
-            float *restrict to = context + (first + r) * size;
-            for (int t = 0; t < width; t++)
-                for (int i = 0; i < size; i++) to[i] += weights[r][t] * tile[t * size + i];
-        }
-    }
-    for (int r = 0; r < count; r++)
-        for (int i = 0; i < size; i++) context[(first + r) * size + i] /= sum[r];
-}
-
 /* The activation of the MLP, for one group of columns: SwiGLU, gate * sigmoid(gate) * up; or GELU. */
 INLINE void activate(const Block *block, i64 from, i64 count, float *restrict up, float *restrict to) {
     if (block->gated) {
@@ -136,10 +87,6 @@ INLINE void activate(const Block *block, i64 from, i64 count, float *restrict up
 #define BLOCK_KERNELS(suffix, target) \
     target static void normalise_##suffix(const Block *block, int which, const float *from, float *to) { \
         normalise(block, which, from, to); \
-    } \
-    target static void attend_##suffix(const Tokens *tokens, const Block *block, i64 row, i64 first, int count, \
-                                       const float *fused, float *context) { \
-        attend(tokens, block, row, first, count, fused, context); \
     } \
     target static void activate_##suffix(const Block *block, i64 from, i64 count, float *up, float *to) { \
         activate(block, from, count, up, to); \
@@ -179,18 +126,16 @@ static i64 list_jobs(const Block *block, int isa, int threads, i64 rows, char *m
 
 /* Called by all threads of a team: runs one block, which updates the floats `hidden` of all rows. The same thread
  * always computes the norms and residuals of a row. */
-static void run_block(int isa, int threads, const Tokens *tokens, const Block *block, float *hidden, char *memory,
-                      Meeting *meeting) {
+static void run_block(int isa, int threads, const Tokens *tokens, const Block *block, float *hidden, float *spans,
+                      char *memory, Meeting *meeting) {
     Job jobs[JOBS];
     float *parts[PARTS];
     list_jobs(block, isa, threads, tokens->rows, memory, jobs, parts);
     float *normed = parts[NORMED], *result = parts[RESULT], *fused = parts[PROJECTED], *context = parts[CONTEXT];
     float *up = parts[INNER], *active = parts[ACTIVE];
     void (*norm)(const Block *, int, const float *, float *) = CHOOSE_AVX512(isa, normalise);
-    void (*look)(const Tokens *, const Block *, i64, i64, int, const float *, float *) = CHOOSE_AVX512(isa, attend);
     void (*act)(const Block *, i64, i64, float *, float *) = CHOOSE_AVX512(isa, activate);
-    const i64 rows = tokens->rows, size = block->hidden, sharing = block->heads / block->kv_heads;
-    const int together = sharing % HEADS == 0 ? HEADS : sharing % 2 == 0 ? 2 : 1;
+    const i64 rows = tokens->rows, size = block->hidden;
 
     #pragma omp for schedule(static) nowait
     for (i64 r = 0; r < rows; r++) norm(block, 0, hidden + r * size, normed + r * size);
@@ -201,10 +146,7 @@ static void run_block(int isa, int threads, const Tokens *tokens, const Block *b
     for (i64 i = 0; i < rows * (block->heads + block->kv_heads); i++)
         place_head(tokens, block, i % rows, i / rows, fused + i % rows * jobs[FUSED].out);
     meet(meeting);
-    #pragma omp for schedule(static) nowait  /* a thread takes some heads of all rows, which can differ in length */
-    for (i64 i = 0; i < rows * block->heads / together; i++)
-        look(tokens, block, i % rows, i / rows * together, together, fused + i % rows * jobs[FUSED].out,
-             context + i % rows * jobs[DENSE].in);
+    attend_cached(isa, threads, tokens, block, fused, jobs[FUSED].out, context, spans, meeting);
     meet(meeting);
     multiply(&jobs[DENSE], threads, meeting);
     meet(meeting);
@@ -236,19 +178,21 @@ int chatglm_blocks(int isa, int threads, const Tokens *tokens, const Block *bloc
     const i64 numbers = tokens->rows * blocks->hidden;
     Job jobs[JOBS];
     float *parts[PARTS];
-    i64 most = 0;
+    i64 most = 0, most_spans = 0;
     for (i64 i = 0; i < count; i++) {
         const i64 bytes = list_jobs(blocks + i, isa, threads, tokens->rows, NULL, jobs, parts);
+        const i64 found = span_memory(tokens, blocks + i, threads);
         most = bytes > most ? bytes : most;
+        most_spans = found > most_spans ? found : most_spans;
     }
-    char *memory = malloc((size_t)(most + padded(numbers * 4) + 64));
+    char *memory = malloc((size_t)(most + most_spans + padded(numbers * 4) + 64));
     if (!memory) return 1;
-    float *hidden = aligned(memory);
-    char *scratch = (char *)hidden + padded(numbers * 4);
+    float *hidden = aligned(memory), *spans = (float *)((char *)hidden + padded(numbers * 4));
+    char *scratch = (char *)spans + most_spans;
     Meeting meeting = {0};
     load_numbers(tokens->x, tokens->type, 0, (int)numbers, hidden);
     #pragma omp parallel num_threads(threads)
-    for (i64 i = 0; i < count; i++) run_block(isa, threads, tokens, blocks + i, hidden, scratch, &meeting);
+    for (i64 i = 0; i < count; i++) run_block(isa, threads, tokens, blocks + i, hidden, spans, scratch, &meeting);
     store_numbers(tokens->y, tokens->type, 0, (int)numbers, hidden);
     free(memory);
     return 0;

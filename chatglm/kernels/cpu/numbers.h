@@ -5,6 +5,11 @@
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };  /* element types in memory */
 
+enum { LANES = 16 };                   /* floats per vector; smaller registers hold a part of it */
+typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float Half __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float Quarter __attribute__((vector_size(16), aligned(4), may_alias));
+
 INLINE float bits_to_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 INLINE uint32_t float_to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
 
@@ -78,5 +83,10 @@ AVX512 INLINE __m512 load_floats(const uint16_t *from, int type, __mmask16 mask)
     __m256i bits = mask == 0xffff ? _mm256_loadu_si256((const void *)from) : _mm256_maskz_loadu_epi16(mask, from);
     if (type == FLOAT16) return _mm512_cvtph_ps(bits);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+/* The same from numbers of any type. */
+AVX512 INLINE __m512 load_any(const void *from, int type, __mmask16 mask) {
+    return type == FLOAT32 ? _mm512_maskz_loadu_ps(mask, from) : load_floats(from, type, mask);
 }
 #endif
