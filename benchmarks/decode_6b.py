@@ -2,7 +2,8 @@
 
 Makes the model with random weights directly in quantised form (no checkpoint), runs a prompt of 512 tokens, then
 decodes at 64 tokens of context and, before each token, times a loop that only reads the same bytes. Prints medians, the
-ratio of the loop's time to the token's (minimum / median / maximum) and the peak memory.
+ratio of the loop's time to the token's (minimum / median / maximum) and the peak memory. With `--random-cache`, keys
+and values of the context are random and no prompt is read: for long contexts.
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ from chatglm.network.rotary import RotaryTable
 
 
 def make(generation: int, bits: int, head: int | None, dtype: torch.dtype, precision: str, **sizes: int) -> Any:
-    """A model of the published shapes (or `sizes`) on the CPU, with random weights of realistic magnitude."""
+    """A model of the published shapes (or `sizes`) on the CPU, with random weights of realistic magnitude.
+
+    Args:
+        bits: 4 or 8; or 16 for weights of `dtype`, whatever that is.
+    """
     config = ChatGLMConfig.from_dict({"model_type": "chatglm", "chatglm_version": generation} | sizes)
     with torch.device("meta"):
         model = model_class(config)(config)
-    model = model.to(dtype).quantize(bits, quantize_head=head, precision=precision, empty_init=True).eval()
+    model = model.to(dtype).eval()
+    if bits != 16:
+        model = model.quantize(bits, quantize_head=head, precision=precision, empty_init=True).eval()
     for name, parameter in list(model.named_parameters()):  # in huge pages, as after quantising or mapping a file
         owner = model.get_submodule(name.rpartition(".")[0])
         weight = nn.Parameter(huge_pages.empty(tuple(parameter.shape), parameter.dtype), requires_grad=False)
@@ -81,10 +88,22 @@ def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, floa
     return torch.cat((ids, token), dim=1), seconds
 
 
-def take_turns(model: Any, context: int) -> None:
+def begin(model: Any, context: int, random: bool) -> tuple[torch.Tensor, ChatCache]:
+    """The ids (1, context + 1) and the cache (`context` tokens) to decode with."""
+    cache, ids = ChatCache(), prompt_of(model, context + 1)
+    if not random:
+        return run(model, ids[:, :-1], cache)[0], cache
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    shape = (1, heads, context, config.head_dim)
+    for layer in range(config.num_hidden_layers):
+        cache.update(*(torch.randn(shape, dtype=model.dtype) for _ in range(2)), layer)
+    return ids, cache
+
+
+def take_turns(model: Any, context: int, random: bool) -> None:
     """Decodes six tokens at `context` tokens of context for every line on stdin; see `benchmarks.turns`."""
-    cache = ChatCache()
-    prompt, _ = run(model, prompt_of(model, context), cache)
+    prompt, cache = begin(model, context, random)
     print("ready", flush=True)
     for _ in sys.stdin:
         if cache.get_seq_length() > context:
@@ -99,7 +118,7 @@ def take_turns(model: Any, context: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=2)
-    parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
+    parser.add_argument("--bits", type=int, choices=(4, 8, 16), default=4, help="16: not quantised, see --dtype")
     parser.add_argument("--head", type=int, choices=(4, 8), help="bits of the output head (default: not quantised)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--precision", choices=("default", "int8", "exact"), default="default")
@@ -108,6 +127,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the timed prompt; 0 for none")
     parser.add_argument("--tokens", type=int, default=24, help="tokens to decode; the median is reported")
     parser.add_argument("--layers", type=int, help="fewer layers than the model has, for a quick try")
+    parser.add_argument("--random-cache", action="store_true", help="for long contexts: fill the cache, read no prompt")
     parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: decode tokens on request")
     args = parser.parse_args()
     if args.threads:
@@ -117,20 +137,20 @@ def main() -> None:
     model = make(args.generation, args.bits, args.head, getattr(torch, args.dtype), args.precision, **sizes)
     if args.turns:
         with torch.inference_mode():
-            take_turns(model, args.context)
+            take_turns(model, args.context, args.random_cache)
         return
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     streamed, backend = weights_read(model), cpu.load()
     bytes_read = sum(weight.numel() * weight.element_size() for weight in streamed)
-    shape = f"INT{args.bits} {args.precision}, head {args.head or args.dtype}, activations {args.dtype}"
+    kind = f"INT{args.bits} {args.precision}" if args.bits != 16 else "not quantised"
+    shape = f"{kind}, head {args.head or args.dtype}, activations {args.dtype}"
     print(f"ChatGLM generation {args.generation}, {shape}, {torch.get_num_threads()} threads, {backend.variant}")
 
     with torch.inference_mode():
         if args.prompt:
             taken = [run(model, prompt_of(model, args.prompt), ChatCache())[1] for _ in range(2)]
             print(f"prefill of {args.prompt} tokens: {args.prompt / min(taken):.1f} tokens/s (better of two)")
-        cache = ChatCache()
-        ids, _ = run(model, prompt_of(model, args.context), cache)
+        ids, cache = begin(model, args.context, args.random_cache)
         reads, tokens = [], []
         for _ in range(args.tokens):
             start = time.perf_counter()

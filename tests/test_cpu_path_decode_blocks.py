@@ -72,6 +72,7 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
     monkeypatch.setattr(cpu.CPUBackend, "run_blocks", counting)
     monkeypatch.setattr(kernels, "backend_for", lambda device: backend)
+    monkeypatch.setattr(kernels, "ready_backend_for", lambda device: backend)
     yield found
 
 
@@ -125,7 +126,7 @@ def decoded_both_ways(model: Any, calls: list[int]) -> tuple[torch.Tensor, ChatC
     return wanted, slow, fast
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 8, 16])
 @pytest.mark.parametrize(("generation", "options"), NETWORKS, ids=str)
 def test_equals_the_modules(calls: list[int], generation: int, options: dict[str, Any], bits: int) -> None:
     model = network(generation, bits, **options)
@@ -152,6 +153,33 @@ def test_half_precision(
     assert calls
     assert difference(found, wanted) < bound
     assert difference(found, wanted) < 1.5 * difference(slow, wanted)  # how torch rounds depends on its release
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("generation", [1, 2])
+def test_half_precision_weights(calls: list[int], generation: int, dtype: torch.dtype, bound: float) -> None:
+    model = network(generation, bits=16, dtype=dtype, num_attention_heads=12, hidden_size=768)
+    wanted = through_modules(copy.deepcopy(model).float(), ChatCache())
+    slow = through_modules(model, ChatCache())
+    calls.clear()
+    found = decode(model, ChatCache())
+    assert calls
+    assert difference(found, wanted) < bound
+    assert difference(found, wanted) < 1.5 * difference(slow, wanted)
+
+
+def test_kinds_of_tensors_of_other_libraries_are_left_alone(calls: list[int]) -> None:
+    class Foreign(torch.Tensor):
+        pass
+
+    model = network(2, bits=16)
+    layer = model.transformer.encoder.layers[1].mlp.dense_4h_to_h
+    whole = decode(model, ChatCache())
+    assert calls
+    calls.clear()
+    layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Foreign), requires_grad=False)
+    assert difference(decode(model, ChatCache()), whole) < 2e-5
+    assert not calls
 
 
 @pytest.mark.parametrize("length", [5, 37])

@@ -88,6 +88,7 @@ class BlockPlanner:
         self.layout = layout
         self._signature: list[Any] = []
         self._plan: ctypes.Array[Block] | None = None
+        self._dense_types: set[torch.dtype] = set()
 
     def plan(self, blocks: Iterable[Any]) -> ctypes.Array[Block] | None:
         """The blocks as the kernels take them, without prefix and cache; None if the modules have to run instead.
@@ -110,16 +111,23 @@ class BlockPlanner:
                     signature.append((module.bits, module.precision))
                 for tensor in module._parameters.values():
                     if tensor is not None:
-                        signature.append((tensor.data_ptr(), tensor.dtype))
+                        signature.append((tensor.data_ptr(), tensor.dtype, type(tensor)))
         if signature != self._signature:
             self._signature, self._plan = signature, self._make(every)
         return None if self._plan is None else type(self._plan).from_buffer_copy(self._plan)
+
+    @property
+    def dense_types(self) -> set[torch.dtype]:
+        """The types of the matrices of the last plan that are not quantised."""
+        return self._dense_types
 
     def _make(self, every: list[BlockParts]) -> ctypes.Array[Block] | None:
         layout = self.layout
         if layout.head_dim > MAX_HEAD:
             return None
         plan = (Block * len(every))()
+        matrices = [one for parts in every for one in parts.matrices.values()]
+        self._dense_types = {one.weight.dtype for one in matrices if type(one) is nn.Linear}
         for block, parts in zip(plan, every, strict=True):
             if not _are_plain(parts, layout):
                 return None
@@ -133,7 +141,7 @@ class BlockPlanner:
             first = parts.norms[0]
             block.hidden, block.norm_type, block.eps = first.weight.numel(), TYPE_CODES[first.weight.dtype], first.eps
             for name, one in parts.matrices.items():
-                setattr(block, name, Matrix.of(one.weight, one.weight_scale, one.bias, one.bits, one.precision))
+                setattr(block, name, _matrix(one))
         return plan
 
 
@@ -142,13 +150,24 @@ def _are_plain(parts: BlockParts, layout: BlockLayout) -> bool:
     matrices = parts.matrices.values()
     if not all(type(one) is layout.norm for one in parts.norms):
         return False
-    if not all(type(one) is QuantizedLinear for one in matrices):
+    if not all(type(one) is QuantizedLinear or _is_of_floats(one) for one in matrices):
         return False
     tensors = [one for part in (*parts.norms, *matrices) for one in part._parameters.values() if one is not None]
     return all(
         one.device.type == "cpu" and one.is_contiguous() and (one.dtype in TYPE_CODES or one.dtype == torch.int8)
         for one in tensors
     )
+
+
+def _is_of_floats(module: nn.Module) -> bool:
+    """Whether this is a plain linear layer, whose weight is no other library's kind of tensor."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and module.weight.dtype in TYPE_CODES
+
+
+def _matrix(module: Any) -> Matrix:
+    if type(module) is QuantizedLinear:
+        return Matrix.of(module.weight, module.weight_scale, module.bias, module.bits, module.precision)
+    return Matrix.of_floats(module.weight, module.bias)
 
 
 def _are_needed(hooks: Mapping[int, Any]) -> bool:

@@ -1,5 +1,5 @@
-"""Decoding with a quantised model on a CPU: runs one token of each sequence, or a few of one sequence (guesses, short
-pieces of a prompt), through all blocks in one kernel call.
+"""Decoding on a CPU: runs one token of each sequence, or a few of one sequence (guesses, short pieces of a prompt),
+through all blocks in one kernel call.
 
 Besides its four products, a block needs about fifty small operations per token, which take a good part of the time on a
 CPU. Everything but the plain case (many tokens, gradients, hooks, LoRA, masks, another device) goes through the
@@ -88,10 +88,12 @@ class BlockRunner:
             return None
         sequences, count = hidden_states.shape[:2]
         rows, dtype = sequences * count, tables[0][0].dtype
-        backend: Any = kernels.backend_for(hidden_states.device)
+        backend: Any = kernels.ready_backend_for(hidden_states.device)
         if not 0 < rows <= getattr(backend, "block_rows", 0):
             return None
         plan = self._planner.plan(blocks)
+        if any(rows > backend.dense_rows(dtype) for dtype in self._planner.dense_types):
+            return None
         found = None if plan is None else _prefix_of(prefix, dtype)
         room = None if plan is None or found is None else _room(cache, sequences, count, len(plan), dtype)
         if plan is None or found is None or room is None:

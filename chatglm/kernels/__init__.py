@@ -39,6 +39,7 @@ __all__ = [
     "dense_linear",
     "dequantize",
     "linear",
+    "ready_backend_for",
 ]
 
 PRECISIONS = ("exact", "default", "int8")
@@ -61,7 +62,11 @@ class Backend(Protocol):
     def describe(self) -> dict[str, str]: ...
 
 
+#: Kernels that were compiled before are there sooner than this.
+LOADING_SECONDS = 2.0
+
 _backends: dict[torch.device, Backend | None] = {}
+_loaders: dict[torch.device, threading.Thread] = {}
 _lock = threading.Lock()
 
 
@@ -74,10 +79,24 @@ def backend_for(device: torch.device) -> Backend | None:
     return _backends[device]
 
 
+def ready_backend_for(device: torch.device) -> Backend | None:
+    """As `backend_for`, but None while a compiler builds the kernels: for what plain torch can do meanwhile."""
+    if device not in _backends:
+        loader = _loaders.get(device)
+        if loader is None:
+            loader = _loaders[device] = threading.Thread(target=backend_for, args=(device,), daemon=True)
+            loader.start()
+            loader.join(LOADING_SECONDS)
+        if loader.is_alive():
+            return None
+    return backend_for(device)
+
+
 def choose_again() -> None:
     """Forgets the choices, so that the next product chooses anew: after a change of CHATGLM_KERNELS, for example."""
     with _lock:
         _backends.clear()
+        _loaders.clear()
 
 
 def _find(device: torch.device) -> Backend | None:
@@ -109,7 +128,7 @@ def _give_up(device: torch.device, reason: KernelUnavailable) -> None:
 
 def _warn(device: torch.device, reason: KernelUnavailable) -> None:
     warnings.warn(
-        f"quantised models run on plain torch on {device}, which is slow: {reason}. "
+        f"models run on plain torch on {device}, which is slow, above all if they are quantised: {reason}. "
         "`python -m chatglm.kernels` shows the details.",
         KernelWarning,
         stacklevel=2,
@@ -252,11 +271,11 @@ def _(weight: torch.Tensor, weight_scale: torch.Tensor, bits: int, dtype: torch.
     return weight.new_empty((weight.shape[0], weight.shape[1] * 8 // bits), dtype=dtype)
 
 
-# ---- the product with half-precision weights, for the output head ----------------------------------------------------
+# ---- the product with weights that are not quantised, for the output head --------------------------------------------
 
 
 def dense_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`x @ weight.T`, through our CPU kernel for the few rows of a decoding step in half precision.
+    """`x @ weight.T`, through our CPU kernel for the few rows of a decoding step.
 
     Args:
         x: (..., in)
@@ -265,14 +284,16 @@ def dense_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     Returns:
         (..., out)
     """
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float16, torch.bfloat16) or x.dtype != weight.dtype:
+    if weight.device.type != "cpu" or weight.dtype not in _DTYPES or x.dtype != weight.dtype:
+        return F.linear(x, weight)
+    if torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight)
     return _dense_linear(x, weight)
 
 
 @torch.library.custom_op("chatglm::dense_linear", mutates_args=())
 def _dense_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    backend: Any = backend_for(x.device)
+    backend: Any = ready_backend_for(x.device)
     if backend is None or not 0 < x.numel() <= backend.dense_rows(weight.dtype) * x.shape[-1]:
         return F.linear(x, weight)
     out = backend.dense(x.reshape(-1, x.shape[-1]).contiguous(), weight.contiguous())

@@ -13,17 +13,17 @@ import torch
 
 from .. import huge_pages
 from .fetching import PLACES, chosen_place
-from .library import PRECISIONS, TYPE_CODES, VARIANTS, Attention, Block, Tokens, load_library
+from .library import DENSE_BITS, PRECISIONS, TYPE_CODES, VARIANTS, Attention, Block, Tokens, load_library
 
 #: From this many rows on, expanding the weights for torch's product is faster than ours (never with AVX-512 integers).
 _LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64}
 #: Weights that are expanded at a time for that.
 _SLICE = 1 << 22
-#: Rows up to which our product with half-precision weights is faster than torch's.
+#: Rows up to which our product with weights that are not quantised is faster than torch's.
 _DENSE_ROWS = {
-    "plain": {torch.bfloat16: 2, torch.float16: 8},
-    "avx2": {torch.bfloat16: 2, torch.float16: 8},
-    "avx512": {torch.bfloat16: 16, torch.float16: 64},
+    "plain": {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8},
+    "avx2": {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8},
+    "avx512": {torch.float32: 4, torch.bfloat16: 16, torch.float16: 64},
 }
 
 #: Weights of the product that chooses where to prefetch to: more than the caches of most CPUs hold.
@@ -107,11 +107,11 @@ class CPUBackend:
         return _DENSE_ROWS[self.variant][dtype]
 
     def dense(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """`x @ weight.T` with fp32 sums, for the output head.
+        """`x @ weight.T` with fp32 sums.
 
         Args:
             x: (rows, in) in float32, float16 or bfloat16; a few rows are fast
-            weight: (out, in) in float16 or bfloat16
+            weight: (out, in) in one of the same types
 
         Returns:
             (rows, out) in x's type
@@ -120,17 +120,21 @@ class CPUBackend:
         y = x.new_empty((rows, weight.shape[0]))
         if not y.numel():
             return y
+        if not columns:
+            return y.zero_()
+        precision = PRECISIONS["default" if x.dtype == weight.dtype else "exact"]  # no x is rounded
         self._check(
-            self.library.chatglm_dense(
-                self._isa, torch.get_num_threads(), x.data_ptr(), TYPE_CODES[x.dtype],
-                weight.data_ptr(), TYPE_CODES[weight.dtype], y.data_ptr(), rows, columns, weight.shape[0],
+            self.library.chatglm_linear(
+                self._isa, torch.get_num_threads(), precision, DENSE_BITS,
+                x.data_ptr(), TYPE_CODES[x.dtype], weight.data_ptr(), None, TYPE_CODES[weight.dtype],
+                y.data_ptr(), rows, columns, weight.shape[0],
             )
         )  # fmt: skip
         return y
 
     @property
     def block_rows(self) -> int:
-        """The most rows for `run_blocks`: with more, `linear` leaves the product to torch."""
+        """The most rows for `run_blocks` with quantised blocks: with more, `linear` leaves the product to torch."""
         return _LIBRARY_ROWS[self.variant] - 1
 
     def run_blocks(self, tokens: Tokens, blocks: ctypes.Array[Block]) -> None:

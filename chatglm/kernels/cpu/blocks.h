@@ -1,7 +1,6 @@
 /* Decoder blocks, for one token of each of a few rows: everything between the products, in float32. */
 #pragma once
 
-#include "dense.h"
 #include "layouts.h"
 #include "products.h"
 #include "spans.h"

@@ -1,149 +1,165 @@
-/* Products with half-precision weights for a few rows, such as those of the output head. */
+/* Products with weights that are not quantised, for a few rows: blocks of such models, and output heads.
+ *
+ * Activations become floats; or bfloat16 if the weights are and the CPU multiplies pairs of them. One output at a time
+ * is a linear stream through the weights; but if a row of activations fills the L1 cache, it is loaded once for EIGHT
+ * outputs. Zen 4 then does best without prefetching in software, which hinders its own. */
 #pragma once
 
 #include "products_dots.h"
 
-enum { RUN = 16 };  /* outputs whose weights stay in the L2 cache */
+enum { RUN = 16 };              /* outputs whose weights stay in the L2 cache */
+enum { EIGHT = 8, DENSE_BYTES = 20480 };  /* outputs at a time, for rows of more bytes of activations */
 
-INLINE float dot_dense(const uint16_t *restrict weight, int type, const float *restrict x, i64 count) {
+/* Numbers from one row of prepared activations to the next: whole groups. */
+INLINE i64 dense_step(const Job *job) { return job->groups * GROUP; }
+
+INLINE float dot_dense(const void *weight, int type, const float *restrict x, i64 count) {
     float sum = 0;
-    if (type == FLOAT16) {
+    if (type == FLOAT32) {
         #pragma omp simd reduction(+ : sum)
-        for (i64 i = 0; i < count; i++) sum += half_to_float(weight[i]) * x[i];
+        for (i64 i = 0; i < count; i++) sum += ((const float *)weight)[i] * x[i];
+    } else if (type == FLOAT16) {
+        #pragma omp simd reduction(+ : sum)
+        for (i64 i = 0; i < count; i++) sum += half_to_float(((const uint16_t *)weight)[i]) * x[i];
     } else {
         #pragma omp simd reduction(+ : sum)
-        for (i64 i = 0; i < count; i++) sum += bfloat_to_float(weight[i]) * x[i];
+        for (i64 i = 0; i < count; i++) sum += bfloat_to_float(((const uint16_t *)weight)[i]) * x[i];
     }
     return sum;
 }
 
 #define PORTABLE_DENSE(suffix, target) \
-    target static float dense_##suffix(const uint16_t *weight, int type, const float *x, i64 count) { \
-        return type == FLOAT16 ? dot_dense(weight, FLOAT16, x, count) : dot_dense(weight, BFLOAT16, x, count); \
+    target static void copy_##suffix(const Job *job, i64 group, i64 row) { \
+        const i64 from = group * GROUP, left = job->in - from; \
+        float *to = (float *)job->blocks + row * dense_step(job) + from; \
+        memset(to, 0, GROUP * sizeof(float)); \
+        load_numbers(job->x, job->x_type, row * job->in + from, left < GROUP ? (int)left : GROUP, to); \
+    } \
+    target static void dense_##suffix(const Job *job, i64 from, i64 to) { \
+        for (i64 o = from; o < to; o++) \
+            for (i64 r = 0; r < job->rows; r++) { \
+                const float *x = (const float *)job->blocks + r * dense_step(job); \
+                const uint8_t *weight = job->weight + o * job->row_bytes; \
+                store_number(job->y, job->x_type, r * job->out + o, dot_dense(weight, job->scale_type, x, job->in)); \
+            } \
     }
 
 PORTABLE_DENSE(plain, )
 #if X86
 PORTABLE_DENSE(avx2, AVX2)
 
-/* Outputs from..to of `count` rows of x: one linear stream through the weights. */
-AVX512 INLINE void dense_rows(const uint16_t *weight, int type, const float *x, i64 in, i64 from, i64 to, int count,
-                              void *y, int y_type, i64 out) {
-    enum { STEP = 32 };
+/* `outs` outputs from `o` on, of `count` rows of x from `first` on. */
+AVX512 INLINE void dense_floats(const Job *job, int type, i64 o, const int outs, i64 first, const int count) {
+    const i64 in = job->in, step = dense_step(job), bytes = bytes_of(type);
     const int place = fetching;
-    for (i64 o = from; o < to; o++) {
-        const uint16_t *row = weight + o * in;
-        __m512 even[DOT_ROWS], odd[DOT_ROWS];
-        for (int r = 0; r < count; r++) even[r] = odd[r] = _mm512_setzero_ps();
-        i64 i = 0;
-        for (; i + STEP <= in; i += STEP) {
-            fetch(row + i, 64, place, AHEAD, 4);
-            __m512 first = load_floats(row + i, type, 0xffff), second = load_floats(row + i + 16, type, 0xffff);
+    const float *x = (const float *)job->blocks + first * step;
+    const uint8_t *weight = job->weight + o * job->row_bytes;
+    __m512 sums[EIGHT][DOT_ROWS][2];
+    for (int k = 0; k < outs; k++)
+        for (int r = 0; r < count; r++) sums[k][r][0] = sums[k][r][1] = _mm512_setzero_ps();
+    for (i64 i = 0; i < in; i += 32) {  /* with zeros for x past the end */
+        const __mmask16 even = in - i < 16 ? (__mmask16)((1u << (in - i)) - 1) : 0xffff;
+        const __mmask16 odd = in - i < 17 ? 0 : in - i < 32 ? (__mmask16)((1u << (in - i - 16)) - 1) : 0xffff;
+        #pragma GCC unroll 8
+        for (int k = 0; k < outs; k++) {
+            const uint8_t *at = weight + k * job->row_bytes + i * bytes;
+            if (outs == 1) fetch(at, 32 * bytes, place, AHEAD, 4);
+            const __m512 a = load_any(at, type, even), b = load_any(at + 16 * bytes, type, odd);
+            #pragma GCC unroll 4
             for (int r = 0; r < count; r++) {
-                even[r] = _mm512_fmadd_ps(first, _mm512_loadu_ps(x + r * in + i), even[r]);
-                odd[r] = _mm512_fmadd_ps(second, _mm512_loadu_ps(x + r * in + i + 16), odd[r]);
+                sums[k][r][0] = _mm512_fmadd_ps(a, _mm512_loadu_ps(x + r * step + i), sums[k][r][0]);
+                sums[k][r][1] = _mm512_fmadd_ps(b, _mm512_loadu_ps(x + r * step + i + 16), sums[k][r][1]);
             }
         }
-        for (; i < in; i += 16) {
-            __mmask16 mask = in - i < 16 ? (__mmask16)((1u << (in - i)) - 1) : 0xffff;
-            __m512 last = load_floats(row + i, type, mask);
-            for (int r = 0; r < count; r++)
-                even[r] = _mm512_fmadd_ps(last, _mm512_maskz_loadu_ps(mask, x + r * in + i), even[r]);
-        }
-        for (int r = 0; r < count; r++)
-            store_number(y, y_type, r * out + o, _mm512_reduce_add_ps(_mm512_add_ps(even[r], odd[r])));
     }
+    for (int k = 0; k < outs; k++)
+        for (int r = 0; r < count; r++)
+            store_number(job->y, job->x_type, (first + r) * job->out + o + k,
+                         _mm512_reduce_add_ps(_mm512_add_ps(sums[k][r][0], sums[k][r][1])));
 }
-
-AVX512 static void dense_vnni(const uint16_t *weight, int type, const float *x, i64 in, i64 from, i64 to, int count,
-                              void *y, int y_type, i64 out) {
-    #define CASE(c) case c: \
-        if (type == FLOAT16) dense_rows(weight, FLOAT16, x, in, from, to, c, y, y_type, out); \
-        else dense_rows(weight, BFLOAT16, x, in, from, to, c, y, y_type, out); \
-        break;
-    switch (count) { CASE(1) CASE(2) CASE(3) CASE(4) }
-    #undef CASE
-}
-#endif
 
 #ifdef BF16
-/* The same if x is bfloat16 too: the CPU has an instruction that multiplies and adds pairs of them. */
-BF16 INLINE void dense_pairs(const uint16_t *weight, const uint16_t *x, i64 in, i64 from, i64 to, int count,
-                             uint16_t *y, i64 out) {
-    enum { STEP = 64 };
+/* The same with pairs of bfloat16. */
+BF16 INLINE void dense_pairs(const Job *job, i64 o, const int outs, i64 first, const int count) {
+    const i64 in = job->in, step = dense_step(job);
     const int place = fetching;
-    for (i64 o = from; o < to; o++) {
-        const uint16_t *row = weight + o * in;
-        __m512 sums[DOT_ROWS][2];
-        for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-        for (i64 i = 0; i < in; i += STEP) {
-            for (int half = 0; half < 2; half++) {
-                const i64 at = i + half * 32, left = in - at;
-                const __mmask32 mask = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
-                fetch(row + at, 64, place, AHEAD, 4);
-                const __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(mask, row + at);
-                for (int r = 0; r < count; r++) {
-                    const __m512bh v = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + r * in + at);
-                    sums[r][half] = _mm512_dpbf16_ps(sums[r][half], w, v);
-                }
+    const uint16_t *x = (const uint16_t *)job->blocks + first * step;
+    const uint16_t *weight = (const uint16_t *)job->weight + o * in;
+    __m512 sums[EIGHT][DOT_ROWS][2];
+    for (int k = 0; k < outs; k++)
+        for (int r = 0; r < count; r++) sums[k][r][0] = sums[k][r][1] = _mm512_setzero_ps();
+    for (i64 i = 0; i < in; i += 64) {
+        const __mmask32 even = in - i < 32 ? (1u << (in - i)) - 1 : ~0u;
+        const __mmask32 odd = in - i < 33 ? 0 : in - i < 64 ? (1u << (in - i - 32)) - 1 : ~0u;
+        #pragma GCC unroll 8
+        for (int k = 0; k < outs; k++) {
+            const uint16_t *at = weight + k * in + i;
+            if (outs == 1) fetch(at, 128, place, AHEAD, 4);
+            const __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(even, at);
+            const __m512bh b = (__m512bh)_mm512_maskz_loadu_epi16(odd, at + 32);
+            #pragma GCC unroll 4
+            for (int r = 0; r < count; r++) {
+                const uint16_t *row = x + r * step + i;
+                sums[k][r][0] = _mm512_dpbf16_ps(sums[k][r][0], a, (__m512bh)_mm512_loadu_si512(row));
+                sums[k][r][1] = _mm512_dpbf16_ps(sums[k][r][1], b, (__m512bh)_mm512_loadu_si512(row + 32));
             }
         }
-        for (int r = 0; r < count; r++)
-            y[r * out + o] = float_to_bfloat(_mm512_reduce_add_ps(_mm512_add_ps(sums[r][0], sums[r][1])));
     }
+    for (int k = 0; k < outs; k++)
+        for (int r = 0; r < count; r++)
+            store_number(job->y, job->x_type, (first + r) * job->out + o + k,
+                         _mm512_reduce_add_ps(_mm512_add_ps(sums[k][r][0], sums[k][r][1])));
 }
 
-BF16 static void dense_bf16(const uint16_t *weight, const uint16_t *x, i64 in, i64 from, i64 to, int count,
-                            uint16_t *y, i64 out) {
-    #define CASE(c) case c: dense_pairs(weight, x, in, from, to, c, y, out); break;
-    switch (count) { CASE(1) CASE(2) CASE(3) CASE(4) }
-    #undef CASE
+BF16 static void copy_pairs(const Job *job, i64 group, i64 row) {
+    const i64 from = group * GROUP, left = job->in - from;
+    uint16_t *to = (uint16_t *)job->blocks + row * dense_step(job) + from;
+    float x[GROUP] = {0};
+    load_numbers(job->x, job->x_type, row * job->in + from, left < GROUP ? (int)left : GROUP, x);
+    for (int i = 0; i < GROUP; i++) to[i] = float_to_bfloat(x[i]);
 }
 
 static int has_bf16(void) { return __builtin_cpu_supports("avx512bf16") != 0; }
-#elif X86
-#define dense_bf16(...)
+#else
 static int has_bf16(void) { return 0; }
 #endif
-/* y (rows, out) = x (rows, in) . weight for a few rows, weight in fp16 or bf16, y in x's type. Returns 0, or 1 if
- * memory runs out. */
-int chatglm_dense(int isa, int threads, const void *x, int x_type, const void *weight, int weight_type, void *y,
-                  i64 rows, i64 in, i64 out) {
-    int pairs = 0;
-#if X86
-    pairs = isa == VNNI && x_type == BFLOAT16 && weight_type == BFLOAT16 && has_bf16();
-#endif
-    float *floats = pairs ? NULL : malloc((size_t)(rows * in) * 4 + 64);
-    if (!pairs && !floats) return 1;
-    for (i64 r = 0; r < rows && !pairs; r++) load_numbers(x, x_type, r * in, (int)in, floats + r * in);
-    float (*dot)(const uint16_t *, int, const float *, i64) = CHOOSE(isa, dense);
-    #pragma omp parallel num_threads(threads)
-    {
-#if X86
-        if (isa == VNNI) {
-            #pragma omp for schedule(static)
-            for (i64 part = 0; part < threads; part++) {
-                const i64 end = out * (part + 1) / threads;
-                for (i64 from = out * part / threads; from < end; from += RUN)
-                    for (i64 r = 0; r < rows; r += DOT_ROWS) {
-                        const i64 to = from + RUN < end ? from + RUN : end;
-                        const int count = rows - r < DOT_ROWS ? (int)(rows - r) : DOT_ROWS;
-                        void *place = (char *)y + r * out * (x_type == FLOAT32 ? 4 : 2);
-                        if (pairs) dense_bf16(weight, (const uint16_t *)x + r * in, in, from, to, count, place, out);
-                        else dense_vnni(weight, weight_type, floats + r * in, in, from, to, count, place, x_type, out);
-                    }
-            }
-        } else
-#endif
-        {
-            #pragma omp for schedule(static)
-            for (i64 o = 0; o < out; o++)
-                for (i64 r = 0; r < rows; r++) {
-                    float value = dot((const uint16_t *)weight + o * in, weight_type, floats + r * in, in);
-                    store_number(y, x_type, r * out + o, value);
-                }
-        }
+
+/* Outputs from..to of all rows. */
+#define DENSE_ROWS(suffix, target, product) \
+    target static void dense_##suffix(const Job *job, i64 from, i64 to) { \
+        if (job->rows == 1 && job->groups * job->block_bytes > DENSE_BYTES) \
+            for (; from + EIGHT <= to; from += EIGHT) { product(from, EIGHT, 0, 1); } \
+        for (; from < to; from += RUN) \
+            for (i64 r = 0; r < job->rows; r += DOT_ROWS) \
+                for (i64 o = from; o < from + RUN && o < to; o++) \
+                    switch (job->rows - r) { \
+                        case 1: product(o, 1, r, 1); break; \
+                        case 2: product(o, 1, r, 2); break; \
+                        case 3: product(o, 1, r, 3); break; \
+                        default: product(o, 1, r, 4); \
+                    } \
     }
-    free(floats);
-    return 0;
+
+#define FROM_FLOAT32(o, outs, first, count) dense_floats(job, FLOAT32, o, outs, first, count)
+#define FROM_FLOAT16(o, outs, first, count) dense_floats(job, FLOAT16, o, outs, first, count)
+#define FROM_BFLOAT16(o, outs, first, count) dense_floats(job, BFLOAT16, o, outs, first, count)
+DENSE_ROWS(float32, AVX512, FROM_FLOAT32)
+DENSE_ROWS(float16, AVX512, FROM_FLOAT16)
+DENSE_ROWS(bfloat16, AVX512, FROM_BFLOAT16)
+#ifdef BF16
+#define FROM_PAIRS(o, outs, first, count) dense_pairs(job, o, outs, first, count)
+DENSE_ROWS(pairs_rows, BF16, FROM_PAIRS)
+#endif
+#endif
+
+/* The function that computes outputs from..to of all rows. */
+static void (*dense_kernel(const Job *job))(const Job *, i64, i64) {
+#ifdef BF16
+    if (job->pairs) return dense_pairs_rows;
+#endif
+#if X86
+    if (job->isa == VNNI)
+        return job->scale_type == FLOAT32 ? dense_float32 : job->scale_type == FLOAT16 ? dense_float16 : dense_bfloat16;
+#endif
+    return CHOOSE(job->isa, dense);
 }

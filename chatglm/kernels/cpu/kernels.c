@@ -1,4 +1,4 @@
-/* The CPU kernels, in one translation unit: products with INT4 / INT8 weights (and with fp16 / bf16 ones), and the
+/* The CPU kernels, in one translation unit: products with INT4 / INT8 weights (and with fp32 / fp16 / bf16 ones), and the
  * operations around them that are slow in torch. The code is in the headers; Python calls the `chatglm_*` functions.
  *
  * Weights are read in their published layout: `out` rows of in * bits / 8 bytes, one scale per row. INT4: byte j holds
@@ -21,7 +21,6 @@
 #include "targets.h"
 #include "numbers.h"
 #include "products.h"
-#include "dense.h"
 #include "blocks.h"
 #include "attention.h"
 #include "layouts.h"

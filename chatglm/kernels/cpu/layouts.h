@@ -7,7 +7,7 @@
 enum { MAX_HEAD = 256 };       /* the largest head_dim of a Block */
 enum { HEAD_MULTIPLE = 32 };   /* the head_dim of an Attention is a multiple of this */
 
-/* A quantised matrix with its bias. */
+/* A matrix with its bias: quantised; or, with bits = DENSE_BITS, of numbers of scale_type, without scales. */
 typedef struct {
     const void *weight, *scale, *bias;      /* bias may be NULL */
     i64 columns, outputs;
@@ -65,7 +65,7 @@ const Entry *chatglm_layouts(void) {
         NUMBER(PORTABLE), NUMBER(PORTABLE_AVX2), NUMBER(VNNI),
         NUMBER(FLOAT32), NUMBER(FLOAT16), NUMBER(BFLOAT16),
         NUMBER(EXACT), NUMBER(DEFAULT), NUMBER(INT8),
-        NUMBER(TO_L1), NUMBER(TO_L2),
+        NUMBER(TO_L1), NUMBER(TO_L2), NUMBER(DENSE_BITS),
         NUMBER(MAX_HEAD), NUMBER(HEAD_MULTIPLE),
 
         STRUCT(Matrix), FIELD(Matrix, weight), FIELD(Matrix, scale), FIELD(Matrix, bias), FIELD(Matrix, columns),

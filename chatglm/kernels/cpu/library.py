@@ -28,10 +28,12 @@ PRECISIONS = {"exact": 0, "default": 1, "int8": 2}
 #: The largest head_dim of a Block, and the number that divides the head_dim of an Attention.
 MAX_HEAD = 256
 HEAD_MULTIPLE = 32
+#: The number of bits that stands for weights that are not quantised.
+DENSE_BITS = 16
 
 
 class Matrix(ctypes.Structure):
-    """A quantised matrix with its bias."""
+    """A matrix with its bias: quantised, or of floats."""
 
     __slots__ = ()  # setting an unknown field is an error
     _fields_ = [
@@ -55,6 +57,20 @@ class Matrix(ctypes.Structure):
             bits=bits,
             precision=PRECISIONS[precision],
             scale_type=TYPE_CODES[scale.dtype],
+            bias_type=0 if bias is None else TYPE_CODES[bias.dtype],
+        )
+
+    @classmethod
+    def of_floats(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> Matrix:
+        """The same with weights (outputs, columns) that are not quantised; x is rounded to bfloat16 if they are."""
+        return cls(
+            weight=weight.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            columns=weight.shape[1],
+            outputs=weight.shape[0],
+            bits=DENSE_BITS,
+            precision=PRECISIONS["default"],
+            scale_type=TYPE_CODES[weight.dtype],
             bias_type=0 if bias is None else TYPE_CODES[bias.dtype],
         )
 
@@ -112,6 +128,7 @@ NUMBERS: dict[str, int] = {
     **{f"TO_{name}": number for number, name in enumerate(PLACES)},
     "MAX_HEAD": MAX_HEAD,
     "HEAD_MULTIPLE": HEAD_MULTIPLE,
+    "DENSE_BITS": DENSE_BITS,
 }
 
 
@@ -136,9 +153,6 @@ def open_library(path: Path) -> ctypes.CDLL:
     ]  # fmt: skip
     library.chatglm_dequantize.argtypes = [
         number, number, number, pointer, pointer, number, pointer, number, size, size,
-    ]  # fmt: skip
-    library.chatglm_dense.argtypes = [
-        number, number, pointer, number, pointer, number, pointer, size, size, size,
     ]  # fmt: skip
     library.chatglm_fetch.argtypes = [number]
     library.chatglm_fetch.restype = None

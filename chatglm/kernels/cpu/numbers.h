@@ -10,6 +10,8 @@ typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
 typedef float Half __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float Quarter __attribute__((vector_size(16), aligned(4), may_alias));
 
+INLINE i64 bytes_of(int type) { return type == FLOAT32 ? 4 : 2; }
+
 INLINE float bits_to_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 INLINE uint32_t float_to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
 

@@ -6,16 +6,18 @@
 enum { GROUP = 128 };                       /* columns that share a step of the activations */
 enum { LEVELS16 = 32512, LEVELS8 = 127 };   /* 32512 = 127 * 256: its high byte stays within +-127 */
 enum { EXACT, DEFAULT, INT8 };              /* the precisions */
+enum { DENSE_BITS = 16 };                   /* the number of bits that stands for weights that are not quantised */
 enum { FOUR = 4 };                          /* rows whose blocks are stored together, see block_of */
 enum { SHARE = 8, MOST_RUNS = 64 };         /* groups that may share a step; runs of them, up to 65536 columns */
 
 /* A product and its scratch memory. Blocks of activations are [groups][rows]. */
 typedef struct {
-    int isa, bits, levels, x_type, scale_type;   /* levels: 0 for exact */
+    int isa, bits, levels, x_type, scale_type;   /* levels: 0 for exact. DENSE_BITS: weights of scale_type */
     i64 rows, in, out, groups, row_bytes, group_bytes;
     i64 share;                              /* groups of a row that may have the same step */
     i64 pass;                               /* rows that the kernels process in one call */
     int tiles, few, one;                    /* whether products_tiles.h, products_few.h or products_avx2.h computes */
+    int pairs;                              /* dense weights: whether the activations are bfloat16 */
     const void *x, *scale;
     const uint8_t *weight;
     void *y;

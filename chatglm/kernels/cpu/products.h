@@ -1,6 +1,7 @@
 /* The calls for quantised weights: products, computed by all threads of a team, and dequantisation. */
 #pragma once
 
+#include "dense.h"
 #include "products_avx2.h"
 #include "products_few.h"
 #include "products_portable.h"
@@ -10,6 +11,15 @@
 /* Fills in the fields that follow from isa, bits, rows, in and precision. */
 static void plan(Job *job, int precision) {
     job->groups = (job->in + GROUP - 1) / GROUP;
+    if (job->bits == DENSE_BITS) {
+#ifdef BF16
+        job->pairs = job->isa == VNNI && precision != EXACT && job->scale_type == BFLOAT16 && has_bf16();
+#endif
+        job->row_bytes = job->in * bytes_of(job->scale_type);
+        job->block_bytes = GROUP * (job->pairs ? 2 : 4);
+        job->share = 1, job->pass = job->rows;
+        return;
+    }
     job->row_bytes = job->in * job->bits / 8;
     job->group_bytes = GROUP * job->bits / 8;
     /* 16-bit products of INT8 weights keep up with the L2 cache at a steady rate; those of byte planes do not. */
@@ -45,8 +55,13 @@ static void take_memory(Job *job, int threads, char *memory) {
 /* Called by all threads of a team: writes the blocks of activations. The same thread always takes a group of a row. */
 static void prepare_blocks(const Job *job, Meeting *meeting) {
     void (*prepare)(const Job *, i64, i64) = CHOOSE(job->isa, prepare);
+    if (job->bits == DENSE_BITS) prepare = CHOOSE(job->isa, copy);
+#ifdef BF16
+    if (job->pairs) prepare = copy_pairs;
+#endif
 #if X86
-    if (job->one && job->bits == 4) prepare = prepare_planes;
+    if (job->bits == DENSE_BITS) ;
+    else if (job->one && job->bits == 4) prepare = prepare_planes;
     else if (job->isa == VNNI && !job->one) prepare = job->levels ? prepare_vnni : prepare_floats;
 #endif
     #pragma omp for schedule(static) nowait
@@ -57,6 +72,12 @@ static void prepare_blocks(const Job *job, Meeting *meeting) {
 /* Called by all threads of a team: computes the outputs. Weights are read once for all rows (by portable kernels, once
  * per PORTABLE_ROWS). There is no barrier at the end. */
 static void multiply_rows(const Job *job, int threads) {
+    if (job->bits == DENSE_BITS) {
+        void (*dense)(const Job *, i64, i64) = dense_kernel(job);
+        #pragma omp for schedule(static) nowait
+        for (i64 part = 0; part < threads; part++) dense(job, job->out * part / threads, job->out * (part + 1) / threads);
+        return;
+    }
 #if X86
     if (job->tiles) {
         /* Memory limits few rows: one run of weights per thread is fastest. With many, a slow thread should do less. */
@@ -101,7 +122,9 @@ static void multiply(const Job *job, int threads, Meeting *meeting) {
     }
 }
 
-/* y (rows, out) = x (rows, in) . weight * scale, y in x's type. Returns 0, or 1 if memory runs out. */
+/* y (rows, out) = x (rows, in) . weight * scale, y in x's type. bits: 4 or 8; or DENSE_BITS, for weights of scale_type
+ * without scales; the default precision then rounds the activations to bfloat16 if the weights are. Returns 0, or 1 if
+ * memory runs out. */
 int chatglm_linear(int isa, int threads, int precision, int bits, const void *x, int x_type, const void *weight,
                    const void *scale, int scale_type, void *y, i64 rows, i64 in, i64 out) {
     Job job = {.isa = isa, .bits = bits, .x_type = x_type, .scale_type = scale_type, .rows = rows, .in = in, .out = out,
