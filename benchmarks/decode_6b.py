@@ -88,7 +88,7 @@ def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, floa
     return torch.cat((ids, token), dim=1), seconds
 
 
-def begin(model: Any, context: int, random: bool) -> tuple[torch.Tensor, ChatCache]:
+def begin(model: Any, context: int, random: bool = False) -> tuple[torch.Tensor, ChatCache]:
     """The ids (1, context + 1) and the cache (`context` tokens) to decode with."""
     cache, ids = ChatCache(), prompt_of(model, context + 1)
     if not random:
@@ -101,7 +101,7 @@ def begin(model: Any, context: int, random: bool) -> tuple[torch.Tensor, ChatCac
     return ids, cache
 
 
-def take_turns(model: Any, context: int, random: bool) -> None:
+def take_turns(model: Any, context: int, random: bool = False) -> None:
     """Decodes six tokens at `context` tokens of context for every line on stdin; see `benchmarks.turns`."""
     prompt, cache = begin(model, context, random)
     print("ready", flush=True)
