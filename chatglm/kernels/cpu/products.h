@@ -75,7 +75,8 @@ static void multiply_rows(const Job *job, int threads) {
     if (job->bits == DENSE_BITS) {
         void (*dense)(const Job *, i64, i64) = dense_kernel(job);
         #pragma omp for schedule(static) nowait
-        for (i64 part = 0; part < threads; part++) dense(job, job->out * part / threads, job->out * (part + 1) / threads);
+        for (i64 part = 0; part < threads; part++)
+            dense(job, job->out * part / threads, job->out * (part + 1) / threads);
         return;
     }
 #if X86
