@@ -423,3 +423,26 @@ def test_the_command_measures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "GB/s read" in out
     assert out.count("% of memory") >= 4
+
+
+def test_plain_torch_computes_while_the_kernels_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, found = threading.Event(), object()
+
+    def find(device: torch.device) -> Any:
+        assert built.wait(60)
+        return found
+
+    kernels.choose_again()
+    monkeypatch.setattr(kernels, "_find", find)
+    monkeypatch.setattr(kernels, "LOADING_SECONDS", 0.01)
+    try:
+        x, weight = torch.randn(1, 8), torch.randn(4, 8)
+        assert kernels.ready_backend_for(CPU) is None
+        assert torch.equal(kernels.dense_linear(x, weight), F.linear(x, weight))
+        built.set()
+        assert kernels.backend_for(CPU) is found
+        assert kernels.ready_backend_for(CPU) is found
+    finally:
+        built.set()
+        monkeypatch.undo()
+        kernels.choose_again()
