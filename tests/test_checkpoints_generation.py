@@ -320,7 +320,7 @@ def test_the_argument_overrides_everything(version: int, tmp_path: Path, said: l
 def test_a_generation_that_does_not_exist(given: Any, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model", 2)
     for call in (load, AutoConfig.from_pretrained, AutoModel.from_pretrained, AutoTokenizer.from_pretrained):
-        with pytest.raises(ValueError, match="chatglm_version must be 1, 2, 3, 4 or 11, not"):
+        with pytest.raises(ValueError, match="chatglm_version must be 1, 2, 3 or 4, or 11 for VisualGLM-6B, not"):
             call(folder, chatglm_version=given)
 
 
@@ -331,7 +331,7 @@ def test_the_front_doors_take_it(tmp_path: Path) -> None:
     command = ["--model", str(folder), "--device", "cpu", "--chatglm-version"]
     model, tokenizer = load_from_arguments(parser.parse_args([*command, "2"]))
     assert model.config.chatglm_version == tokenizer.chatglm_version == 2
-    with pytest.raises(ValueError, match="chatglm_version must be 1, 2, 3, 4 or 11, not 5"):
+    with pytest.raises(ValueError, match="chatglm_version must be 1, 2, 3 or 4, or 11 for VisualGLM-6B, not 5"):
         load_from_arguments(parser.parse_args([*command, "5"]))
 
 

@@ -535,7 +535,7 @@ def test_a_folder_with_both_vocabularies(tiny_folders: dict[str, Path], tmp_path
 
 
 def test_wrong_version(path: Path) -> None:
-    with pytest.raises(ValueError, match="must be 1, 2, 3 or 4"):
+    with pytest.raises(ValueError, match="must be 1, 2, 3 or 4, or 11 for VisualGLM-6B"):
         ChatGLMTokenizer.from_pretrained(path, chatglm_version=5)
 
 

@@ -94,8 +94,9 @@ def known_generation(value: Any) -> int:
         number = int(value)
         if number in file_names.VOCABULARIES and str(value).strip() in (str(number), f"{number}.0"):
             return number
-    *others, last = sorted(file_names.VOCABULARIES)
-    raise ValueError(f"chatglm_version must be {', '.join(map(str, others))} or {last}, not {value!r}")
+    *others, last = sorted(set(file_names.VOCABULARIES) - {VISUAL})
+    numbers = f"{', '.join(map(str, others))} or {last}, or {VISUAL} for VisualGLM-6B"
+    raise ValueError(f"chatglm_version must be {numbers}, not {value!r}")
 
 
 def gather(path: Path | None, config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> list[Clue]:
