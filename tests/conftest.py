@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # If DeepSpeed is installed, transformers imports it, and it prints to standard output that it finds no GPU.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# A shell's background jobs ignore Ctrl-C, and so would the programs that tests start.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -46,8 +46,10 @@ class QuestionInProgress:
 
     def __init__(self, engine: ChatEngine, question: Question) -> None:
         self._engine = engine
-        if (question.prompt is None) == (question.text is None):
-            raise ApiError(400, "give either prompt or text: the question", param="prompt")
+        if question.prompt is None and question.text is None:
+            raise ApiError(422, "prompt: Field required", param="prompt")
+        if question.prompt is not None and question.text is not None:
+            raise ApiError(400, "give either prompt or text: the question", param="text")
         self.prompt = question.prompt if question.prompt is not None else question.text or ""
         self._answer_name = "response" if question.prompt is not None else "result"
         engine.check_size(self.prompt)
