@@ -90,15 +90,14 @@ def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, floa
 
 def begin(model: Any, context: int, random: bool = False) -> tuple[torch.Tensor, ChatCache]:
     """The ids (1, context + 1) and the cache (`context` tokens) to decode with."""
-    cache, ids = ChatCache(), prompt_of(model, context + 1)
+    cache, config = ChatCache(), model.config
     if not random:
-        return run(model, ids[:, :-1], cache)[0], cache
-    config = model.config
+        return run(model, prompt_of(model, context), cache)[0], cache
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     shape = (1, heads, context, config.head_dim)
     for layer in range(config.num_hidden_layers):
         cache.update(*(torch.randn(shape, dtype=model.dtype) for _ in range(2)), layer)
-    return ids, cache
+    return prompt_of(model, context + 1), cache
 
 
 def take_turns(model: Any, context: int, random: bool = False) -> None:

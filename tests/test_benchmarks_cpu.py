@@ -66,10 +66,14 @@ def test_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         turns.main()
 
 
-def test_decode_6b_in_turns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    model = decode_6b.make(2, 4, None, torch.float32, "default", **TINY, **WIDTHS[2])
+@pytest.mark.parametrize("random_cache", [False, True])
+@pytest.mark.parametrize("generation", [1, 2])
+def test_decode_6b_in_turns(
+    generation: int, random_cache: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = decode_6b.make(generation, 4, None, torch.float32, "default", **TINY, **WIDTHS[generation])
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
     with torch.inference_mode():
-        decode_6b.take_turns(model, 8)
+        decode_6b.take_turns(model, 8, random_cache)
     ready, *lines = capsys.readouterr().out.splitlines()
     assert ready == "ready" and [len(line.split()) for line in lines] == [6, 6]
