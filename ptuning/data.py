@@ -17,6 +17,7 @@ import torch
 from ptuning.encoding import ANSWER, IGNORED, OLD_TURNS, QUESTION, check_lengths, encode_for_prediction, encode_row
 from ptuning.messages import text
 from ptuning.packing import Packer
+from ptuning.pictures import Features, check_rows
 from ptuning.rows import Columns, DataError, Row, Rows, read_rows, rows_from_records
 
 __all__ = [
@@ -68,6 +69,8 @@ def make_dataset(
     check_lengths(tokenizer, max_source_length, max_target_length)
     options = (max_source_length, max_target_length, source_prefix)
 
+    seeing = check_rows(rows)
+
     def encode_batch(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {name: [] for name in features}
         for number in batch["number"]:
@@ -79,7 +82,7 @@ def make_dataset(
             )
             for example in made:
                 learned = sum(label != IGNORED for label in example["labels"])
-                counts = {"length": len(example["input_ids"]), "learned": learned, "row": number}
+                counts = {"length": len(example["input_ids"]), "learned": learned, "row": number, "image": row.image}
                 for name, value in {**example, **counts}.items():
                     if name in columns:
                         columns[name].append(value)
@@ -87,6 +90,7 @@ def make_dataset(
 
     ids, number = datasets.Sequence(datasets.Value("int32")), datasets.Value("int32")
     types = {"input_ids": ids, "labels": ids, "length": number, "learned": number, "truncated": number}
+    types |= {"image": datasets.Value("string")} if seeing else {}
     features = datasets.Features(types | ({"prompt_ids": ids, "target_ids": ids, "row": number} if prediction else {}))
     folder = Path(cache_dir) if cache_dir else Path(datasets.config.HF_DATASETS_CACHE) / "chatglm"
     key = _cache_key(tokenizer, rows, [*options, prediction, cut_references])
@@ -126,11 +130,11 @@ def _import_datasets() -> Any:
 
 def _cache_key(tokenizer: Any, rows: Sequence[Row], options: Sequence[Any]) -> str:
     model = hashlib.sha256(tokenizer.vocabulary_bytes()).hexdigest()
-    names = ("num_image_tokens", "do_lower_case", "remove_space")
+    names = ("num_image_tokens", "do_lower_case", "remove_space", *(["image_length"] if check_rows(rows) else []))
     settings = [getattr(tokenizer, name, None) for name in names]
     key = hashlib.sha256(json.dumps([_FORMAT, tokenizer.chatglm_version, model, settings, options]).encode())
     for row in rows:
-        key.update(json.dumps([row.whole, row.messages]).encode())
+        key.update(json.dumps([row.whole, row.messages, *([row.image] if row.image else [])]).encode())
     return key.hexdigest()[:32]
 
 
@@ -202,6 +206,7 @@ class Collator:
         multiple_of: round lengths up to a multiple of this, for a GPU.
         packer: packs training examples, see `packing.py`.
         counts: add `tokens`, for the trainer, which takes it out again; a packed batch has it always.
+        pictures: encodes the pictures of examples that have some.
     """
 
     pad_token_id: int
@@ -209,8 +214,9 @@ class Collator:
     multiple_of: int = 1
     packer: Packer | None = None
     counts: bool = False
+    pictures: Features | None = None
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Tensors (examples, tokens) of integers.
 
         `input_ids` and `labels` are padded on the right, without a mask, as causal attention does not see the padding
@@ -219,12 +225,14 @@ class Collator:
         """
         if self.packer is not None and examples and "prompt_ids" not in examples[0]:
             return self.packer(examples)
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": self._stack(examples, "input_ids", self.pad_token_id),
             "labels": self._stack(examples, "labels", self.label_pad),
         }
         if self.counts:
             batch["tokens"] = torch.tensor([len(example["input_ids"]) for example in examples])
+        if self.pictures is not None and examples:
+            batch |= self.pictures.of(examples)
         if examples and "prompt_ids" in examples[0]:
             batch["prompt_ids"] = self._stack(examples, "prompt_ids", self.pad_token_id, left=True)
             ones = [{"ones": [1] * len(example["prompt_ids"])} for example in examples]

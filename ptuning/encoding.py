@@ -13,6 +13,7 @@ from typing import Any
 
 from chatglm.conversation.history import Message
 from chatglm.conversation.segments import encode_segments
+from ptuning.pictures import WithPicture
 from ptuning.rows import DataError, Row
 
 IGNORED = -100
@@ -37,6 +38,7 @@ def encode_row(
         DataError: the part of the row that cannot be dropped does not fit.
         ValueError: no row fits into these lengths.
     """
+    tokenizer = WithPicture(tokenizer) if row.image else tokenizer
     check_lengths(tokenizer, max_source_length, max_target_length)
     messages = _with_prefix(row.messages, source_prefix)
     if row.whole:
@@ -72,6 +74,7 @@ def encode_for_prediction(
         dicts with `input_ids`, `labels` and `truncated` as in `encode_row`, `prompt_ids` as chat would feed them, and
         `target_ids`, the whole answer without its end token.
     """
+    tokenizer = WithPicture(tokenizer) if row.image else tokenizer
     chat_format = tokenizer.chat_format
     if not row.whole:
         example = encode_row(tokenizer, row, max_source_length, max_target_length, source_prefix)

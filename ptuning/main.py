@@ -131,6 +131,7 @@ def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None, say: 
 
     from ptuning import curve, data, methods, metrics
     from ptuning.packing import Packer
+    from ptuning.pictures import Features, check_arguments
     from ptuning.trainer import Tuner
 
     model_args, data_args, training_args, _ = arguments
@@ -150,6 +151,8 @@ def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None, say: 
     if training_args.early_stopping:
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping))
     packs = data_args.packing and sets.train is not None
+    if sets.train is not None and any("image" in example for example in sets.examples(1)):
+        check_arguments(data_args.packing, training_args.dataloader_num_workers)
     return Tuner(
         callbacks=callbacks,
         method=method_of(model_args),
@@ -168,6 +171,7 @@ def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None, say: 
             multiple_of=8 if training_args.device.type == "cuda" else 1,
             counts=True,
             packer=Packer.of(model, tokenizer.pad_token_id, data_args.packing_length) if packs else None,
+            pictures=Features(model, tokenizer) if hasattr(model, "place_picture") else None,
         ),
         compute_metrics=scores if training_args.predict_with_generate else None,
     )
@@ -197,8 +201,10 @@ def train(arguments: Arguments, trainer: Tuner, sets: DataSets, resume: str | No
         say.message("best", folder=folder, metric=arguments.training.metric_for_best_model,
                     value=trainer.state.best_metric)  # fmt: skip
     if folder.is_dir():
-        program = ROOT / "cli_demo.py"
-        words = ["python", os.path.relpath(program)] if program.is_file() else ["chatglm", "chat"]  # a wheel
+        sees = hasattr(trainer.model, "place_picture")
+        program = ROOT / ("cli_demo_vision.py" if sees else "cli_demo.py")
+        installed = ["chatglm", "serve" if sees else "chat"]  # from a wheel, which has no terminal for pictures
+        words = ["python", os.path.relpath(program)] if program.is_file() else installed
         words.append("--model")
         if trainer.method == "full":
             words.append(str(folder))

@@ -83,9 +83,13 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizer:
         if found is not None and found.startswith("a prefix"):
             base = read_json(folder / CONFIG).get("base_model_name_or_path") or "the model it was trained for"
             raise ArgumentsError(f"{folder} is {found}: use --model_name_or_path {base} --ptuning_checkpoint {folder}")
-    return ChatGLMTokenizer.from_pretrained(
+    tokenizer = ChatGLMTokenizer.from_pretrained(
         folder, local_files_only=True, chatglm_version=model_args.chatglm_version
     )
+    image_length = read_json(folder / CONFIG).get("image_length")
+    if image_length is not None:  # of a model that sees: how many tokens of a prompt are a picture's
+        tokenizer.image_length = int(image_length)
+    return tokenizer
 
 
 def compute_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> str:

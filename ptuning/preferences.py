@@ -74,6 +74,8 @@ def _read(path: str, tokenizer: Any, lengths: tuple[int, int], answers: tuple[st
         try:
             if not isinstance(record, Mapping):
                 raise TypeError("a row must be a JSON object with 'prompt', 'chosen' and 'rejected'")
+            if "img" in record:
+                raise ValueError("'img' is a picture, and preferences are learned without: leave it out")
             prompt, pair = None, {}
             for name in answers:
                 ids, said = _encoded(reader, tokenizer, where, _with_answer(record, name), lengths)

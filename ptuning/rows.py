@@ -9,6 +9,8 @@ A file is JSON lines, one JSON list or CSV, in UTF-8 (or UTF-16 with a byte orde
   except those with `"loss": false`. A message of the role `tool` with `name`, `parameters` and `observation` is a call
   and its result; OpenAI's `tool_calls` and `tool` messages work, too.
 
+* VisualGLM's `img`, `prompt` and `label`: a picture's path (from the folder of the data file), a question, an answer.
+
 In CSV, a history, conversations and tools are JSON in one field.
 """
 
@@ -39,6 +41,8 @@ from ptuning.data_files import DECODER, DataError, Problems, read_records
 _CONVERSATIONS = ("conversations", "messages")
 #: Question and answer columns that are detected by name.
 _KNOWN_COLUMNS = (("prompt", "response"), ("content", "summary"))
+#: The columns of VisualGLM's data: a picture, a question about it, and the answer.
+_PICTURE_COLUMNS = ("img", "prompt", "label")
 
 Record = Mapping[str, Any]
 
@@ -70,11 +74,13 @@ class Row:
         messages: role messages, each with a bool under `loss`: whether the model learns to say it. Without `whole`,
             questions and answers in turn, of which only the last answer is learned.
         whole: a conversation with roles, which has one length limit instead of one each for question and answer.
+        image: the path of the picture that it is about.
     """
 
     where: str
     messages: tuple[Message, ...]
     whole: bool = False
+    image: str | None = None
 
 
 class Rows(list[Row]):
@@ -135,7 +141,8 @@ def rows_from_records(
             continue
         first = first or (line, [str(key) for key in record])
         try:
-            examples = [Row(f"{name}:{line}", *made) for made in reader.examples(record)]
+            image = reader.image(record, name)
+            examples = [Row(f"{name}:{line}", *made, image=image) for made in reader.examples(record)]
         except (TypeError, ValueError) as error:
             problems.add(line, str(error))
             continue
@@ -187,10 +194,25 @@ class RowReader:
             if name in record:
                 self.used |= {name, "tools"}
                 return self._conversation(record[name], name, record.get("tools"))
+        if set(_PICTURE_COLUMNS) <= set(record):
+            return self._pair(record, "prompt", "label", "history" if "history" in record else None)
         for prompt, response in _KNOWN_COLUMNS:
             if prompt in record:
                 return self._pair(record, prompt, response, "history" if "history" in record else None)
         raise ValueError(_wrong_columns([str(key) for key in record], "no known columns"))
+
+    def image(self, record: Record, name: str) -> str | None:
+        """The path of a record's picture, which counts from the folder of the data file. Raises ValueError or
+        TypeError if there is none, or the model does not see."""
+        if "img" not in record:
+            return None
+        if not hasattr(self.chat_format, "image_length"):
+            raise ValueError(f"'img' is a picture, and {self.chat_format.model_name} reads text only")
+        self.used.add("img")
+        path = Path(name).parent / Path(_text(record, "img")).expanduser()
+        if not path.is_file():
+            raise ValueError(f"there is no picture {path}")
+        return str(path)
 
     def _alpaca(self, record: Record, history: str | None) -> list[tuple[tuple[Message, ...], bool]]:
         self.forms[forms.ALPACA] += 1

@@ -54,7 +54,7 @@ class StreamedExamples(IterableDataset[Example]):
         generator = random.Random(self.seed + self.epoch)
         waiting: list[Example] = []
         for row in self._mixed(generator):
-            waiting.append(encode_row(self.tokenizer, row, *self.options))
+            waiting.append(self._encode(row))
             if len(waiting) > self.buffer:
                 yield _without_flags(waiting.pop(generator.randrange(len(waiting))))
         generator.shuffle(waiting)
@@ -63,7 +63,11 @@ class StreamedExamples(IterableDataset[Example]):
     def first(self, count: int) -> list[Example]:
         """The first examples of the files, in their order, for display and for the loss of the untuned model."""
         rows = islice((row for file in self.files for row in self._rows(file)), count)
-        return [encode_row(self.tokenizer, row, *self.options) for row in rows]
+        return [self._encode(row) for row in rows]
+
+    def _encode(self, row: Row) -> Example:
+        example = encode_row(self.tokenizer, row, *self.options)
+        return example if row.image is None else {**example, "image": row.image}
 
     def _mixed(self, generator: random.Random) -> Iterator[Row]:
         """Ends with the first file that ends; a single file is read once."""
@@ -80,13 +84,14 @@ class StreamedExamples(IterableDataset[Example]):
         reader = RowReader(self.columns, self.tokenizer.chat_format, require_answer=True)
         for line, record in _records(Path(file)):
             try:
-                yield from (Row(f"{file}:{line}", *made) for made in reader.examples(record))
+                image = reader.image(record, file)
+                yield from (Row(f"{file}:{line}", *made, image=image) for made in reader.examples(record))
             except (TypeError, ValueError) as error:
                 raise DataError(f"{file}:{line}: {error}") from error
 
 
 def _without_flags(example: Example) -> Example:
-    return {name: example[name] for name in ("input_ids", "labels")}
+    return {name: example[name] for name in ("input_ids", "labels", "image") if name in example}
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

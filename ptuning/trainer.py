@@ -27,6 +27,7 @@ from . import methods
 from .batches import StepSampler, WithFillers, divide_evenly
 from .checkpoints import OLD, STATE, CheckpointError, last_checkpoint, reading
 from .messages import text
+from .pictures import one_by_one, pictures_in
 from .resuming import hyperparameters, keep_hyperparameters, write_arguments
 from .speed import Speed
 from .watching import Watch
@@ -190,7 +191,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         """(loss, ids generated from `prompt_ids`, target ids); ids are (batch, tokens), padded with -100."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
+            logits = model(input_ids=inputs["input_ids"], use_cache=False, **pictures_in(inputs)).logits
         sums, learned = _row_losses(logits, inputs["labels"])
         del logits
         # Row by row, so that the rows that fill up the last batch of several processes can be dropped.
@@ -223,12 +224,17 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         return found
 
     def _generate(self, inputs: dict[str, Any]) -> torch.Tensor:
-        prompt = inputs["prompt_ids"]
+        if pictures_in(inputs):
+            return one_by_one(inputs, self._generate_from)
+        return self._generate_from(inputs["prompt_ids"], inputs["prompt_mask"])
+
+    def _generate_from(self, prompt: torch.Tensor, mask: torch.Tensor, **more: Any) -> torch.Tensor:
         zero3 = self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
         with torch.no_grad(), self.compute_loss_context_manager():
             tokens = self.model.generate(
                 input_ids=prompt,
-                attention_mask=inputs["prompt_mask"],
+                attention_mask=mask,
+                **more,
                 eos_token_id=self.stop_ids,
                 pad_token_id=self.processing_class.pad_token_id,
                 max_length=prompt.shape[1] + self.max_new_tokens,
