@@ -49,7 +49,7 @@ def test_blocks_on_disk(folders: dict[int, Path], version: int, kind: str, tmp_p
     assert {one.device.type for one in model.get_submodule(f"{names_of(version).blocks}.1").parameters()} == {"meta"}
     ids = tokenizer(["你好"], return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, whole(ids).logits, rtol=0, atol=1e-5)  # other products than in one call
+        torch.testing.assert_close(model(ids).logits, whole(ids).logits, rtol=0, atol=1e-5)  # products of its own
     turns: list[list[Any]] = [[], []]
     for one, steps in zip((model, whole), turns, strict=True):
         for question in ("你好", "为什么？", "好吗？"):
