@@ -104,7 +104,7 @@ def _main(arguments: list[str] | None, prog: str) -> int:
             made = _export(args.source, target, args.to, adapter, args.type, args.chatglm_version)
         put(str(made))
         chat = "python cli_demo.py" if (Path(__file__).parents[1] / "cli_demo.py").is_file() else "chatglm chat"
-        put(_USE[language][args.to].format(out=subprocess.list2cmdline([made]), chat=chat))
+        print(_USE[language][args.to].format(out=subprocess.list2cmdline([made]), chat=chat), file=sys.stderr)
     except (OSError, ValueError, RuntimeError, ImportError, LibraryError) as error:
         complain(TERMINAL["error"][language].format(reason=error))
         return 1

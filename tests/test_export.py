@@ -25,8 +25,9 @@ def test_export(version: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for name, make in (("lora", make_lora), ("prefix", make_prefix)):
         adapter, out = make(tmp_path / name, model), tmp_path / "out" / name
         assert export.main([str(base), str(adapter), str(out)]) == 0
-        printed = capsys.readouterr().out.splitlines()
-        assert printed[0] == str(out) and printed[-1].endswith(f"python cli_demo.py --model {out}")
+        printed = capsys.readouterr()
+        assert printed.out.splitlines()[-1] == str(out)
+        assert printed.err.splitlines()[-1].endswith(f"python cli_demo.py --model {out}")
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "peft", None)
             merged, own = load(out)

@@ -22,6 +22,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = {
         "requirements.txt": "# why\n-c requirements.lock\nuvicorn>=0.54,<1  # why\ntransformers>=5.17,<5.25  # why\n",
         "ptuning/requirements.txt": "-c ../requirements.lock\ntorch==2.13.0\n",
+        "ptuning/requirements-prefer.txt": "-c ../requirements.lock\n-r requirements.txt\n",
         "tests/requirements.txt": '-r ../ptuning/requirements.txt\npexpect>=4.9; sys_platform != "win32"\n',
         "requirements.lock": lock.HEADER + "torch==2.13.0\ntransformers==5.24.0\ncuda-toolkit<=13.0.3\n",
     }
