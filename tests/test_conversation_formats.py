@@ -43,7 +43,7 @@ def test_names() -> None:
     formats = [chat_format(version) for version in VERSIONS]
     assert [one.name for one in formats] == ["ChatGLM", "ChatGLM2", "ChatGLM3"]
     assert [one.has_roles for one in formats] == [one.knows_tools for one in formats] == [False, False, True]
-    assert names_of(lambda one: not one.has_roles, "knows", "know") == "ChatGLM-6B and ChatGLM2-6B know"
+    assert names_of(lambda one: not one.has_roles, "knows", "know") == "ChatGLM-6B, ChatGLM2-6B and VisualGLM-6B know"
     assert names_of(lambda one: one.has_roles, "knows", "know", short=True) == "ChatGLM3 and GLM-4 know"
 
 

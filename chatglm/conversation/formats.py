@@ -360,4 +360,5 @@ def names_of(condition: Callable[[ChatFormat], bool], one: str = "", several: st
     known = [_FORMATS[generation] for generation in sorted(_FORMATS)]
     names = [format.name if short else format.model_name for format in known if condition(format)]
     verb = one if len(names) == 1 else several
-    return " ".join(filter(None, [" and ".join(names), verb]))
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+    return " ".join(filter(None, [listed, verb]))
