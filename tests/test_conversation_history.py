@@ -33,7 +33,7 @@ def test_a_history_is_copied() -> None:
         (2, [("q", "a", None)], ValueError, "has 3 items"),
         (2, ["qa"], TypeError, r"history\[0\] must be a \(question, answer\) pair, not str"),
         (2, [{"role": "user", "content": "q"}], TypeError, "For role dicts use tokenizer.apply_chat_template"),
-        (3, [("q", "a")], TypeError, "pairs are for ChatGLM-6B and ChatGLM2-6B"),
+        (3, [("q", "a")], TypeError, "pairs are for ChatGLM-6B, ChatGLM2-6B and VisualGLM-6B"),
         (3, [{"role": "user"}], ValueError, "needs the keys 'role' and 'content'"),
         (3, [{"role": "tool", "content": ""}], ValueError, "unknown role 'tool': use one of system, user"),
         (3, [{"role": [], "content": ""}], ValueError, "unknown role"),
