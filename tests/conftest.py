@@ -35,6 +35,14 @@ def enable_checkpointing(model: Any, options: dict[str, Any]) -> None:
         model.gradient_checkpointing_enable(options)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kernels_from_the_first_product() -> None:
+    """No test sees its products change from torch's to ours in the middle, when the compiler is ready."""
+    from chatglm import kernels
+
+    kernels.LOADING_SECONDS = 600.0
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails a test that tries to reach the network; the environment names no model."""

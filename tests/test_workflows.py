@@ -46,7 +46,7 @@ def test_every_week_with_the_newest_of_everything() -> None:
 
 
 def test_the_coverage_is_held() -> None:
-    assert {"python -m coverage run -m pytest -q", "python -m coverage report"} <= set(
+    assert {"python -m coverage run -m pytest -q -n 0", "python -m coverage report"} <= set(
         lines_run(workflow("tests.yml")["jobs"]["coverage"])
     )
     limit = re.search(r"^fail_under = (\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
