@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationConfig
 
 from chatglm import ChatGLM1Tokenizer, ChatGLM4Tokenizer, ChatGLMTokenizer
 from chatglm.chat import (
@@ -23,20 +22,17 @@ from chatglm.chat import (
     ChatGLM3ForConditionalGeneration,
     ChatGLM4ForConditionalGeneration,
 )
-from chatglm.checkpoints.atomic import files_into
 from chatglm.checkpoints.file_names import TOKENIZER_CONFIG
 from chatglm.configuration_chatglm import ChatGLM1Config, ChatGLM3Config, ChatGLM4Config
 from chatglm.conversation import chat_format
 from chatglm.loading import load
 
-from . import byte_vocabulary, vocabulary
+from . import byte_vocabulary, optimizing, vocabulary
 from .batches import Batch, batches
+from .optimizing import Optimization, Schedule, scale_residuals
 
 TOKENS_PER_BATCH = 3072
-WARM_UP = 0.02
-#: Steps over which the saved weights are averaged: steadier than the last weights.
-AVERAGED_STEPS = 250
-DECAY = 0.45
+SCHEDULE = Schedule(warm_up=0.02, decay=0.45, averaged_steps=250)
 #: Tokens of a sequence up to which eager attention is faster than sdpa on a CPU.
 EAGER_UNTIL = 256
 DEFAULT_STEPS = {1: 9200, 3: 7400, 4: 7400}
@@ -122,26 +118,14 @@ class Trainer:
         self.embedding = model.get_input_embeddings()
         self.head = model.get_output_embeddings()
         if fresh and self.is_first:
-            self._scale_residuals()
+            scale_residuals(model, "transformer.layers.")
         if compiled:
             for layer in self.layers:
                 layer.compile(dynamic=True)
-        self.steps = 0
-        self.average = [parameter.detach().clone() for parameter in model.parameters()]
         matrices = [p for layer in self.layers for p in layer.parameters() if p.dim() == 2]
         known = {id(p) for p in matrices}
         others = [p for p in model.parameters() if id(p) not in known]
-        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"), rate),
-            (torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True), rate),
-        ]
-
-    @torch.no_grad()
-    def _scale_residuals(self) -> None:
-        """Enlarges the matrices of generation 1, which multiplies the residual by 7.5."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.dim() == 2 and "layers." in name:
-                parameter.mul_(3.0 if name.endswith(("dense.weight", "dense_4h_to_h.weight")) else 1.5)
+        self.optimization = Optimization(model, matrices, others, rate, SCHEDULE)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy of the learned tokens; the head is computed for them alone."""
@@ -162,41 +146,12 @@ class Trainer:
             logits = self.head(states[:, :-1][batch.learned[:, 1:]])
         return F.cross_entropy(logits.float(), batch.ids[:, 1:][batch.learned[:, 1:]])
 
-    def step(self, batch: Batch, share: float) -> float:
-        """One update; `share` of the training is done."""
-        scale = min(1.0, (share + 1e-3) / WARM_UP, max(0.02, (1.0 - share) / DECAY))
-        loss = self.loss(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        for optimizer, rate in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 / min(self.steps, AVERAGED_STEPS))
-        return float(loss.detach())
 
-
-def save(weights: list[torch.Tensor], tokenizer: Any, folder: Path) -> None:
-    """Writes the checkpoint with these parameters in float16; its files in `folder` are replaced once it is whole."""
-    half = make_model(tokenizer)
-    with torch.no_grad():
-        for parameter, weight in zip(half.parameters(), weights, strict=True):
-            parameter.copy_(weight)
-    half = half.half()
-    half.config.dtype = torch.float16
-    half.generation_config = GenerationConfig(
-        bos_token_id=half.config.bos_token_id,
-        eos_token_id=tokenizer.chat_format.stop_token_ids(tokenizer),
-        pad_token_id=half.config.pad_token_id,
-        do_sample=False,  # sums and names leave no choice
-    )
-    with files_into(folder) as aside:
-        half.save_pretrained(aside)
-        for name in (Path(tokenizer.vocab_file).name, TOKENIZER_CONFIG):
-            shutil.copyfile(Path(tokenizer.vocab_file).with_name(name), aside / name)
+def save(trainer: Trainer, tokenizer: Any, folder: Path) -> None:
+    """Writes the averaged weights as a checkpoint."""
+    stops = tokenizer.chat_format.stop_token_ids(tokenizer)
+    # Sums and names leave no choice: no sampling.
+    optimizing.save(make_model(tokenizer), trainer.optimization.average, tokenizer, folder, eos_token_id=stops)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -225,7 +180,7 @@ def train(arguments: argparse.Namespace) -> None:
         share = (now - start) / 60 / arguments.minutes if arguments.minutes else step / arguments.steps
         if share >= 1:
             break
-        losses.append(trainer.step(batch, share))
+        losses.append(trainer.optimization.step(trainer.loss(batch), share))
         seen += batch.ids.numel()
         if step % arguments.log_every == arguments.log_every - 1:
             spent = time.monotonic() - start
@@ -236,9 +191,9 @@ def train(arguments: argparse.Namespace) -> None:
             )
             losses = []
         if arguments.save_every and now - saved > 60 * arguments.save_every:
-            save(trainer.average, tokenizer, output)
+            save(trainer, tokenizer, output)
             saved = now
-    save(trainer.average, tokenizer, output)
+    save(trainer, tokenizer, output)
     shutil.rmtree(work)
     record = {"generation": arguments.generation, "seed": arguments.seed, "steps": step, "tokens": seen,
               "minutes": round((time.monotonic() - start) / 60, 1)}  # fmt: skip

@@ -21,22 +21,21 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationConfig
 
 from chatglm import ChatGLMTokenizer, VisualGLMConfig, VisualGLMForConditionalGeneration
-from chatglm.checkpoints.atomic import files_into
 from chatglm.checkpoints.clues import VISUAL
 from chatglm.checkpoints.file_names import TOKENIZER_CONFIG
 from chatglm.conversation import chat_format
 from chatglm.conversation.visualglm import VisualGLMFormat
 from chatglm.pictures import pixels_of
 
-from . import pictures, vocabulary
+from . import optimizing, pictures, vocabulary
+from .optimizing import Optimization, Schedule, scale_residuals
 
 #: Pictures in a batch, and conversations about each. In the first part of the training there are no conversations.
 PICTURES, CONVERSATIONS, LOOKED_AT = 32, 3, 96
 FIRST_PART = 0.5
-AVERAGED_STEPS, WARM_UP, DECAY = 150, 0.01, 0.4
+SCHEDULE = Schedule(warm_up=0.01, decay=0.4, averaged_steps=150)
 DEFAULT_STEPS = 3_000
 SIDE, IMAGE_LENGTH = 48, 16
 
@@ -115,7 +114,6 @@ class Batches:
     def __init__(self, tokenizer: Any, seed: int) -> None:
         self.tokenizer = tokenizer
         self.chat_format = VisualGLMFormat(IMAGE_LENGTH)
-
         self.rng = random.Random(seed)
 
     def next(self, talks: bool) -> Batch:
@@ -153,25 +151,18 @@ class Trainer:
     """The network with its optimisers: Muon for the matrices of the layers, AdamW for the rest."""
 
     def __init__(self, model: Any, rate: float, fresh: bool) -> None:
-        self.model, self.rate, self.steps = model, rate, 0
+        self.model = model
         model.config._attn_implementation = "eager"
         if fresh:
-            with torch.no_grad():  # generation 1 multiplies its residual by 7.5
-                for name, parameter in model.named_parameters():
-                    if parameter.dim() == 2 and name.startswith("transformer.layers."):
-                        parameter.mul_(3.0 if name.endswith(("dense.weight", "dense_4h_to_h.weight")) else 1.5)
-                torch.nn.init.normal_(model.image_encoder.query_tokens, std=0.5)
+            scale_residuals(model, "transformer.layers.")
+            torch.nn.init.normal_(model.image_encoder.query_tokens, std=0.5)
         width = model.config.hidden_size
         self.judges = torch.nn.ModuleList([torch.nn.Linear(width, classes) for classes in FACTS.values()])
         named = list(model.named_parameters())
         is_matrix = {name: p.dim() == 2 and ".layer" in name for name, p in named}
         matrices = [p for name, p in named if is_matrix[name]]
         others = [p for name, p in named if not is_matrix[name]] + list(self.judges.parameters())
-        self.optimizers = [
-            (torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"), rate),
-            (torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True), rate),
-        ]
-        self.average = [parameter.detach().clone() for parameter in model.parameters()]
+        self.optimization = Optimization(model, matrices, others, rate, SCHEDULE)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy of the facts, and of the learned tokens; a picture is encoded once for all its
@@ -201,40 +192,12 @@ class Trainer:
     place: int  # of the picture in a prompt
     known: list[float]
 
-    def step(self, batch: Batch, share: float) -> float:
-        """One update; `share` of the training is done."""
-        scale = min(1.0, (share + 1e-3) / WARM_UP, max(0.02, (1.0 - share) / DECAY))
-        loss = self.loss(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        for optimizer, rate in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 / min(self.steps, AVERAGED_STEPS))
-        return float(loss.detach())
 
-
-def save(weights: list[torch.Tensor], tokenizer: Any, folder: Path) -> None:
-    """Writes the checkpoint with these parameters in float16; its files in `folder` are replaced once it is whole."""
+def save(trainer: Trainer, tokenizer: Any, folder: Path) -> None:
+    """Writes the averaged weights as a checkpoint."""
     half = make_model(tokenizer)
-    with torch.no_grad():
-        for parameter, weight in zip(half.parameters(), weights, strict=True):
-            parameter.copy_(weight)
-    half = half.half()
-    half.config.dtype = torch.float16
-    config = half.config
-    half.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
-        do_sample=False, min_length=1,
-    )  # fmt: skip
-    with files_into(folder) as aside:
-        half.save_pretrained(aside)
-        for name in (Path(tokenizer.vocab_file).name, TOKENIZER_CONFIG):
-            shutil.copyfile(Path(tokenizer.vocab_file).with_name(name), aside / name)
+    stop = half.config.eos_token_id
+    optimizing.save(half, trainer.optimization.average, tokenizer, folder, eos_token_id=stop, min_length=1)
 
 
 def evaluate(folder: Path, number: int = 600, seed: int = 1_000_001, **options: Any) -> dict[str, Any]:
@@ -293,16 +256,16 @@ def train(arguments: argparse.Namespace) -> None:
         share = spent / 60 / arguments.minutes if arguments.minutes else step / arguments.steps
         if share >= 1:
             break
-        losses.append(trainer.step(batches.next(share >= arguments.first_part), share))
+        losses.append(trainer.optimization.step(trainer.loss(batches.next(share >= arguments.first_part)), share))
         step += 1
         if step % arguments.log_every == 0:
             known = " ".join(f"{name} {one:.2f}" for name, one in zip(FACTS, trainer.known, strict=True))
             print(f"step {step}  loss {sum(losses) / len(losses):.4f}  CPU {spent:.0f} s  {known}", flush=True)
             losses = []
         if arguments.save_every and now - saved > 60 * arguments.save_every:
-            save(trainer.average, tokenizer, output)
+            save(trainer, tokenizer, output)
             saved = now
-    save(trainer.average, tokenizer, output)
+    save(trainer, tokenizer, output)
     shutil.rmtree(work)
     print(json.dumps({"seed": arguments.seed, "steps": step, "minutes": round((time.process_time() - start) / 60, 1)}))
 
