@@ -42,16 +42,8 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     parser.add_argument(
         "--interpreter-i-know", action="store_true", help="--interpreter for visitors from other machines, too"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
-    parser.add_argument("--port", type=port_number, default=7860, help="default: %(default)s")
-    parser.add_argument(
-        "--auth", metavar="USER:PASSWORD", action="append", help="require it; may be repeated (default: $CHATGLM_AUTH)"
-    )
-    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
-    parser.add_argument("--share", action="store_true", help="public address through gradio's servers, for a week")
     parser.add_argument("--mathml", action="store_true", help="formulas as MathML, by mdtex2html; default: KaTeX")
-    parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
-    parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of messages here")
+    add_page_arguments(parser)
     args = parser.parse_args(arguments)
     with contextlib.ExitStack() as stack:
         return _serve(args, stack)
@@ -106,6 +98,19 @@ def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         complain(TERMINAL["error"][args.lang].format(reason=error))
         return 1
     return 0
+
+
+def add_page_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of every page: where it is served, to whom, and for how many at once."""
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    parser.add_argument("--port", type=port_number, default=7860, help="default: %(default)s")
+    parser.add_argument(
+        "--auth", metavar="USER:PASSWORD", action="append", help="require it; may be repeated (default: $CHATGLM_AUTH)"
+    )
+    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
+    parser.add_argument("--share", action="store_true", help="public address through gradio's servers, for a week")
+    parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
+    parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of messages here")
 
 
 def read_users(given: list[str]) -> list[tuple[str, str]]:

@@ -13,14 +13,12 @@ from ..front.arguments import (
     generation_settings,
     importing_libraries,
     load_from_arguments,
-    port_number,
     require,
 )
 from ..front.messages import TERMINAL
-from ..language import LANGUAGES, choose_language
 from ..program import complain, run
 from .vision_model import vision_model
-from .web import read_users
+from .web import add_page_arguments, read_users
 
 
 def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
@@ -32,15 +30,7 @@ def _main(arguments: list[str] | None, prog: str | None) -> int:
     parser = argparse.ArgumentParser(prog, description=__doc__)
     add_model_arguments(parser, "web")
     add_generation_arguments(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
-    parser.add_argument("--port", type=port_number, default=7860, help="default: %(default)s")
-    parser.add_argument(
-        "--auth", metavar="USER:PASSWORD", action="append", help="require it; may be repeated (default: $CHATGLM_AUTH)"
-    )
-    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="answers at once (default: %(default)s)")
-    parser.add_argument("--share", action="store_true", help="public address through gradio's servers, for a week")
-    parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
-    parser.add_argument("--lang", choices=LANGUAGES, default=choose_language(), help="language of messages here")
+    add_page_arguments(parser)
     args = parser.parse_args(arguments)
     try:
         users = read_users(args.auth or [])
