@@ -35,6 +35,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     started.close()
 
 
+def is_stream(request: Any) -> bool:
+    """Whether this is gradio's stream of answers."""
+    return "/queue/data" in request.url
+
+
 class Player:
     """A visitor who keeps everything that the server sends."""
 
@@ -64,7 +69,10 @@ class Player:
     def has_seen(self, text: str) -> bool:
         """Whether the text is in the document, or was in a response or an ended stream, escaped or not."""
         kinds = ("application/json", "text/html", "text/event-stream")
+        if not any(map(is_stream, self.finished)):  # the answer is shown before its stream ends
+            self.page.wait_for_event("requestfinished", is_stream)
         responses = [one for request in self.finished if (one := request.response()) is not None]
+        assert any("event-stream" in one.headers.get("content-type", "") for one in responses)
         seen = [one.text() for one in responses if one.headers.get("content-type", "").startswith(kinds)]
         seen.append(self.page.content())
         escaped = text.encode("ascii", "backslashreplace").decode()

@@ -15,9 +15,18 @@ from . import log
 from .responses import middleware
 from .style import theme
 
+#: What a form with an uploaded file has beside the file.
+FORM_BYTES = 2**16
+
 
 def serve(
-    blocks: gr.Blocks, title: str, threads: int, *, at_end: Callable[[], None] = lambda: None, **kwargs: Any
+    blocks: gr.Blocks,
+    title: str,
+    threads: int,
+    *,
+    at_end: Callable[[], None] = lambda: None,
+    upload_bytes: int = 0,
+    **kwargs: Any,
 ) -> None:
     """Launches the page and waits for Ctrl-C.
 
@@ -26,26 +35,28 @@ def serve(
     Args:
         threads: for visitors' requests, all at once.
         at_end: is called before the page closes.
+        upload_bytes: maximum size of a file that a visitor may send.
         kwargs: for `gr.Blocks.launch`.
     """
     log.keep_brief()
-    blocks.launch(
-        prevent_thread_lock=True,
-        theme=theme(),
-        max_threads=threads,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        max_file_size=1,
-        app_kwargs={"middleware": middleware(title)},
-        **kwargs,
-    )
+    limits = (title, upload_bytes + FORM_BYTES) if upload_bytes else (title,)
     with contextlib.suppress(KeyboardInterrupt):
+        blocks.launch(
+            prevent_thread_lock=True,
+            theme=theme(),
+            max_threads=threads,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            max_file_size=upload_bytes or 1,
+            app_kwargs={"middleware": middleware(*limits)},
+            **kwargs,
+        )
         while blocks.is_running:
             time.sleep(0.1)
     at_end()
-    server = blocks.server
+    server = getattr(blocks, "server", None)  # there is none if it was interrupted early
     if server is not None:
         server.config.timeout_graceful_shutdown = 0  # otherwise it waits for open pages
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log how many there are

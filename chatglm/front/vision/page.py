@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import html
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +14,8 @@ from ...engine import Waiting
 from ...language import LANGUAGES
 from ...pictures import MOST_BYTES
 from ..messages import PAGE, TERMINAL
-from ..page import display, failures, log
-from ..page.responses import middleware
-from ..page.style import theme
+from ..page import display, failures
+from ..page.serving import serve
 from ..page.visitor import language_of
 
 #: (question, history, settings, cancel) -> places in the queue and steps of the answer; the picture is the setting
@@ -75,30 +71,9 @@ class PicturePage:
 
     def launch(self, **kwargs: Any) -> None:
         """Serves the page until it is interrupted; arguments as for `gr.Blocks.launch`."""
-        log.keep_brief()
-        self.blocks.launch(
-            prevent_thread_lock=True,
-            theme=theme(),
-            css=STYLE,
-            max_threads=self.threads,
-            i18n=self.labels,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            max_file_size=MOST_BYTES,
-            app_kwargs={"middleware": middleware(self.name, MOST_BYTES + 2**16)},
-            **kwargs,
-        )
-        with contextlib.suppress(KeyboardInterrupt):
-            while self.blocks.is_running:
-                time.sleep(0.1)
-        server = self.blocks.server
-        if server is not None:
-            server.config.timeout_graceful_shutdown = 0  # otherwise it waits for open pages
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log how many there are
-        self.blocks.close(verbose=False)
-        gc.freeze()  # gradio and torch have so many objects that a collection at exit takes seconds
+        serve(
+            self.blocks, self.name, self.threads, upload_bytes=MOST_BYTES, css=STYLE, i18n=self.labels, **kwargs
+        )  # fmt: skip
 
     def _draw(self, sliders: Sequence[float], is_demo: bool) -> None:
         text: Callable[[str], Any] = self.labels
