@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+import venv
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +272,28 @@ def test_a_restart_forgets_variables_and_keeps_files(kernel: Kernel) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- grades
+
+
+def test_a_python_in_a_folder_for_temporary_files_runs_in_the_jail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolated()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        venv.create(folder, symlinks=True)
+        monkeypatch.setattr(sys, "prefix", folder)
+        monkeypatch.setattr(sys, "executable", f"{folder}/bin/python")
+        command = choose_isolation().command(tmp_path, tmp_path, Limits())
+        inside = command[: command.index(sys.executable)]
+        found = subprocess.run([*inside, sys.executable, "-c", "import sys; print(sys.prefix)"], capture_output=True)
+        assert found.stdout.decode().strip() == folder, found.stderr
+
+
+def test_a_kernel_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = isolated()
+    monkeypatch.setattr(Isolation, "environment", lambda *_: {"PATH": "/usr/bin:/bin"})
+    with contextlib.closing(Kernel(found, Limits(memory=2**24))) as kernel:
+        given = kernel.execute("1")
+        assert given.status == "died" and re.match(r"the kernel did not start: .*\w", last(given)), texts(given)
 
 
 def test_without_bubblewrap_nothing_runs_unless_the_user_trusts_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def choose_isolation(wanted: str = "isolated") -> Isolation:
     if wanted == "trusted":
         return Isolation("trusted", network=not _works(("unshare", "--map-current-user", "--net", "--", "true")))
     for options in (("--unshare-all", "--unshare-user", "--disable-userns"), ("--unshare-all",)):
-        if _works((*_jail(options, Limits()), "--remount-ro", "/", "--", "true")):
+        if _works((*_jail(options, Limits()), "--remount-ro", "/", "--", sys.executable, "-I", "-c", "")):
             return Isolation("isolated", network=False, options=options)
     found = shutil.which("bwrap")
     reason = "bubblewrap may not create namespaces here" if found else "bubblewrap is not installed"
@@ -106,16 +106,17 @@ def _jail(options: tuple[str, ...], limits: Limits) -> list[str]:
     """The beginning of bubblewrap's command line."""
     command = ["bwrap", *options, "--die-with-parent", "--new-session", "--uid", _NOBODY, "--gid", _NOBODY,
                "--hostname", "sandbox"]  # fmt: skip
+    size = ["--size", str(limits.scratch)]
+    # All that can be written but the work folder lies in memory, and has a size. First, as this Python may lie in /tmp.
+    command += [*size, "--tmpfs", "/tmp"]
     for path in dict.fromkeys((*_SYSTEM, sys.prefix, sys.base_prefix)):
         if os.path.lexists(path):
             # /bin and the like are links on most systems, and stay so.
             command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
-    size, proc = str(limits.scratch), ["--proc", "/proc"]
-    # All that can be written but the work folder lies in memory, and has a size.
+    command += ["--proc", "/proc"]
     for path in _settings_of_the_system():
-        proc += ["--ro-bind", path, path]
-    return [*command, *proc, "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev",
-            "--size", size, "--tmpfs", "/tmp"]  # fmt: skip
+        command += ["--ro-bind", path, path]
+    return [*command, "--dev", "/dev", *size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
 
 
 def _settings_of_the_system() -> list[str]:

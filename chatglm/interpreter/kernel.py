@@ -81,18 +81,19 @@ class Kernel:
         from jupyter_client.connect import write_connection_file
 
         self._number += 1
-        run = self._folder / f"r{self._number}"
+        run, errors = self._folder / f"r{self._number}", self._folder / f"e{self._number}"
         run.mkdir()
         key = os.urandom(16).hex().encode()
         write_connection_file(str(run / "c.json"), transport="ipc", ip=str(run / "k"), key=key)
         (run / "matplotlibrc").write_text(matplotlib_settings(), encoding="utf-8")
         self._group = Group(f"{self._folder.name}-{self._number}", self.limits)
         group = self._group
-        self._process = subprocess.Popen(
-            self.isolation.command(self.work, run, self.limits), env=self.isolation.environment(self.work, run),
-            cwd=self.work, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, close_fds=True,
-        )  # fmt: skip
+        with errors.open("wb") as stderr:  # outside of what its code reaches; cannot grow past `limits.file`
+            self._process = subprocess.Popen(
+                self.isolation.command(self.work, run, self.limits), env=self.isolation.environment(self.work, run),
+                cwd=self.work, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+                start_new_session=True, close_fds=True,
+            )  # fmt: skip
         for pid in descendants(self._process.pid):
             group.add(pid)
         client = self._client_class(connection_file=str(run / "c.json"))
@@ -107,7 +108,9 @@ class Kernel:
             except RuntimeError:
                 if self._process.poll() is not None or time.monotonic() > end:
                     self._stop()
-                    raise RuntimeError("the kernel did not start") from None
+                    said = errors.read_text(encoding="utf-8", errors="replace").strip()
+                    reason = f": {said.splitlines()[-1][:500]}" if said else ""
+                    raise RuntimeError(f"the kernel did not start{reason}") from None
         for pid in descendants(self._process.pid):
             group.add(pid)
         self._watcher = Watcher(self._process.pid, self.work, self.limits, self._kill)
