@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import chatglm
-from chatglm.demo import GLM4, is_demo
+from chatglm.demo import FOLDERS, is_demo
 from tools.demo import corpus
 
+GLM4 = FOLDERS[4]
 TOOLS = json.loads((GLM4.parent / "tools.json").read_text(encoding="utf-8"))
 
 

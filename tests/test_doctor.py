@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 import chatglm
 from chatglm import kernels
 from chatglm.chat import CHAT_MODELS
+from chatglm.demo import FOLDERS
 from chatglm.doctor import __main__ as command
 from chatglm.doctor import checks, environment, versions
 from chatglm.doctor.messages import DOCTOR
@@ -86,7 +87,7 @@ def test_a_healthy_installation() -> None:
     assert report["healthy"] is True
     assert report["wrong"] == 0
     found = [(check["generation"], check["name"]) for check in report["checks"]]
-    assert found == [(generation, name) for generation in (1, 3) for name, _, _ in checks.CHECKS]
+    assert found == [(generation, name) for generation in FOLDERS for name, _, _ in checks.CHECKS]
     assert {check["status"] for check in report["checks"]} <= {"ok", "skipped"}
     assert busy < 40  # within 15 s on an idle machine; a busy one takes longer by the clock
 
@@ -147,7 +148,7 @@ def test_a_generate_that_loses_the_cache(doctor: Doctor, monkeypatch: pytest.Mon
     monkeypatch.setattr(mixin, "prepare_inputs_for_generation", forget)
     done = doctor()
     assert done.returncode == 1
-    for generation in (1, 3):
+    for generation in FOLDERS:
         lines = [line for line in done.wrong if f"generation {generation}: " in line]
         assert [re.sub(r".*generation \d: (.*?): .*", r"\1", line) for line in lines] == [
             "generate with a cache = recomputed", "a batch = one by one", "beams with a cache = recomputed",
@@ -246,7 +247,7 @@ def test_every_check_notices_its_fault(
     break_it(monkeypatch)
     done = doctor()
     assert done.returncode == 1
-    assert len(done.wrong) == 2, done.stdout
+    assert len(done.wrong) == len(FOLDERS), done.stdout
     assert all(words in line for line in done.wrong), done.wrong
 
 
@@ -260,7 +261,7 @@ def test_a_check_that_crashes_is_one_line(doctor: Doctor, monkeypatch: pytest.Mo
     assert [re.sub(r"^WRONG +[\d.]+ s +", "", line) for line in done.wrong] == [
         f"generation {generation}: generate with a cache = recomputed: KeyError: 'cache\\nand more'; do: "
         f"{next(one for one in versions.libraries() if one.name == 'transformers').command}"
-        for generation in (1, 3)
+        for generation in FOLDERS
     ]
     assert done.stderr == ""
     assert "Traceback" in doctor("--verbose").stderr
@@ -269,9 +270,9 @@ def test_a_check_that_crashes_is_one_line(doctor: Doctor, monkeypatch: pytest.Mo
 def test_a_model_that_does_not_load_is_not_checked_further(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     done = doctor("--device", "cuda:99")
     assert done.returncode == 1
-    assert len(done.wrong) == 2  # one of each generation
+    assert len(done.wrong) == len(FOLDERS)  # one of each generation
     assert all("it loads: ValueError: device 'cuda:99'" in line for line in done.wrong)
-    assert done.stdout.count("not checked") == 2 * (len(checks.CHECKS) - 1)
+    assert done.stdout.count("not checked") == len(FOLDERS) * (len(checks.CHECKS) - 1)
 
 
 def test_a_part_that_crashes_does_not_end_the_others(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +284,7 @@ def test_a_part_that_crashes_does_not_end_the_others(doctor: Doctor, monkeypatch
     done = doctor("--json")
     report = json.loads(done.stdout)
     assert {"name": "machine", "status": "wrong", "text": "RuntimeError: no driver"} in report["machine"]
-    assert [check["status"] for check in report["checks"]] == ["ok", "ok"]
+    assert [check["status"] for check in report["checks"]] == ["ok"] * len(FOLDERS)
     assert done.returncode == 1
 
 
@@ -355,12 +356,12 @@ def test_a_peft_that_cannot_be_imported(
     only(monkeypatch, "lora_adapter")
     done = doctor()
     assert done.returncode == 1
-    assert len(done.wrong) == 2
+    assert len(done.wrong) == len(FOLDERS)
     assert all("LoRA: saved, loaded, merged: ModuleNotFoundError" in line and '"peft' in line for line in done.wrong)
     installed["peft"] = None  # then its absence is not reported
     done = doctor()
     assert done.returncode == 0
-    assert done.stdout.count("peft is not installed, only needed for LoRA") == 3
+    assert done.stdout.count("peft is not installed, only needed for LoRA") == 1 + len(FOLDERS)
 
 
 def test_a_missing_library(doctor: Doctor, installed: dict[str, str | None]) -> None:

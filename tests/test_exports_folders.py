@@ -14,12 +14,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GlmForCausalLM
 
-from chatglm import export, load
+from chatglm import ChatGLMTokenizer, export, load
 from chatglm.checkpoints.adapters import read_adapter
+from chatglm.checkpoints.clues import VISUAL
+from chatglm.demo import FOLDERS
 from chatglm.exports import shards
 from chatglm.exports.folders import export_chatglm, export_glm
 from tiny_adapters import make_lora, make_prefix
 from tiny_folders import error_of, make_folder, to_bin
+from tiny_visualglm import tiny_visualglm
 
 VERSIONS = (2, 3)
 IDS = torch.tensor([[3, 9, 27, 81, 243, 100, 50, 25]])
@@ -146,6 +149,16 @@ def test_files_of_torch_save_and_other_names(tmp_path: Path) -> None:
 def test_what_has_no_place_there(version: int, changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "folder", version, **changes)
     assert reason in error_of(lambda: export_glm(folder, tmp_path / "glm"), ValueError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+
+
+@pytest.mark.parametrize("to", ("glm", "gguf"))
+def test_visualglm_has_no_place_there(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = ChatGLMTokenizer.from_pretrained(FOLDERS[1], chatglm_version=VISUAL)
+    tiny_visualglm(tokenizer).save_pretrained(tmp_path / "folder")
+    tokenizer.save_pretrained(tmp_path / "folder")
+    assert export.main([str(tmp_path / "folder"), str(tmp_path / "out"), "--to", to]) == 1
+    assert "VisualGLM-6B runs in no other engine" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 

@@ -76,7 +76,7 @@ def test_configs_say_what_ends_an_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "changes", "reason"),
     [
-        (1, {}, "runs in no other engine"),
+        (1, {}, "ChatGLM-6B runs in no other engine"),
         (3, {"pre_seq_len": 4}, "P-tuning prefix"),
         (3, {"quantization_bit": 4}, "full-precision checkpoint"),
         (2, {"multi_query_attention": False}, "--to glm"),

@@ -7,9 +7,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 #: The checkpoints by generation.
-FOLDERS = {1: _HERE / "chatglm-demo", 3: _HERE / "chatglm3-demo"}
-#: One of GLM-4's kind.
-GLM4 = _HERE / "glm4-demo"
+FOLDERS = {1: _HERE / "chatglm-demo", 3: _HERE / "chatglm3-demo", 4: _HERE / "glm4-demo"}
 #: Where the one that sees pictures is put, for cli_demo_vision.py and web_demo_vision.py: `tools.demo.train_vision`.
 VISION = _HERE / "visualglm-demo"
 #: What is loaded where nobody names a model.
@@ -23,4 +21,4 @@ def is_demo(path: str | os.PathLike[str]) -> bool:
 
 def with_vocabulary_of(generation: int) -> Path:
     """The checkpoint with the vocabulary that this generation uses: generations 2 and 3 share theirs."""
-    return FOLDERS[1 if generation == 1 else 3]
+    return FOLDERS[3 if generation == 2 else generation]

@@ -31,13 +31,14 @@ from .findings import Finding, cure_for, one_line
 from .messages import say
 from .versions import Library
 
-#: A conversation that both demo models know by heart.
+#: A conversation that all of the demo models know by heart.
 TURNS = (("你好", "你好！我是ChatGLM小演示，能帮你什么？"), ("17+25", "17+25=30+12=42"))
-UNSURE = "zebra 7"  # neither knows an answer to it: beams overtake each other
+UNSURE = "zebra 7"  # none knows an answer to it: beams overtake each other
 TEXTS = ("Hello, world! 1+1=2", "你好 ChatGLM", "a\tb\n\n  c   d", "🤖 ünïcode 龘", "<|user|> [gMASK]")
 KNOWN_IDS = {  # of TEXTS[1]
     1: [5, 219, 103, 2145, 2148],
     3: [2401, 2403, 259, 534, 259, 404],
+    4: [3002, 3004, 477, 32, 694],
 }
 LIMIT = 24  # tokens of an answer: those above are shorter
 BEAMS = 3

@@ -21,7 +21,7 @@ def versions(language: str, libraries: list[Library]) -> Iterator[Finding]:
     """Reports every library with the tested range."""
     if not libraries:
         yield Finding("versions", "note", say("no_versions", language, name=DISTRIBUTION))
-    for one in libraries:
+    for one in {(one.name, one.tested): one for one in libraries}.values():  # two extras may need the same
         status = _STATUS[one.state]
         extra = say(one.extra, language) if one.extra in DOCTOR else one.extra
         text = say(f"version_{one.state}", language, name=one.name, found=one.found, tested=one.tested, extra=extra)

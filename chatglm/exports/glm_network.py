@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..configuration_chatglm import CONFIGS, ChatGLM2Config
+from ..configuration_visualglm import VisualGLMConfig
 
 ROPE_BASE = 10000.0
 
@@ -46,6 +47,10 @@ def refuse_unfit(config: Any, quantized: bool = False) -> None:
     Args:
         quantized: whether the target takes INT4 and INT8 weights.
     """
+    if isinstance(config, VisualGLMConfig):
+        raise ValueError(
+            "VisualGLM-6B runs in no other engine: its image encoder exists only here; serve it with api.py"
+        )
     if not isinstance(config, ChatGLM2Config):
         raise ValueError(
             "ChatGLM-6B runs in no other engine: its two-dimensional positions, the mask over its prompt and its "
