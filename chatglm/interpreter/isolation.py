@@ -138,7 +138,7 @@ def _prlimit(limits: Limits) -> list[str]:
     each = ["prlimit", f"--as={limits.memory}", f"--cpu={limits.cpu_seconds}", "--nofile=256",
             f"--fsize={limits.file}", "--core=0"]  # fmt: skip
     if _counts_processes_by_namespace():
-        each.append(f"--nproc={limits.processes}")
+        each.append(f"--nproc={2 * limits.processes}")  # twice as much: the watcher can say why it ends a cell
     return [*each, "--"]
 
 

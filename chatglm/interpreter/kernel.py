@@ -215,6 +215,9 @@ class Kernel:
                 status = "error" if status == "ok" else status
             if status in ("ok", "error") or kind == "error":
                 outputs.take(kind, content)
+        if self._watcher is not None and self._watcher.is_exceeded():  # processes may outlive their cell
+            self._end_badly(outputs, "died", seconds)
+            return "died", outputs
         if status in ("timeout", "full"):
             what = f"took more than {seconds:g} seconds" if status == "timeout" else "printed too much"
             outputs.parts.append(Part("error", f"The cell {what} and was interrupted.\n"))

@@ -105,23 +105,31 @@ class Watcher:
         self._ended.set()
         self._thread.join()
 
+    def is_exceeded(self) -> bool:
+        """Whether something is too much, now; then all has been ended."""
+        return bool(self.exceeded) or self._look()
+
     def _watch(self) -> None:
         looks = 0
         while not self._ended.wait(self.PAUSE):
             looks += 1
-            processes, memory = tree_of(self._pid)
-            if memory > self._limits.memory:  # counted exactly, which takes longer
-                processes, memory = tree_of(self._pid, exact=True)
-            if processes > self._limits.processes:
-                self.exceeded = "processes"
-            elif memory > self._limits.memory:
-                self.exceeded = "memory"
-            elif looks % self.FOLDER_EVERY == 0 and size_of(self._work, self._limits.work) > self._limits.work:
-                self.exceeded = "files"
-            else:
-                continue
-            self._kill()
-            return
+            if self._look(folder=looks % self.FOLDER_EVERY == 0):
+                return
+
+    def _look(self, folder: bool = False) -> bool:
+        processes, memory = tree_of(self._pid)
+        if memory > self._limits.memory:  # counted exactly, which takes longer
+            processes, memory = tree_of(self._pid, exact=True)
+        if processes > self._limits.processes:
+            self.exceeded = "processes"
+        elif memory > self._limits.memory:
+            self.exceeded = "memory"
+        elif folder and size_of(self._work, self._limits.work) > self._limits.work:
+            self.exceeded = "files"
+        else:
+            return False
+        self._kill()
+        return True
 
 
 def tree_of(root: int, exact: bool = False) -> tuple[int, int]:
