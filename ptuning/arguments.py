@@ -63,6 +63,10 @@ class ModelArguments:
     use_rslora: bool = _help("scale LoRA by alpha / sqrt(rank): better at high ranks", False)
     use_dora: bool = _help("DoRA: LoRA with trained lengths of the weights' rows; not on quantised bases", False)
     init_lora_weights: str = _help("how LoRA begins: default, gaussian, orthogonal, pissa, olora", "default")
+    modules_to_save: list[str] = field(
+        default_factory=list,
+        metadata={"help": "names of layers that LoRA trains and saves as a whole: output_layer, final_layernorm …"},
+    )
     dtype: str = _help("dtype of the computation and the frozen weights; auto: one that the device is fast in", "auto")
     check_memory: bool = _help("false: load even if the memory seems too small", True)
 
@@ -426,6 +430,10 @@ def _check_model(model: ModelArguments, training: TrainingArguments, notes: list
         _refuse(model.prefix_projection, "--prefix_projection is for P-tuning: give --pre_seq_len, too")
     if method == "lora":
         check_lora(model)
+        _refuse(checkpoint is not None and bool(model.modules_to_save),
+                "--modules_to_save: the adapter in --ptuning_checkpoint says which layers it replaces: leave it out")
+    else:
+        _refuse(bool(model.modules_to_save), f"--modules_to_save is for --method lora, and this is {method}")
     if method == "full" and training.do_train:
         _refuse(
             model.quantization_bit is not None,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from chatglm.adapters.lora import FRONT, set_tensors
 from chatglm.adapters.saving import save_adapter
 from chatglm.checkpoints.adapters import LORA_CONFIG, LORA_WEIGHTS, import_peft, written_aside
 
@@ -26,7 +27,9 @@ _START = "_lora_start"  # where a model keeps A0 and B0
 def remember_start(model: Any, name: str) -> None:
     """Keeps the matrices that a fresh adapter begins with."""
     tensors = import_peft().get_peft_model_state_dict(model, adapter_name=name)
-    model.__dict__[_START] = {key: value.detach().cpu().clone() for key, value in tensors.items()}
+    model.__dict__[_START] = {
+        key: value.detach().cpu().clone() for key, value in tensors.items() if ".lora_" in key
+    }
 
 
 def has_start(model: Any) -> bool:
@@ -41,12 +44,16 @@ def save_difference(
     save_adapter(model, folder, base, name=name, state_dict=state_dict)
     given = None if state_dict is None else dict(state_dict)
     now = import_peft().get_peft_model_state_dict(model, state_dict=given, adapter_name=name)
-    tensors = {}
+    tensors = {
+        f"{FRONT}{key.removeprefix(FRONT)}": value.detach().cpu().contiguous()
+        for key, value in now.items()
+        if ".lora_" not in key  # modules_to_save
+    }
     for key, before in model.__dict__[_START].items():
         after = now[key].detach().cpu()
         first = ".lora_A." in key
         both = torch.cat((after, before), 0) if first else torch.cat((after, -before), 1)
-        tensors[f"base_model.model.{key.removeprefix('base_model.model.')}"] = both.contiguous()
+        tensors[f"{FRONT}{key.removeprefix(FRONT)}"] = both.contiguous()
     config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
     config |= {"r": 2 * config["r"], "init_lora_weights": True,
                "lora_alpha": config["lora_alpha"] * (math.sqrt(2) if config["use_rslora"] else 2)}  # fmt: skip
@@ -62,7 +69,10 @@ def restore_difference(model: Any, name: str, tensors: Mapping[str, torch.Tensor
     """
     found, start = {}, model.__dict__[_START]
     for key, value in tensors.items():
-        plain = key if key in start else key.removeprefix("base_model.model.")
+        plain = key if key in start else key.removeprefix(FRONT)
+        if ".lora_" not in key:
+            found[plain] = value
+            continue
         dim = 0 if ".lora_A." in key else 1
         after, before = value.chunk(2, dim)
         first = start[plain] if dim == 0 else -start[plain]
@@ -72,4 +82,4 @@ def restore_difference(model: Any, name: str, tensors: Mapping[str, torch.Tensor
                 "--init_lora_weights that it was made with"
             )
         found[plain] = after.contiguous()
-    import_peft().set_peft_model_state_dict(model, found, adapter_name=name)
+    set_tensors(model, found, name)

@@ -49,12 +49,12 @@ def rehearse(arguments: Arguments, longest: int, evaluation: Evaluation | None =
     }
     checkpoint = model_args.ptuning_checkpoint
     if method == "lora":
-        rank, targets = model_args.lora_rank, model_args.lora_target_modules
+        rank, targets, saved = model_args.lora_rank, model_args.lora_target_modules, model_args.modules_to_save
         if checkpoint is not None:
             config = read_json(Path(checkpoint) / LORA_CONFIG)
-            rank, targets = config["r"], config["target_modules"]
+            rank, targets, saved = config["r"], config["target_modules"], config.get("modules_to_save") or []
         names = ALL_LAYERS if ALL_LINEAR in targets else tuple(targets)
-        settings |= {"lora_rank": rank, "lora_targets": names}
+        settings |= {"lora_rank": rank, "lora_targets": names, "lora_saved": tuple(saved)}
     elif method == "ptuning":
         length, projection = model_args.pre_seq_len, model_args.prefix_projection
         if checkpoint is not None and isinstance(prefix := read_adapter(checkpoint), Prefix):

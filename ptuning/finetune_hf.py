@@ -28,7 +28,7 @@ _FILES = {
 _PEFT: dict[str, dict[str, tuple[str, Any]]] = {
     "LORA": {
         "r": ("lora_rank", 8), "lora_alpha": ("lora_alpha", 8), "lora_dropout": ("lora_dropout", 0.0),
-        "target_modules": ("lora_target_modules", ["query_key_value"]),
+        "target_modules": ("lora_target_modules", ["query_key_value"]), "modules_to_save": ("modules_to_save", None),
     },
     "PREFIX_TUNING": {
         "num_virtual_tokens": ("pre_seq_len", None), "prefix_projection": ("prefix_projection", False),

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizer, set_seed
 
 import chatglm
 from chatglm.adapters.attaching import load_adapter
-from chatglm.adapters.lora import add_lora
+from chatglm.adapters.lora import add_lora, set_tensors
 from chatglm.adapters.prefixes import add_prefix
+from chatglm.adapters.saved_layers import SavedLayersError, check_saved_layers
 from chatglm.adapters.saving import save_adapter
 from chatglm.checkpoints.adapters import PREFIX, Prefix, describe, import_peft, read_adapter
 from chatglm.checkpoints.file_names import CONFIG, LORA_CONFIG, VOCABULARIES
@@ -113,12 +114,22 @@ def _add_lora(model: PreTrainedModel, model_args: ModelArguments) -> None:
         what = "--use_dora" if model_args.use_dora else f"--init_lora_weights {start}"
         raise ArgumentsError(f"{what} computes with the weights of the base, and this one is quantised: leave it out")
     targets = list(model_args.lora_target_modules)
+    config = lora_config(model_args)
+    check_whole_layers(model, config)
     try:
-        add_lora(model, lora_config(model_args), NAME)
+        add_lora(model, config, NAME)
     except ValueError as error:
         raise ArgumentsError(f"--lora_target_modules {' '.join(targets)}: {error}") from error
     if start.startswith(DECOMPOSED):
         remember_start(model, NAME)
+
+
+def check_whole_layers(model: PreTrainedModel, config: Any) -> None:
+    """Raises ArgumentsError if the model cannot train what `modules_to_save` of a `peft.LoraConfig` names."""
+    try:
+        check_saved_layers(model, config, to_train=True)
+    except SavedLayersError as error:
+        raise ArgumentsError(f"--modules_to_save: {error}") from error
 
 
 def lora_config(model_args: ModelArguments, **more: Any) -> Any:
@@ -132,6 +143,7 @@ def lora_config(model_args: ModelArguments, **more: Any) -> Any:
         "use_rslora": model_args.use_rslora,
         "use_dora": model_args.use_dora,
         "init_lora_weights": True if start == "default" else start,
+        "modules_to_save": list(model_args.modules_to_save) or None,
         "task_type": "CAUSAL_LM",
     }
     return import_peft().LoraConfig(**{**settings, **more})
@@ -188,7 +200,8 @@ def _wanted(model_args: ModelArguments) -> str | None:
         targets = set(model_args.lora_target_modules)
         return _lora(
             {"r": twice * model_args.lora_rank, "target_modules": ALL_LAYERS if ALL_LINEAR in targets else targets,
-             "use_dora": model_args.use_dora, "use_rslora": model_args.use_rslora}
+             "use_dora": model_args.use_dora, "use_rslora": model_args.use_rslora,
+             "modules_to_save": model_args.modules_to_save}
         )  # fmt: skip
     return _prefix(model_args.pre_seq_len, model_args.prefix_projection)
 
@@ -197,7 +210,8 @@ def _lora(config: Mapping[str, Any]) -> str:
     kind = "DoRA" if config.get("use_dora") else "rsLoRA" if config.get("use_rslora") else "LoRA"
     targets = config["target_modules"]
     names = [targets] if isinstance(targets, str) else sorted(targets)
-    return f"{kind} of rank {config['r']} for {' '.join(names)}"
+    whole = sorted(config.get("modules_to_save") or ())
+    return f"{kind} of rank {config['r']} for {' '.join(names)}{' and all of ' if whole else ''}{' '.join(whole)}"
 
 
 def _prefix(length: int | None, projection: bool) -> str:
@@ -214,9 +228,8 @@ def restore(model: PreTrainedModel, folder: Path) -> None:
         if has_start(model):
             restore_difference(model, NAME, adapter.tensors)
             return
-        peft = import_peft()
-        result = peft.set_peft_model_state_dict(model, adapter.tensors, adapter_name=NAME)
-    except RuntimeError as error:
+        _, unexpected = set_tensors(model, adapter.tensors, NAME)
+    except (RuntimeError, KeyError) as error:
         raise ArgumentsError(f"{folder} is for another model than {model.name_or_path}: use its own") from error
-    if result.unexpected_keys:
+    if unexpected:
         raise ArgumentsError(f"{folder} has LoRA for other layers than --lora_target_modules names")

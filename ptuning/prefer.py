@@ -238,14 +238,18 @@ def _trainer(
 
     if prefer.loss == "reward":  # TRL takes whole texts
         train, held_out = _whole(train), _whole(held_out or [])
-    more = {"task_type": "SEQ_CLS", "modules_to_save": ["classifier_head"]} if prefer.loss == "reward" else {}
+    more: dict[str, Any] = {}
+    if prefer.loss == "reward":
+        more = {"task_type": "SEQ_CLS", "modules_to_save": ["classifier_head", *model_args.modules_to_save]}
+    lora = methods.lora_config(model_args, **more)
+    methods.check_whole_layers(model, lora)
     return Prefers(
         model=model,
         args=config,
         train_dataset=datasets.Dataset.from_list(train),
         eval_dataset=datasets.Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
-        peft_config=methods.lora_config(model_args, **more),
+        peft_config=lora,
     )
 
 

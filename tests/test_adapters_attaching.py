@@ -72,7 +72,9 @@ def test_folders_that_hold_no_adapter(tmp_path: Path) -> None:
     config = json.loads((lora / "adapter_config.json").read_text())
     for change, words in (
         ({"peft_type": "PREFIX_TUNING"}, "of type 'PREFIX_TUNING'"),
-        ({"modules_to_save": ["output_layer"]}, "replaces whole layers (modules_to_save"),
+        ({"trainable_token_indices": [1]}, "replaces rows of the embeddings (trainable_token_indices"),
+        ({"modules_to_save": ["output_layer"]}, "transformer.output_layer.weight"),
+        ({"modules_to_save": ["mlp"]}, "mlp is a part with several layers"),
         ({"r": "three"}, ""),
     ):
         (lora / "adapter_config.json").write_text(json.dumps(config | change))

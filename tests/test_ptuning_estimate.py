@@ -190,6 +190,9 @@ def test_weights_and_states_are_as_large_as_their_numbers() -> None:
     assert lora.trainable_parameters == 4 * 4 * (384 + rows)
     assert lora.parameters == numbers + lora.trainable_parameters
     assert lora.parts["optimizer"] == 8 * lora.trainable_parameters
+    whole = estimate(config, method="lora", batch_size=1, sequence_length=16, lora_rank=4, quantize=4,
+                     lora_saved=("final_layernorm",))  # fmt: skip
+    assert whole.trainable_parameters == lora.trainable_parameters + config.hidden_size
     blocks = 4 * (384 * rows + 384 * 384 + 384 * 2048 + 1024 * 384)
     assert lora.parts["weights"] == pytest.approx(blocks / 2 + 4 * (numbers - blocks), rel=0.02)
     assert set(found.parts) == set(PARTS)

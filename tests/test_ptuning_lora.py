@@ -114,3 +114,61 @@ def test_a_base_that_is_quantised_already(base: Path, tmp_path: Path, capsys: py
             lost += float((quantised[name].dequantize() - layer.get_base_layer().dequantize() - delta).square().sum())
             added += float(delta.square().sum())
     assert added and (lost / added) ** 0.5 == pytest.approx(error, rel=1e-3)
+
+
+WHOLE = ["--modules_to_save", "output_layer", "final_layernorm"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "PiSSA", "INT4", "bfloat16"])
+def test_layers_that_are_trained_as_a_whole(kind: str, base: Path, tmp_path: Path) -> None:
+    rows, out = write_rows(tmp_path / "train.json"), tmp_path / "out"
+    extra = {"plain": ["--use_dora"], "PiSSA": ["--init_lora_weights", "pissa"], "INT4": ["--quantization_bit", "4"],
+             "bfloat16": ["--dtype", "bfloat16"]}[kind]  # fmt: skip
+    argv = arguments(base, rows, out, *LORA, *WHOLE, *extra, "--max_steps", "4", "--save_steps", "2")
+    bits, dtype, atol = (4 if kind == "INT4" else None), ("bfloat16" if kind == "bfloat16" else "auto"), 1e-4
+    untuned = logits(chatglm.load(base, "cpu", dtype, quantize=bits)[0])
+    tuner = make_tuner(argv, tmp_path)
+    assert torch.allclose(logits(tuner.model), untuned, atol=1e-4 if kind != "bfloat16" else 0.05)
+    tuner.train()
+    trained = logits(tuner.model)
+    assert (trained - untuned).abs().max() > 1e-2
+    names = {name for name, one in tuner.model.named_parameters() if one.requires_grad and "lora_" not in name}
+    assert {name.partition(".modules_to_save.")[0].rsplit(".", 1)[-1] for name in names} == set(WHOLE[1:])
+    assert all(one.dtype == torch.float32 for one in tuner.model.parameters() if one.requires_grad)
+    loaded = chatglm.load(base, "cpu", dtype, adapter=out / "checkpoint-4", quantize=bits)[0]
+    assert torch.allclose(logits(loaded), trained, atol=atol)
+    with loaded.adapter(None):
+        assert torch.equal(logits(loaded), untuned)
+    argv += ["--resume_from_checkpoint", str(out / "checkpoint-2"), "--baseline_samples", "0"]
+    assert program.main(argv) == 0  # a resumed run is the unbroken one
+    again = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    found = {entry["step"]: entry["loss"] for entry in again if "loss" in entry}
+    assert found == pytest.approx(losses(tuner), abs=1e-4)
+    assert program.main([*argv, "--modules_to_save", "final_layernorm"]) == 2  # another checkpoint than this run's
+    if kind == "plain":
+        assert export.main([str(base), str(out / "checkpoint-4"), str(tmp_path / "merged")]) == 0
+        merged = chatglm.load(tmp_path / "merged", "cpu")[0]
+        assert torch.allclose(logits(merged), trained, atol=atol) and merged.adapter_names == []
+
+
+NOT_WHOLE = {
+    "unknown": (3, ["lm_head"], [], "--modules_to_save: no layer is called lm_head: this model has "),
+    "a part": (3, ["mlp"], [], "--modules_to_save: mlp is a part with several layers: this model has dense"),
+    "quantised": (3, ["dense"], ["--quantization_bit", "4"], "--modules_to_save: the weights of dense are quantised"),
+    "tied": (1, ["lm_head"], [], "--modules_to_save: lm_head is tied to another layer"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_WHOLE)
+def test_layers_that_cannot_be_trained_as_a_whole(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version, names, extra, message = NOT_WHOLE[case]
+    base = make_folder(tmp_path / f"chatglm{version}-tiny", version)
+    rows = write_rows(tmp_path / "train.json")
+    argv = arguments(base, rows, tmp_path / "out", *LORA, "--modules_to_save", *names, *extra)
+    assert program.main([*argv, "--gradient_checkpointing", "False"]) == 2
+    assert message in capsys.readouterr().err
+    argv = arguments(base, rows, tmp_path / "out", "--pre_seq_len", "4", "--modules_to_save", *names)
+    assert program.main(argv) == 2
+    assert "--modules_to_save is for --method lora, and this is ptuning" in capsys.readouterr().err

@@ -32,10 +32,10 @@ def fingerprint(model: PreTrainedModel) -> str | None:
     Quantising leaves those unchanged. None if some of them are not in memory.
     """
     vectors = {
-        name.replace(".base_layer.", "."): parameter.detach()
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): parameter.detach()
         for name, parameter in model.base_model.named_parameters()
         if parameter.dim() == 1 and not name.endswith("weight_scale") and "prefix_encoder." not in name
-        and "lora_" not in name
+        and "lora_" not in name and ".modules_to_save." not in name
     }  # fmt: skip
     if not vectors or any(vector.is_meta or not vector.numel() for vector in vectors.values()):
         return None

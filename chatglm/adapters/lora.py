@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,12 @@ from ..checkpoints.files import ModelLoadError
 from ..network.slots import AdapterSlots
 from ..quantization.layers import QuantizedLayer
 from ..quantization.scheme import quantize_weight
+from .saved_layers import check_saved_layers, is_tied, merge_saved, widen
 from .switching import check_name, remove_adapter
+
+#: How PEFT's names of tensors start in a file.
+FRONT = "base_model.model."
+TIED = "LoRA on embeddings that are tied to the output head cannot be merged: use it as it is"
 
 
 def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None:
@@ -24,12 +30,14 @@ def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None
 
     Args:
         config: a `peft.LoraConfig`. Its `target_modules` are `query_key_value`, `dense`, `dense_h_to_4h` and
-            `dense_4h_to_h`, or some of them; the first is PEFT's default.
+            `dense_4h_to_h`, or some of them; the first is PEFT's default. Its `modules_to_save` are layers that are
+            trained as a whole, such as `output_layer`; only those that are not quantised.
         name: the adapter's name, used to switch to it.
 
     Raises:
         ModelLoadError: PEFT is not installed.
-        ValueError: the name is taken, or `target_modules` names a layer that this model does not have.
+        ValueError: the name is taken, or `target_modules` names a layer that this model does not have; see also
+            `check_saved_layers`.
     """
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, (list, tuple, set)):  # PEFT accepts a list if any of its names exists
@@ -39,6 +47,7 @@ def add_lora(model: PreTrainedModel, config: Any, name: str = "default") -> None
         if wrong:
             known_layers = ", ".join(sorted(layers))
             raise ValueError(f"no layer is called {', '.join(sorted(wrong))}: this model has {known_layers}")
+    check_saved_layers(model, config, to_train=True)
     _inject(model, config, check_name(model, name))
 
 
@@ -54,11 +63,11 @@ def attach_lora(model: PreTrainedModel, lora: Lora, name: str) -> None:
     slots: AdapterSlots = model.adapter_slots
     before = slots.current
     try:
+        check_saved_layers(model, config, to_train=False)
         made = _inject(model, config, name)
-        result = peft.set_peft_model_state_dict(model, lora.tensors, adapter_name=name)
-        missing = [key for key in result.missing_keys if key in made]
-        if missing or result.unexpected_keys:
-            raise ModelLoadError(_other_model(model, lora, missing + list(result.unexpected_keys)))
+        missing, unexpected = set_tensors(model, lora.tensors, name)
+        if unexpected or any(key in made for key in missing):
+            raise ModelLoadError(_other_model(model, lora, [*(key for key in missing if key in made), *unexpected]))
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ModelLoadError) as error:
         if name in slots.loras:
             remove_adapter(model, name)
@@ -66,6 +75,23 @@ def attach_lora(model: PreTrainedModel, lora: Lora, name: str) -> None:
         if isinstance(error, ModelLoadError):
             raise
         raise ModelLoadError(f"the LoRA adapter {lora.path} does not fit this model: {error}") from error
+
+
+def set_tensors(
+    model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], name: str
+) -> tuple[list[str], list[str]]:
+    """Loads the tensors of an adapter, under PEFT's names, into the adapter `name` of the model.
+
+    Returns:
+        The keys that were missing, which include all of the base's, and those that have no place in the model.
+
+    Raises:
+        KeyError: a layer of `modules_to_save` is missing.
+        RuntimeError: a tensor has another shape.
+    """
+    plain = {key.removeprefix(FRONT): value for key, value in tensors.items()}
+    result = import_peft().set_peft_model_state_dict(model, plain, adapter_name=name)
+    return list(result.missing_keys), list(result.unexpected_keys)
 
 
 def requantization_error(model: PreTrainedModel, name: str | None = None) -> float:
@@ -111,11 +137,17 @@ def _inject(model: PreTrainedModel, config: Any, name: str) -> set[str]:
             slots.use(before)
             raise
     slots.loras_changed()
-    made = {key: value for key, value in model.named_parameters() if key not in known and ".lora_" in key}
-    for parameter in made.values():
+    saved = f".modules_to_save.{name}."
+    made = {key: value for key, value in model.named_parameters()
+            if key not in known and (".lora_" in key or saved in key)}  # fmt: skip
+    for key, parameter in made.items():
         parameter.data = parameter.data.float()
-    for layer in slots.lora_layers:
+        if saved in key:
+            parameter.requires_grad_(True)  # PEFT leaves them frozen in an adapter after the first
+    for layer in (*slots.lora_layers, *slots.saved_layers):
         layer.train(model.training)
+    for layer in slots.saved_layers:
+        widen(layer)
     slots.use(name)
     return set(made)
 
@@ -123,8 +155,11 @@ def _inject(model: PreTrainedModel, config: Any, name: str) -> set[str]:
 def _check_lora(model: PreTrainedModel, lora: Lora) -> None:
     """Raises ModelLoadError unless every tensor has its layer; called before the model is changed."""
     modules = dict(model.named_modules())
+    saved = tuple(f".{name}" for name in lora.config.get("modules_to_save") or ())
     for key, tensor in lora.tensors.items():
-        path, found, kind = key.removeprefix("base_model.model.").partition(".lora_")
+        path, found, kind = key.removeprefix(FRONT).partition(".lora_")
+        if not found and f".{path.rpartition('.')[0]}".endswith(saved):
+            continue  # see check_saved_layers, and the check of shapes by load_state_dict
         layer = modules.get(path)
         layer = getattr(layer, "base_layer", layer)
         if not found or layer is None:
@@ -188,8 +223,13 @@ def merge_lora(model: PreTrainedModel, name: str | None = None, *, requantize: b
                 "requantization_error"
             )
         if counts[id(weight)] > 1:
-            raise ValueError("LoRA on embeddings that are tied to the output head cannot be merged: use it as it is")
+            raise ValueError(TIED)
+    saved = [layer for layer in slots.saved_layers if name in layer.modules_to_save]
+    if any(is_tied(model, layer.original_module) for layer in saved):
+        raise ValueError(TIED)
     slots.use(name)
+    for layer in saved:
+        merge_saved(layer, name)
     for layer in layers:
         if isinstance(layer.get_base_layer(), QuantizedLayer):
             layer.get_base_layer().set_weight(_merged(layer, name))

@@ -90,7 +90,7 @@ class AdapterMethods:
         self._enable_lora(True)
 
     def _enable_lora(self, enabled: bool) -> None:
-        for layer in self._lora_layers():
+        for layer in (*self._lora_layers(), *self.adapter_slots.saved_layers):
             layer.enable_adapters(enabled)
 
     def _lora_layers(self) -> list[Any]:

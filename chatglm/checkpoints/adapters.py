@@ -114,12 +114,11 @@ def _read_lora(path: Path) -> Lora:
             f"{path} is a PEFT adapter of type {kind!r}, and adapters here are LoRA or P-tuning prefixes: use PEFT "
             f"itself (peft.PeftModel.from_pretrained(model, {str(path)!r}), then generate)"
         )
-    for key in ("modules_to_save", "trainable_token_indices"):
-        if config.get(key):
-            raise ModelLoadError(
-                f"the LoRA adapter {path} also replaces whole layers ({key}: {config[key]}): merge it into its base "
-                "with PEFT (merge_and_unload) and load the result"
-            )
+    if config.get("trainable_token_indices"):
+        raise ModelLoadError(
+            f"the LoRA adapter {path} also replaces rows of the embeddings (trainable_token_indices): merge it into "
+            "its base with PEFT (merge_and_unload) and load the result"
+        )
     files = [path / name for name in LORA_WEIGHTS if (path / name).is_file()]
     if not files:
         raise ModelLoadError(f"{path} has no {' or '.join(LORA_WEIGHTS)}: copy the weights of the adapter into it")

@@ -86,7 +86,8 @@ def _adapter_or_nothing(path: Path, language: str) -> Iterator[Finding]:
     data = {"parameters": count, "base": adapter.config.get("base_model_name_or_path")}
     if isinstance(adapter, Lora):
         modules = adapter.config.get("target_modules") or ()
-        shown = modules if isinstance(modules, str) else ", ".join(sorted(modules))
+        whole = adapter.config.get("modules_to_save") or ()
+        shown = ", ".join([*([modules] if isinstance(modules, str) else sorted(modules)), *sorted(whole)])
         text = say("a_lora", language, base=base, r=adapter.config.get("r"), modules=shown, count=count)
         yield Finding("adapter", "ok", text, data={"kind": "lora", "r": adapter.config.get("r"), **data})
     else:

@@ -82,13 +82,23 @@ class AdapterSlots:
         return [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
 
     @property
+    def saved_layers(self) -> list[Any]:
+        """PEFT's wrappers around the layers that LoRA adapters replace as a whole (`modules_to_save`)."""
+        if not any(getattr(config, "modules_to_save", None) for config in self.loras.values()):
+            return []
+        from peft.utils import ModulesToSaveWrapper
+
+        return [module for module in self._model.modules() if isinstance(module, ModulesToSaveWrapper)]
+
+    @property
     def stamp(self) -> object:
         """Changes with what no parameter shows: another LoRA in use, or an adapter added or removed."""
         layers = tuple(
             (layer.disable_adapters, *layer.active_adapters, *layer.merged_adapters) for layer in self.lora_layers
         )
+        saved = tuple((layer.disable_adapters, *layer.active_adapters) for layer in self.saved_layers)
         state = self._network.__dict__.get(_STATE)
-        return layers, state.token if state else None
+        return layers, saved, state.token if state else None
 
     # ---- which one is in use -----------------------------------------------------------------------------------------
 
@@ -120,14 +130,15 @@ class AdapterSlots:
                 config.pre_seq_len = encoder.pre_seq_len if encoder is not None else None
                 config.prefix_projection = encoder is not None and encoder.trans is not None
         lora = name if encoder is None else None
-        for layer in self.lora_layers:
+        for layer in (*self.lora_layers, *self.saved_layers):
             if lora is None and layer.disable_adapters:
                 continue
             flags = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
             if lora is None:
                 layer.enable_adapters(False)
             else:
-                layer.set_adapter([lora])
+                has_it = lora in getattr(layer, "modules_to_save", (lora,))  # else the base's layer is used
+                layer.set_adapter([lora] if has_it else [])
                 layer.enable_adapters(True)
             for parameter, flag in flags:  # PEFT freezes and unfreezes them as it switches
                 parameter.requires_grad_(flag)
@@ -169,11 +180,14 @@ class AdapterSlots:
     def unwrap_loras(self) -> None:
         """Puts the layers that PEFT has wrapped back in their places, and forgets its adapters."""
         from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils import ModulesToSaveWrapper
 
         for parent in list(self._model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, BaseTunerLayer):
                     setattr(parent, name, child.get_base_layer())
+                elif isinstance(child, ModulesToSaveWrapper):
+                    setattr(parent, name, child.original_module)
         self._model.__dict__.pop("peft_config", None)
         self._model._hf_peft_config_loaded = False
         self.note_change()

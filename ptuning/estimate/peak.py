@@ -27,7 +27,8 @@ def estimate(config: Any, *, dtype: str | torch.dtype = "float32", **settings: A
         dtype: what the model computes in, a torch.dtype or its name. The trained prefix and LoRA stay in float32, and
             so do the weights of full tuning (autocast computes in `dtype`), except with a `zero_stage`: DeepSpeed holds
             them in `dtype`, with a float32 copy among the optimizer's states.
-        method: "ptuning" (with `pre_seq_len`, `prefix_projection`), "lora" (with `lora_rank`, `lora_targets`), "full".
+        method: "ptuning" (with `pre_seq_len`, `prefix_projection`), "lora" (with `lora_rank`, `lora_targets`,
+            `lora_saved`), "full".
         batch_size, sequence_length: of one forward pass on one device: `sequence_length` counts prompt and answer.
         quantize: 4 or 8 for a quantised frozen base.
         gradient_checkpointing: keep only the inputs of each block for the backward pass.

@@ -65,8 +65,9 @@ def _with_lora(model: PreTrainedModel, settings: Settings) -> Any:
     except ImportError as error:
         raise ImportError("LoRA needs peft: pip install -r ptuning/requirements.txt") from error
     lora = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=settings.lora_rank, lora_dropout=0.1, target_modules=list(settings.lora_targets)
-    )
+        task_type="CAUSAL_LM", r=settings.lora_rank, lora_dropout=0.1, target_modules=list(settings.lora_targets),
+        modules_to_save=list(settings.lora_saved) or None,
+    )  # fmt: skip
     add_lora(model, lora)
     return model.train()
 

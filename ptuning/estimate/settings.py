@@ -35,6 +35,7 @@ class Settings:
     prefix_projection: bool = False
     lora_rank: int = 8
     lora_targets: tuple[str, ...] = ("query_key_value",)
+    lora_saved: tuple[str, ...] = ()
     quantize: int | None = None
     dtype: torch.dtype = torch.float32
     gradient_checkpointing: bool = True
