@@ -33,7 +33,7 @@ def held(cache: RowCache, row: int, length: int) -> torch.Tensor:
     """The keys of a row in the second layer."""
     cache.select_row(row, length)
     room = cache.room_for_tokens()
-    assert list(room.lengths) == [length]
+    assert room is not None and list(room.lengths) == [length]
     return room.layers[1][0][0][:, :length]
 
 
@@ -107,3 +107,64 @@ def test_a_row_that_may_hold_nan_is_cleared() -> None:
     cache.clear(0)
     assert not held(cache, 0, 10).any()
     assert torch.equal(held(cache, 1, 4), before[1])
+
+
+def whole(cache: RowCache, row: int, length: int) -> torch.Tensor:
+    """The keys of a row in the second layer, with its beginning."""
+    cache.select_row(row, length)
+    cache.update(*states(1), 0)
+    return cache.update(*states(1), 1)[0][0][:, :length]
+
+
+def test_rows_share_their_first_tokens() -> None:
+    cache, before = filled([6, 6, 4])
+    cache.copy(0, 1, 5)  # now the first five are the same
+    own = held(cache, 1, 6)[:, 5].clone()
+    size = cache.size
+    cache.share({0: 6, 1: 6}, 5)
+    assert [cache.shared(row) for row in range(3)] == [5, 5, 0] and cache.shared_by(range(3)) == 5
+    assert cache.size == size + 5 * size // 30  # until the rows are made shorter
+    cache.resize(3, 5)
+    assert cache.size == (3 * 5 + 5) * size // 30
+    assert torch.equal(whole(cache, 0, 6), before[0]) and torch.equal(whole(cache, 2, 4), before[2])
+    assert torch.equal(whole(cache, 1, 6), torch.cat((before[0][:, :5], own.unsqueeze(1)), dim=1))
+    # They step together, with and without the third, which shares nothing.
+    for first, lengths in ((0, [6, 6]), (0, [6, 6, 4])):
+        new = states(1, rows=len(lengths))
+        cache.select_rows(first, lengths, CPU)
+        assert (cache.room_for_tokens() is None) == (len(lengths) == 3)
+        cache.update(*new, 0)
+        keys, _ = cache.update(*new, 1)
+        assert keys.shape == (len(lengths), 2, 7, 3)
+        for row, length in enumerate(lengths):
+            assert torch.equal(keys[row, :, length], new[0][row, :, 0])
+        assert torch.equal(keys[0, :, :6], before[0]) and torch.equal(keys[1, :, :5], before[0][:, :5])
+        assert (cache.mask is None) == (len(lengths) == 2)
+
+
+def test_what_is_shared_is_told_to_one_call_decoding() -> None:
+    cache, before = filled([6, 6])
+    cache.copy(0, 1, 6)
+    cache.share({0: 6, 1: 6}, 4)
+    cache.select_rows(0, [6, 6], CPU)
+    room = cache.room_for_tokens()
+    assert room is not None and list(room.lengths) == [2, 2] and len(room.shared) == 2
+    assert torch.equal(room.shared[1][0], before[0][:, :4])
+    assert torch.equal(room.layers[1][0][1][:, :2], before[0][:, 4:])
+
+
+def test_shared_tokens_are_copied_swapped_and_left() -> None:
+    cache, before = filled([6, 6, 4])
+    cache.share({0: 6}, 4)
+    cache.copy(0, 1, 5)  # takes part
+    assert cache.shared(1) == 4 and torch.equal(whole(cache, 1, 5), before[0][:, :5])
+    cache.copy(0, 2, 3)  # too few: a copy
+    assert cache.shared(2) == 0 and torch.equal(whole(cache, 2, 3), before[0][:, :3])
+    cache.swap(0, 2, 3)
+    assert [cache.shared(row) for row in range(3)] == [0, 4, 4] and torch.equal(whole(cache, 2, 6), before[0])
+    cache.share({1: 5, 2: 6}, 2)  # a shorter beginning
+    assert cache.shared_by(range(3)) == 2 and torch.equal(whole(cache, 2, 6), before[0])
+    cache.copy(2, 2, 1)
+    assert cache.shared(2) == 0 and torch.equal(whole(cache, 2, 1), before[0][:, :1])
+    cache.clear(1)
+    assert cache.shared_by(range(3)) == 0

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from .base import ChatGLMCache, TokenRoom
 
-#: Rows grow by this many tokens at a time, so that they rarely grow.
-ROW_STEP = 128
+#: Rows grow by at least this many tokens at a time, so that they rarely grow.
+ROW_STEP = 16
+
+
+class Beginning:
+    """Keys and values of the first tokens of several rows, kept once; never changed.
+
+    Args:
+        layers: of each layer, (heads, tokens, head_dim), contiguous.
+    """
+
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.layers = layers
+        self.tokens: int = layers[0][0].shape[1]
+        self.size = sum(part.nbytes for layer in layers for part in layer)
 
 
 class RowCache(ChatGLMCache):
     """Keys and values of `rows` sequences, each (rows, heads, capacity, head_dim); row i holds its tokens from 0 on.
+
+    The first tokens of a row may be in a `Beginning` that it shares with others (see `share`); then the row itself
+    holds those behind them, and `capacity` counts only these. Lengths and places in the arguments count all tokens.
 
     A forward runs on one row (`select_row`, any number of tokens) or on adjacent rows (`select_rows`, one token each,
     at positions that may differ). Values after the tokens of a row are finite, and `mask` hides them.
@@ -27,30 +43,46 @@ class RowCache(ChatGLMCache):
         self.capacity = 0
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
-        self._row: int | None = None
+        #: Of each row; change them by `share`, `copy` and `leave` only.
+        self.beginnings: list[Beginning | None] = []
+        self._single = False
         self._first = 0
         self._past = 0
-        self._lengths: Sequence[int] = ()
+        self._lengths: Sequence[int] = ()  # without the beginnings
         self._lines = self._places = torch.zeros(0, dtype=torch.long)
+        self._joined: list[torch.Tensor] = []
         self.mask = None
 
     @property
     def size(self) -> int:
         """Bytes of all keys and values."""
-        return sum(part.nbytes for part in (*self._keys, *self._values))
+        own = sum(part.nbytes for part in (*self._keys, *self._values))
+        return own + sum(one.size for one in set(self.beginnings) if one is not None)
+
+    def shared(self, row: int) -> int:
+        """How many of the row's first tokens are in a beginning."""
+        beginning = self.beginnings[row]
+        return 0 if beginning is None else beginning.tokens
+
+    def shared_by(self, rows: Iterable[int]) -> int:
+        """Tokens of the beginnings of these rows, each beginning counted once."""
+        return sum(one.tokens for one in {self.beginnings[row] for row in rows} if one is not None)
 
     def select_row(self, row: int, start: int) -> None:
         """The next forward writes to `row` from token `start` on."""
-        self._row, self._first, self._past, self._lengths, self.mask = row, row, start, (start,), None
+        self._single, self._first, self._past, self.mask = True, row, start, None
+        self._lengths, self._joined = (start - self.shared(row),), []
 
     def select_rows(self, first: int, lengths: Sequence[int], device: torch.device) -> None:
         """The next forward writes one token to each row from `first` on, after the `lengths` tokens that it holds."""
-        self._row, self._first, self._past, self._lengths = None, first, max(lengths), lengths
-        self._places = torch.tensor(lengths, device=device)
+        self._single, self._first, self._past, self._joined = False, first, max(lengths), []
+        self._lengths = [length - self.shared(first + i) for i, length in enumerate(lengths)]
+        self._places = torch.tensor(self._lengths, device=device)
         self._lines = torch.arange(first, first + len(lengths), device=device)
         self.mask = None
         if min(lengths) != max(lengths):
-            self.mask = (torch.arange(self._past + 1, device=device) <= self._places.unsqueeze(-1)).long()
+            ends = torch.tensor(lengths, device=device).unsqueeze(-1)
+            self.mask = (torch.arange(self._past + 1, device=device) <= ends).long()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -59,23 +91,43 @@ class RowCache(ChatGLMCache):
             for parts, states in ((self._keys, key_states), (self._values, value_states)):
                 # Zeros: masked values have weight 0, and 0 times NaN would be NaN.
                 parts.append(states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3]))
-        seen = []
+        tokens, rows = key_states.shape[2], slice(self._first, self._first + len(self._lengths))
         for parts, states in ((self._keys, key_states), (self._values, value_states)):
             held = parts[layer_idx]
-            end = self._past + states.shape[2]
-            if self._row is not None:
-                held[self._row, :, self._past : end] = states[0]
-                seen.append(held[self._row : self._row + 1, :, :end])
+            if self._single:
+                held[self._first, :, self._lengths[0] : self._lengths[0] + tokens] = states[0]
             else:
                 held[self._lines.to(held.device), :, self._places.to(held.device)] = states[:, :, 0]
-                seen.append(held[self._first : self._first + len(states), :, :end])
-        return seen[0], seen[1]
+        if any(one is not None for one in self.beginnings[rows]):
+            return self._join(layer_idx, tokens)
+        end = self._past + tokens
+        return self._keys[layer_idx][rows, :, :end], self._values[layer_idx][rows, :, :end]
 
-    def room_for_tokens(self, tokens: int = 1) -> TokenRoom:
-        """Room in the selected rows. Whoever selects rows counts their tokens, so there is nothing to commit."""
+    def _join(self, layer: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The selected rows with their beginnings in front, in tensors that the next layer overwrites."""
+        held = (self._keys[layer], self._values[layer])
+        shapes = [(len(self._lengths), part.shape[1], self._past + tokens, part.shape[3]) for part in held]
+        kept = [(one.shape, one.device, one.dtype) for one in self._joined]
+        if kept != [(shape, part.device, part.dtype) for shape, part in zip(shapes, held, strict=True)]:
+            self._joined = [part.new_zeros(shape) for shape, part in zip(shapes, held, strict=True)]
+        for i, length in enumerate(self._lengths):
+            row, own = self._first + i, length + tokens
+            beginning, start = self.beginnings[row], self.shared(row)
+            for which, part in enumerate(held):
+                if beginning is not None:
+                    self._joined[which][i, :, :start] = beginning.layers[layer][which]
+                self._joined[which][i, :, start : start + own] = part[row, :, :own]
+        return self._joined[0], self._joined[1]
+
+    def room_for_tokens(self, tokens: int = 1) -> TokenRoom | None:
+        """Room in the selected rows, or None if their beginnings differ. Whoever selects rows counts their tokens, so
+        there is nothing to commit."""
         place = slice(self._first, self._first + len(self._lengths))
+        beginning, *others = set(self.beginnings[place])
+        if others:
+            return None
         held = [(keys[place], values[place]) for keys, values in zip(self._keys, self._values, strict=True)]
-        return TokenRoom(self._lengths, held, commit=lambda: None)
+        return TokenRoom(self._lengths, held, lambda: None, beginning.layers if beginning is not None else [])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._past
@@ -94,21 +146,60 @@ class RowCache(ChatGLMCache):
                 new = old.new_zeros(rows, old.shape[1], capacity, old.shape[3])
                 new[:kept, :, :length] = old[:kept, :, :length]
                 parts[layer] = new
+        self.beginnings = self.beginnings[:kept] + [None] * (rows - kept)
         self.rows, self.capacity = rows, capacity
 
+    def share(self, rows: Mapping[int, int], tokens: int) -> None:
+        """Keeps the first `tokens` tokens of these rows, which are the same ones, once for all of them.
+
+        Args:
+            rows: row -> how many tokens it holds; there has to be room for those behind the shared ones.
+        """
+        first = next(iter(rows))
+        beginning = Beginning([self._copy_of(first, layer, 0, tokens) for layer in range(len(self._keys))])
+        for row, length in rows.items():
+            self._write(row, row, tokens, length)
+            self.beginnings[row] = beginning
+
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copies the first tokens of one row to another."""
-        for held in (*self._keys, *self._values):
-            held[target, :, :length] = held[source, :, :length]
+        """Makes the first tokens of one row those of another, which shares its beginning if that is no longer."""
+        beginning = self.beginnings[source]
+        if beginning is not None and beginning.tokens > length:
+            beginning = None
+        self._write(source, target, 0 if beginning is None else beginning.tokens, length)
+        self.beginnings[target] = beginning
+
+    def _write(self, source: int, target: int, start: int, end: int) -> None:
+        """Copies tokens of a row to the front of a row."""
+        for layer, held in enumerate(zip(self._keys, self._values, strict=True)):
+            for part, copied in zip(held, self._copy_of(source, layer, start, end), strict=True):
+                part[target, :, : end - start] = copied
+
+    def _copy_of(self, row: int, layer: int, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (heads, end - start, head_dim) of some tokens of a row."""
+        beginning, shared = self.beginnings[row], self.shared(row)
+        parts = []
+        for which, held in enumerate((self._keys[layer], self._values[layer])):
+            own = held[row, :, max(start - shared, 0) : max(end - shared, 0)]
+            front = own[:, :0] if beginning is None else beginning.layers[layer][which][:, start:end]
+            parts.append(torch.cat((front, own), dim=1))
+        return parts[0], parts[1]
 
     def swap(self, first: int, second: int, length: int) -> None:
-        """Exchanges the first tokens of two rows."""
+        """Exchanges two rows, of which neither holds more than `length` tokens behind its beginning."""
         for held in (*self._keys, *self._values):
             kept = held[first, :, :length].clone()
             held[first, :, :length] = held[second, :, :length]
             held[second, :, :length] = kept
+        beginnings = self.beginnings
+        beginnings[first], beginnings[second] = beginnings[second], beginnings[first]
+
+    def leave(self, row: int) -> None:
+        """Makes a row one without tokens in a beginning."""
+        self.beginnings[row] = None
 
     def clear(self, row: int) -> None:
         """Fills a row that may hold NaN with zeros."""
+        self.leave(row)
         for held in (*self._keys, *self._values):
             held[row].zero_()

@@ -98,6 +98,7 @@ class BlockRunner:
         room = None if plan is None or found is None else _room(cache, sequences, count, len(plan), dtype)
         if plan is None or found is None or room is None:
             return None
+        found = _behind(found, room.shared)
         for block, (keys, values) in zip(plan, room.layers, strict=True):
             block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), TYPE_CODES[dtype]
             # Tokens of one sequence are rows of the same place in the cache, each with one more past token.
@@ -141,6 +142,16 @@ def _prefix_of(
     return [(key.contiguous(), value.contiguous()) for key, value in found]
 
 
+def _behind(
+    prefix: list[tuple[torch.Tensor, torch.Tensor]], shared: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What all sequences begin with, behind the prefix: as for the kernels, each (heads, tokens, head_dim)."""
+    if not prefix or not shared:
+        return prefix or list(shared)
+    pairs = zip(prefix, shared, strict=True)
+    return [(torch.cat((a[0], b[0]), dim=1), torch.cat((a[1], b[1]), dim=1)) for a, b in pairs]
+
+
 def _is_small(hidden_states: torch.Tensor) -> bool:
     """Whether these are one token of each sequence, or a few of one sequence."""
     sequences, count = hidden_states.shape[:2]
@@ -156,8 +167,8 @@ def _room(cache: Cache, rows: int, tokens: int, count: int, dtype: torch.dtype) 
 
     if isinstance(cache, ChatGLMCache):
         room = cache.room_for_tokens(tokens)
-        if room is None or (tokens > 1 and room.lengths[0] == 0):  # a prompt begins: read as longer ones are
-            return None
+        if room is None or (tokens > 1 and room.lengths[0] == 0 and not room.shared):
+            return None  # a prompt begins: read as longer ones are
         return room if len(room.lengths) == rows and fits(room.layers) else None
     length = cache.get_seq_length()
     if cache.offloading or length == 0 or tokens > 1:

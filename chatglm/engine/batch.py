@@ -13,9 +13,17 @@ from .request import Request
 
 #: The share of the free memory that the KV caches may take.
 MEMORY_SHARE = 0.5
+#: Tokens for which there is always room.
+LEAST_CACHE = 256
+#: Rows grow by at least one token in so many.
+GROWTH = 16
+#: Tokens that each answer gets room for when another one joins, or the next step would have to preempt a request again.
+SPARE = 64
+#: Fewer tokens are copied rather than shared: rows that share take longer to compute beside rows that do not.
+LEAST_SHARED = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A row of the cache: the tokens that it holds, the adapter that computed them, the picture among them, and the
     request that uses it.
@@ -30,8 +38,19 @@ class Row:
     used: int = 0
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a request reuses: the first `common` tokens of the row `source`."""
+
+    request: Request
+    source: Row | None
+    common: int
+
+
 class Batch:
     """The rows of a cache: first the `answering` ones, then at most one whose prompt is being read, then idle ones.
+
+    Conversations that begin with the same tokens, such as a system prompt, hold them once (see `RowCache.share`).
 
     Args:
         max_batch: how many rows may be busy.
@@ -46,6 +65,7 @@ class Batch:
         self.answering = 0
         self.busy = 0
         self._clock = 0
+        self._plan: Plan | None = None
 
     def request(self, index: int) -> Request:
         request = self.rows[index].request
@@ -55,7 +75,7 @@ class Batch:
 
     def swap(self, first: int, second: int) -> None:
         if first != second:
-            self.cache.swap(first, second, max(len(self.rows[first].ids), len(self.rows[second].ids)))
+            self.cache.swap(first, second, max(self._own(first), self._own(second)))
             self.rows[first], self.rows[second] = self.rows[second], self.rows[first]
 
     def release(self, index: int, damaged: bool = False) -> Request:
@@ -74,53 +94,65 @@ class Batch:
         self.rows[self.busy].request, self.rows[self.busy].used = None, self._clock
         return request
 
-    def _oldest_idle(self) -> int:
-        return min(range(self.busy, len(self.rows)), key=lambda index: self.rows[index].used)
+    def tokens(self, running: bool = False) -> int:
+        """How many tokens all rows hold, or those of running requests; what several share is counted once. Any thread
+        may ask."""
+        rows = [pair for pair in zip(self.rows, self.cache.beginnings, strict=False) if pair[0].request or not running]
+        shared = sum(one.tokens for one in {one for _, one in rows} if one is not None)
+        return shared + sum(max(0, len(row.ids) - (one.tokens if one else 0)) for row, one in rows)
 
-    def _free_row(self) -> int:
-        """Returns an idle row: an empty one if there is one or room for one, else the one that was idle longest."""
-        for index in range(self.busy, len(self.rows)):
-            if not self.rows[index].ids:
-                return index
-        count = min(2 * len(self.rows), self._max_batch, self._cache_tokens // self.cache.capacity)
-        if count <= len(self.rows):
-            return self._oldest_idle()
-        self.cache.resize(count, self.cache.capacity)
-        self.rows += [Row() for _ in range(count - len(self.rows))]
-        return count - 1
+    def room(self, index: int) -> int:
+        """How many more tokens a row can take."""
+        return self.cache.capacity - self._own(index)
 
-    def make_room(self, rows: int, tokens: int) -> bool:
-        """Makes room for `rows` rows of `tokens` tokens, dropping idle rows if needed; False if it cannot."""
+    def longest(self) -> int:
+        """The most tokens that a busy row holds on its own."""
+        return max((self._own(index) for index in range(self.busy)), default=0)
+
+    def make_room(self, rows: int, tokens: int, kept: Row | None = None) -> bool:
+        """Makes room for `rows` rows of `tokens` tokens each of its own, dropping idle rows (but not `kept`) if needed;
+        False if it cannot."""
         cache = self.cache
         if rows <= cache.rows and tokens <= cache.capacity:
             return True
-        if rows * tokens > self._cache_tokens:
+        using = [index for index, row in enumerate(self.rows) if index < self.busy or row is kept]
+        left = self._cache_tokens - cache.shared_by(using)
+        if rows * tokens > left:
             return False
-        a_quarter_more = -(-tokens * 5 // (4 * ROW_STEP)) * ROW_STEP
-        capacity = max(cache.capacity, min(a_quarter_more, self._context))
-        capacity = min(capacity, self._cache_tokens // rows)
-        wanted = cache.rows if rows <= cache.rows else min(2 * rows, self._max_batch)  # to keep idle conversations
-        wanted = max(rows, min(wanted, self._cache_tokens // capacity))
-        while len(self.rows) > wanted:
-            self.swap(self._oldest_idle(), len(self.rows) - 1)
-            del self.rows[-1]
-        cache.resize(wanted, capacity)
-        for row in self.rows:
-            del row.ids[capacity:]
-        self.rows += [Row() for _ in range(wanted - len(self.rows))]
+        capacity = min(max(cache.capacity, self._rounded(tokens)), left // rows)
+        wanted = cache.rows if rows <= cache.rows else min(max(rows, 2 * cache.rows), self._max_batch)
+        self._resize(rows, wanted, capacity, kept)
         return True
 
-    def longest(self) -> int:
-        return max((len(row.ids) for row in self.rows[: self.busy]), default=0)
+    def make_room_for(self, request: Request) -> bool:
+        """Makes room for a row of the request, and decides what of it others hold already; False if it cannot."""
+        source, common = self._best_prefix(request)
+        kept = self.rows[source] if common else None
+        if kept is not None and not self._continues(source, common):
+            self._share(request, kept, common)
+        self._plan = Plan(request, kept, common)
+        own = len(request.ids) - (0 if kept is None else self._reused(self.rows.index(kept), common))
+        spare = SPARE if self.busy else 1
+        needed = [own + min(spare, request.limit - len(request.ids))]
+        for index in range(self.busy):
+            other = self.request(index)
+            needed.append(self._own(index) + min(spare, other.limit - len(other.ids)))
+        return self.make_room(self.busy + 1, max(needed), kept)
 
     def place(self, request: Request) -> int:
-        """Gives the request a row after the busy ones; returns how many of its tokens the row already holds."""
-        source, common = self._best_prefix(request)
-        if source >= self.busy and 4 * common >= 3 * len(self.rows[source].ids):
-            target = source  # the request continues its conversation
+        """Gives the request, for which there is room, a row after the busy ones; returns how many of its tokens the row
+        already holds."""
+        plan = self._plan
+        if plan is None or plan.request is not request:
+            raise RuntimeError("no room was made for this request")
+        self._plan, common = None, plan.common
+        if plan.source is None:
+            target = source = self._free_row()
+            self.cache.leave(target)
         else:
-            target = self._free_row()
-        if common and source != target:
+            source = self.rows.index(plan.source)
+            target = source if self._continues(source, common) else self._free_row()
+        if source != target or common < self.cache.shared(source):
             self.cache.copy(source, target, common)
         row = self.rows[target]
         row.ids, row.request = request.ids[:common], request
@@ -128,6 +160,84 @@ class Batch:
         self.swap(target, self.busy)
         self.busy += 1
         return common
+
+    def _own(self, index: int) -> int:
+        """How many tokens a row holds that are not in a beginning."""
+        return max(0, len(self.rows[index].ids) - self.cache.shared(index))
+
+    def _rounded(self, tokens: int) -> int:
+        """A capacity for so many tokens, and some more."""
+        step = max(ROW_STEP, tokens // GROWTH)
+        return min(-(-tokens // step) * step, self._context)
+
+    def _resize(self, rows: int, wanted: int, capacity: int, kept: Row | None) -> None:
+        """Makes `wanted` rows, or fewer, but at least `rows`; drops idle rows if they do not fit."""
+        while True:
+            left = self._cache_tokens - self.cache.shared_by(range(len(self.rows)))
+            count = max(rows, min(wanted, left // capacity))
+            droppable = [index for index in range(self.busy, len(self.rows)) if self.rows[index] is not kept]
+            if not droppable or (len(self.rows) <= count and count * capacity <= left):
+                break
+            self.swap(min(droppable, key=lambda index: self.rows[index].used), len(self.rows) - 1)
+            self.cache.leave(len(self.rows) - 1)
+            del self.rows[-1]
+        self.cache.resize(count, capacity)
+        for index, row in enumerate(self.rows):
+            del row.ids[self.cache.shared(index) + capacity :]
+        self.rows += [Row() for _ in range(count - len(self.rows))]
+
+    def _free_row(self) -> int:
+        """Returns an idle row: an empty one if there is one or room for one, else the one that was idle longest."""
+        for index in range(self.busy, len(self.rows)):
+            if not self.rows[index].ids:
+                return index
+        left = self._cache_tokens - self.cache.shared_by(range(len(self.rows)))
+        count = min(2 * len(self.rows), self._max_batch, left // self.cache.capacity)
+        if count <= len(self.rows):
+            return min(range(self.busy, len(self.rows)), key=lambda index: self.rows[index].used)
+        self.cache.resize(count, self.cache.capacity)
+        self.rows += [Row() for _ in range(count - len(self.rows))]
+        return count - 1
+
+    def _continues(self, source: int, common: int) -> bool:
+        """Whether a request that has so many tokens in common with a row continues its conversation, in its row."""
+        length = len(self.rows[source].ids)
+        return source >= self.busy and 4 * common >= 3 * length and length - common < LEAST_SHARED
+
+    def _reused(self, source: int, common: int) -> int:
+        """How many tokens a request with so many in common with a row does not have to hold on its own."""
+        shared = self.cache.shared(source)
+        return shared if common >= shared else 0
+
+    def _share(self, request: Request, source: Row, common: int) -> None:
+        """Makes what the request has in common with a row a beginning of all rows that start with it, if these then
+        hold fewer tokens than with a copy."""
+        cache, ids, index = self.cache, request.ids, self.rows.index(source)
+        if common < LEAST_SHARED or cache.shared(index) == common:
+            return
+        same = {
+            index: len(row.ids)
+            for index, row in enumerate(self.rows)
+            if (row.adapter, row.picture) == (request.adapter, request.picture) and row.ids[:common] == ids[:common]
+        }
+        others = [index for index, row in enumerate(self.rows) if row.ids and index not in same]
+        copied = [len(ids) - self._reused(index, common), *map(self._own, [*others, *same])]
+        kept = [*(length - common for length in same.values()), *map(self._own, others)]
+        shared, shared_before = cache.shared_by(others) + common, cache.shared_by([*others, *same])
+        if sum(kept) + len(ids) - common + shared >= sum(copied) + shared_before:
+            return
+        # All rows are as long as the longest one: what the beginning takes has to be free, or become free.
+        wanted = len(copied) * max(*kept, len(ids) - common) + shared
+        if wanted > max(self._cache_tokens, len(copied) * max(copied) + shared_before):
+            return
+        if len(kept) * max(kept) + shared > self._cache_tokens:
+            return
+        if max(kept) > cache.capacity:  # some of these rows had a longer beginning
+            cache.resize(len(self.rows), max(kept))
+        cache.share(same, common)
+        using = [index for index, row in enumerate(self.rows) if index < self.busy or row is source]
+        capacity = min(self._rounded(max(kept)), (self._cache_tokens - cache.shared_by(using)) // len(using))
+        self._resize(len(using), len(self.rows), max(capacity, 1), source)
 
     def _best_prefix(self, request: Request) -> tuple[int, int]:
         """Returns the row with the longest common prefix with the request, and its length: at most all ids but the
@@ -161,4 +271,4 @@ def affordable_tokens(model: PreTrainedModel) -> int:
     config = model.config
     size = 2 * config.num_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
     room = memory.available(model.device)
-    return 2**40 // size if room is None else max(2 * ROW_STEP, int(room * MEMORY_SHARE) // size)
+    return 2**40 // size if room is None else max(LEAST_CACHE, int(room * MEMORY_SHARE) // size)

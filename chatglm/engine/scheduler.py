@@ -23,7 +23,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ..adapters import use_adapter
-from ..cache.rows import ROW_STEP
 from ..generation import GenerationOptions, piece_end
 from .batch import Batch, affordable_tokens
 from .logprobs import PromptLogprobs
@@ -94,12 +93,12 @@ class Scheduler:
     @property
     def cached(self) -> tuple[int, int]:
         """Number of tokens that the rows hold, and their size in bytes."""
-        return sum(len(row.ids) for row in list(self._batch.rows)), self._batch.cache.size
+        return self._batch.tokens(), self._batch.cache.size
 
     @property
     def used(self) -> float:
         """The share of `cache_tokens` that running requests hold."""
-        return sum(len(row.ids) for row in list(self._batch.rows) if row.request is not None) / self.cache_tokens
+        return self._batch.tokens(running=True) / self.cache_tokens
 
     def adapter_named(self, name: AdapterName) -> str | None:
         """Returns the adapter that `name` stands for. Raises ValueError if there is none."""
@@ -213,7 +212,7 @@ class Scheduler:
         running = self._running()
         # Of a client's own requests, the one that has waited longest.
         request = min(self._waiting, key=lambda one: (running[one.client], self._turns.get(one.client, 0)))
-        while not self._has_room(request):
+        while self._batch.busy == self._max_batch or not self._batch.make_room_for(request):
             if not self._take_back_for(request.client):
                 return False
         self._waiting.remove(request)
@@ -233,13 +232,6 @@ class Scheduler:
 
     def _running(self) -> Counter[str]:
         return Counter(self._batch.request(index).client for index in range(self._batch.busy))
-
-    def _has_room(self, request: Request) -> bool:
-        if self._batch.busy == self._max_batch:
-            return False
-        # Room for a few tokens each, or the next step would have to preempt a request again.
-        spare = min(ROW_STEP // 2 if self._batch.busy else 1, request.limit - len(request.ids))
-        return self._batch.make_room(self._batch.busy + 1, max(len(request.ids), self._batch.longest()) + spare)
 
     def _take_back_for(self, client: str) -> bool:
         """Sends the newest request of the client with the most running answers back to the queue, if that is fair."""
@@ -338,7 +330,7 @@ class Scheduler:
         row, request = self._batch.rows[index], self._batch.request(index)
         began, start = time.perf_counter(), len(row.ids)
         try:
-            guess = request.guess(self._batch.cache.capacity - start - 1)
+            guess = request.guess(self._batch.room(index) - 1)
             request.expect(guess)
             fed = slice(start, start + 1 + len(guess))
             self._batch.cache.select_row(index, start)
