@@ -3,6 +3,7 @@
   merged    a base model and its adapter as one checkpoint of this project
   glm       a folder of transformers' GlmForCausalLM, for vLLM, `transformers serve`, OpenVINO and others
   gguf      a file for llama.cpp, ollama and others; keeps INT4 and INT8 weights exactly
+  openvino  a folder for OpenVINO GenAI; installs optimum-intel in an environment of its own at first
   chatglm   the way back from a folder of GlmForCausalLM
 
 `python -m chatglm.export BASE ADAPTER OUT` is short for `BASE OUT --adapter ADAPTER --to merged`.
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .exports import GGUF_TYPES
+from .exports import GGUF_TYPES, OPENVINO_TYPES
 from .front.arguments import LibraryError, importing_libraries
 from .front.messages import TERMINAL
 from .language import choose_language
@@ -25,10 +26,15 @@ from .program import complain, put, run, start
 
 __all__ = ["export", "main"]
 
-FORMATS = ("merged", "glm", "gguf", "chatglm")
+FORMATS = ("merged", "glm", "gguf", "openvino", "chatglm")
+TYPES = {"gguf": GGUF_TYPES, "openvino": OPENVINO_TYPES}  # what --type may be
 _LOST = {
     "zh": "重新量化：舍入误差为 LoRA 改动量的 {error:.0%}（0 %：没有损失）",
     "en": "requantised: rounding errs by {error:.0%} of what the LoRA adapter changes (0%: nothing is lost)",
+}
+_INSTALLING = {
+    "zh": "正在安装 optimum-intel 到 {place}（只需一次，下载可达数 GB）",
+    "en": "installing optimum-intel in {place} (once; the download can be gigabytes)",
 }
 #: The last line of the output, by language and format.
 _USE = {
@@ -36,12 +42,14 @@ _USE = {
         "merged": "使用：{chat} --model {out}",
         "glm": "使用：vllm serve {out}，或 transformers.AutoModelForCausalLM.from_pretrained",
         "gguf": "使用：llama-cli -m {out}，或在 ollama 的 Modelfile 中写 FROM {out}",
+        "openvino": "使用：openvino_genai.LLMPipeline({out}, \"CPU\")",
         "chatglm": "使用：{chat} --model {out}",
     },
     "en": {
         "merged": "use it: {chat} --model {out}",
         "glm": "use it: vllm serve {out}, or transformers.AutoModelForCausalLM.from_pretrained",
         "gguf": "use it: llama-cli -m {out}, or FROM {out} in ollama's Modelfile",
+        "openvino": "use it: openvino_genai.LLMPipeline({out}, \"CPU\")",
         "chatglm": "use it: {chat} --model {out}",
     },
 }
@@ -76,7 +84,12 @@ def _main(arguments: list[str] | None, prog: str) -> int:
     parser.add_argument("adapter_or_out", metavar="[ADAPTER] OUT", nargs="+", help="new folder, with gguf a file")
     parser.add_argument("--to", choices=FORMATS, default="merged", help="default: %(default)s")
     parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter (or, with merged, P-tuning prefix) to merge")
-    parser.add_argument("--type", choices=GGUF_TYPES, help="with gguf: of the matrices; default: as in SOURCE")
+    types = "; ".join(f"with {name} {', '.join(kinds)}" for name, kinds in TYPES.items())
+    parser.add_argument("--type", metavar="TYPE", help=f"of the matrices: {types}; default: as in SOURCE")
+    parser.add_argument(
+        "--environment", metavar="FOLDER", type=Path,
+        help="with openvino: where optimum-intel is, or is installed; default: the user's cache folder",
+    )  # fmt: skip
     parser.add_argument("--chatglm-version", type=int, metavar="N", help="1 to 4: the generation of SOURCE")
     parser.add_argument("--requantize", action="store_true", help="merge LoRA into a quantised SOURCE all the same")
     args = parser.parse_args(arguments)
@@ -88,8 +101,10 @@ def _main(arguments: list[str] | None, prog: str) -> int:
         parser.error("--to merged needs an adapter to merge")
     if args.requantize and args.to != "merged":
         parser.error("--requantize is for --to merged")
-    if args.type and args.to != "gguf":
-        parser.error("--type is for --to gguf")
+    if args.type and args.type not in TYPES.get(args.to, ()):
+        parser.error(f"--type is, {types}")
+    if args.environment and args.to != "openvino":
+        parser.error("--environment is for --to openvino")
     if args.to == "chatglm" and adapter is not None:
         parser.error("--to chatglm takes no adapter")
     language = choose_language()
@@ -101,35 +116,44 @@ def _main(arguments: list[str] | None, prog: str) -> int:
             made = export(args.source, str(adapter), target, args.chatglm_version, requantize=True,
                           told=lambda error: put(_LOST[language].format(error=error)))  # fmt: skip
         else:
-            made = _export(args.source, target, args.to, adapter, args.type, args.chatglm_version)
+            made = _export(args, target, adapter, language)
         put(str(made))
         chat = "python cli_demo.py" if (Path(__file__).parents[1] / "cli_demo.py").is_file() else "chatglm chat"
-        print(_USE[language][args.to].format(out=subprocess.list2cmdline([made]), chat=chat), file=sys.stderr)
+        quoted = repr(str(made)) if args.to == "openvino" else subprocess.list2cmdline([made])
+        print(_USE[language][args.to].format(out=quoted, chat=chat), file=sys.stderr)
     except (OSError, ValueError, RuntimeError, ImportError, LibraryError) as error:
         complain(TERMINAL["error"][language].format(reason=error))
         return 1
     return 0
 
 
-def _export(source: str, out: Path, to: str, adapter: str | None, kind: str | None, version: int | None) -> Path:
+def _export(args: argparse.Namespace, out: Path, adapter: str | None, language: str) -> Path:
     """Writes `out` and returns it."""
     from safetensors import SafetensorError
 
     from .checkpoints.adapters import read_adapter
     from .exports.folders import export_chatglm, export_glm
     from .exports.gguf_file import export_gguf
+    from .exports.openvino import export_openvino
     from .loading.plan import find_folder
 
-    if to == "merged":
-        return export(source, str(adapter), out, version)
+    version: int | None = args.chatglm_version
+    if args.to == "merged":
+        return export(args.source, str(adapter), out, version)
     if out.exists():
         raise FileExistsError(f"{out} exists already: name a new one, or remove it first")
-    folder = find_folder(source)
+    folder = find_folder(args.source)
+    lora = None if adapter is None else read_adapter(adapter)
     try:
-        if to == "glm":
-            export_glm(folder, out, None if adapter is None else read_adapter(adapter), version, _show)
-        elif to == "gguf":
-            export_gguf(folder, out, kind, None if adapter is None else read_adapter(adapter), version, _show)
+        if args.to == "glm":
+            export_glm(folder, out, lora, version, _show)
+        elif args.to == "gguf":
+            export_gguf(folder, out, args.type, lora, version, _show)
+        elif args.to == "openvino":
+            export_openvino(
+                folder, out, args.type, lora, version, _show, place=args.environment,
+                told=lambda place: print(_INSTALLING[language].format(place=place), file=sys.stderr, flush=True),
+            )  # fmt: skip
         else:
             export_chatglm(folder, out, _show)
     except SafetensorError as error:
