@@ -23,6 +23,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "requirements.txt": "# why\n-c requirements.lock\nuvicorn>=0.54,<1  # why\ntransformers>=5.17,<5.25  # why\n",
         "ptuning/requirements.txt": "-c ../requirements.lock\ntorch==2.13.0\n",
         "ptuning/requirements-prefer.txt": "-c ../requirements.lock\n-r requirements.txt\n",
+        "deploy/requirements-ray.txt": "-c ../requirements.lock\n",
         "tests/requirements.txt": '-r ../ptuning/requirements.txt\npexpect>=4.9; sys_platform != "win32"\n',
         "requirements.lock": lock.HEADER + "torch==2.13.0\ntransformers==5.24.0\ncuda-toolkit<=13.0.3\n",
     }
@@ -103,7 +104,7 @@ def test_a_failure_leaves_the_old_lock(checkout: Path, uv: Callable[..., list[An
     assert lock.main(["--upgrade"]) == 1
     assert lock.LOCK.read_text(encoding="utf-8") == before
     assert capsys.readouterr().err == "nothing fits\n"
-    assert len(list(checkout.iterdir())) == 4  # nothing half-written beside it
+    assert len(list(checkout.iterdir())) == 5  # nothing half-written beside it
 
 
 def test_failing_tests_say_how_to_get_the_old_lock_back(

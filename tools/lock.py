@@ -21,14 +21,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
-REQUIREMENTS = (
+TESTED = (
     "requirements.txt", "ptuning/requirements.txt", "ptuning/requirements-prefer.txt", "tests/requirements.txt",
 )  # fmt: skip
+REQUIREMENTS = (*TESTED, "deploy/requirements-ray.txt")
 HEADER = """\
-# Written by `python -m tools.lock`, not by hand: exact versions of what the requirements.txt here, in ptuning/ and in
-# tests/ ask for, and of all below it, on Linux, macOS and Windows. pip takes them as constraints (`-c`), so what
-# nothing asks for is not installed, such as CUDA's packages where torch is built for the CPU. These have upper bounds:
-# pip takes the newest, which is what was locked, and leaves alone a torch that is built for an older CUDA.
+# Written by `python -m tools.lock`, not by hand: exact versions of what the requirements files here, in ptuning/,
+# tests/ and deploy/ ask for, and of all below it, on Linux, macOS and Windows. pip takes them as constraints (`-c`), so
+# what nothing asks for is not installed, such as CUDA's packages where torch is built for the CPU. These have upper
+# bounds: pip takes the newest, which is what was locked, and leaves alone a torch that is built for an older CUDA.
 """
 # Exact versions make pip replace an installed torch for CUDA 12 with one for CUDA 13, which older drivers do not run.
 OF_CUDA = re.compile(r"^((?:cuda-|nvidia-|triton)[\w-]*)==", re.MULTILINE)
@@ -47,10 +48,10 @@ class LockError(Exception):
     """The lock could not be written; the text says why."""
 
 
-def requirement_lines() -> list[str]:
-    """The requirements of all these files, without comments and references to other files (`-r`, `-c`)."""
+def requirement_lines(files: Sequence[str] = REQUIREMENTS) -> list[str]:
+    """The requirements of these files, without comments and references to other files (`-r`, `-c`)."""
     lines = []
-    for name in REQUIREMENTS:
+    for name in files:
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
             requirement = line.partition("#")[0].strip()
             if requirement and not requirement.startswith("-"):

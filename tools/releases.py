@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.lock import ROOT, lock_lines, requirement_lines
+from tools.lock import ROOT, TESTED, lock_lines, requirement_lines
 
 QUICK = "@tests/quick.txt"  # for pytest: every line of the file is an argument
 SHOWN = 20_000  # characters of output in a report: GitHub takes 65,536 in all
@@ -55,7 +55,7 @@ def requested(wish: str, keep: Sequence[str] = ()) -> list[str]:
     """
     if wish == "newest":
         locked = [line for line in lock_lines() if name_of(line) in keep]
-        return [any_release(line) for line in requirement_lines() if name_of(line) not in keep] + locked
+        return [any_release(line) for line in requirement_lines(TESTED) if name_of(line) not in keep] + locked
     if wish == "allowed":
         return ["transformers" + range_of("transformers")]
     if wish == "oldest":
