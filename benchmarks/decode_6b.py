@@ -116,7 +116,7 @@ def take_turns(model: Any, context: int, random: bool = False) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=2)
+    parser.add_argument("--generation", type=int, choices=(1, 2, 3, 4), default=2)
     parser.add_argument("--bits", type=int, choices=(4, 8, 16), default=4, help="16: not quantised, see --dtype")
     parser.add_argument("--head", type=int, choices=(4, 8), help="bits of the output head (default: not quantised)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
