@@ -28,6 +28,7 @@ from .cpu_path import BlockLayout, BlockParts, BlockRunner, sees_all
 from .network import compat, glm
 from .network.attribute_names import FromConfig
 from .network.backbone import Backbone
+from .network.packed import Packed, take_packed
 from .network.pretrained import ChatGLMPreTrainedModel, PartNames
 from .network.rotary import RotaryTable
 
@@ -94,11 +95,17 @@ class ChatGLM1Attention(nn.Module):
         attention_mask: torch.Tensor | None,
         rotary: RotaryEmbeddings,
         past_key_values: Cache | None,
+        packed: Packed | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         fused = self.query_key_value(hidden_states).unflatten(-1, (-1, 3 * self.head_dim)).transpose(1, 2)
         query, key, value = fused.chunk(3, dim=-1)  # each (batch, heads, tokens, head_dim)
         query, key = self._rotate(query, rotary), self._rotate(key, rotary)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        if packed is not None:
+            alone = partial(attend, self, dropout=0.0, scaling=self.scaling, **kwargs)
+            apart = packed.attend(alone, (query, key, value), (prefix_key, prefix_value), attention_mask)
+            return self.dense(apart.flatten(2)), None
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         if prefix_key is not None and prefix_value is not None:
@@ -106,7 +113,6 @@ class ChatGLM1Attention(nn.Module):
         prompt = cpu_path.attend(self, query, key, value, attention_mask)
         if prompt is not None:
             return self.dense(prompt), None
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         if self.config._attn_implementation == "sdpa" and query.shape[2] == 1 and query.device.type == "cpu":
             attend = eager_attention  # for one token, torch's fused attention is three times slower on a CPU
         context, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
@@ -264,24 +270,34 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
                 embeddings in front of the tokens are not counted yet. `generate` gives positions in this form.
             past_key_values: any transformers `Cache`; the trained prefix is never in it.
             cache: transformers' name for `past_key_values` since 5.24.
+            kwargs: `cu_seq_lens_q` says where several examples in one row begin and end, see `network/packed.py`.
 
         Raises:
             TypeError: a keyword is unknown (see `compat.FORWARD_KEYWORDS`).
             ValueError: `[gMASK]` or `<sop>` is missing and the mask or the positions have to be computed from it.
         """
-        past_key_values = self.cache_to_fill(past_key_values, cache, use_cache)
         inputs_embeds, attention_mask = self.embed(
             self.word_embeddings, input_ids, inputs_embeds, attention_mask, kwargs
         )
+        given = compat.given_cache(past_key_values, cache)
+        packed = take_packed(kwargs, inputs_embeds, attention_mask, given, self.config._attn_implementation)
+        past_key_values = self.cache_to_fill(given, None, use_cache and packed is None)
         if input_ids is None:
             input_ids = glm.marks_in(inputs_embeds, self.word_embeddings, self.config)
         input_ids = input_ids.to(inputs_embeds.device)
-        if position_ids is None:
-            position_ids = glm.positions_of_call(
-                input_ids, attention_mask, positions_behind_cache, past_key_values, self.config
+        mask: Any
+        if packed is not None:
+            position_ids, mask = glm.of_packed(packed, input_ids, position_ids, inputs_embeds, self.config)
+            kwargs["packed"] = packed
+        else:
+            if position_ids is None:
+                position_ids = glm.positions_of_call(
+                    input_ids, attention_mask, positions_behind_cache, past_key_values, self.config
+                )
+            mask = glm.additive_mask(
+                input_ids, attention_mask, past_key_values, inputs_embeds, position_ids, self.config
             )
-        mask = glm.additive_mask(input_ids, attention_mask, past_key_values, inputs_embeds, position_ids, self.config)
-        prefix, mask = self.prefix_for(inputs_embeds, mask)
+        prefix, mask = self.prefix_for(inputs_embeds, mask, packed)
 
         kinds = position_ids.unbind(1) if position_ids.dim() == 3 else (position_ids,)
         if len(kinds) != (2 if self.config.position_encoding_2d else 1):
@@ -297,6 +313,7 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
             prefix,
             rotary,
             self.config._attn_implementation == "sdpa"
+            and packed is None
             and (
                 sees_all(attention_mask, mask, past_key_values)
                 or (attention_mask is None and glm.continues(input_ids, past_key_values, position_ids, self.config))

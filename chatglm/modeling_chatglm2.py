@@ -29,6 +29,7 @@ from .network.attribute_names import DecoderAttributes, FromConfig
 from .network.backbone import Backbone
 from .network.heads import CausalLMHead
 from .network.layers import Embedding, RMSNorm, apply_rotary, eager_attention, make_norm
+from .network.packed import Packed, take_packed
 from .network.pretrained import ChatGLMPreTrainedModel, PartNames
 from .network.rotary import RotaryTable
 
@@ -87,16 +88,27 @@ class ChatGLM2Attention(nn.Module):
         attention_mask: torch.Tensor | None,
         rotary: RotaryEmbedding,
         past_key_values: Cache | None,
+        packed: Packed | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = self.split(self.query_key_value(hidden_states))
         cos, sin = (part.unsqueeze(1) for part in rotary)
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        implementation = self.config._attn_implementation
+        attend = partial(
+            ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention),
+            self,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        if packed is not None:
+            apart = packed.attend(attend, (query, key, value), (prefix_key, prefix_value), attention_mask)
+            return self.dense(apart.flatten(2)), None
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         if prefix_key is not None and prefix_value is not None:
             key, value = torch.cat((prefix_key, key), dim=2), torch.cat((prefix_value, value), dim=2)
-        implementation = self.config._attn_implementation
         if implementation == "sdpa" and query.shape[2] == 1 and query.device.type == "cpu":
             # One token: the heads of a group become its queries. On a CPU that is 10 times faster than one query each.
             folded = query.view(len(query), self.num_key_value_heads, self.num_key_value_groups, self.head_dim)
@@ -105,17 +117,7 @@ class ChatGLM2Attention(nn.Module):
         prompt = cpu_path.attend(self, query, key, value, attention_mask)
         if prompt is not None:
             return self.dense(prompt), None
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        context, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        context, weights = attend(query, key, value, attention_mask)
         return self.dense(context.flatten(2)), weights
 
 
@@ -276,14 +278,19 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel, Backbone):
             position_ids: (batch, tokens); by default they continue from the cache's length, or count a mask's ones.
             past_key_values: any transformers `Cache`; the trained prefix is never in it.
             cache: transformers' name for `past_key_values` since 5.24.
+            kwargs: `cu_seq_lens_q` says where several examples in one row begin and end, see `network/packed.py`.
 
         Raises:
             TypeError: a keyword is unknown (see `compat.FORWARD_KEYWORDS`).
         """
-        past_key_values = self.cache_to_fill(past_key_values, cache, use_cache)
         inputs_embeds, attention_mask = self.embed(self.embedding, input_ids, inputs_embeds, attention_mask, kwargs)
+        given = compat.given_cache(past_key_values, cache)
+        packed = take_packed(kwargs, inputs_embeds, attention_mask, given, self.config._attn_implementation)
+        past_key_values = self.cache_to_fill(given, None, use_cache and packed is None)
         batch_size, tokens = inputs_embeds.shape[:2]
-        if position_ids is None:
+        if position_ids is None and packed is not None:
+            position_ids = packed.positions
+        elif position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(tokens, device=inputs_embeds.device) + past).unsqueeze(0)
             if attention_mask is not None and attention_mask.dim() == 2:
@@ -292,14 +299,16 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel, Backbone):
                 position_ids = places.gather(1, position_ids.expand(batch_size, -1))
 
         # Without position_ids: transformers would take positions that restart for packed sequences.
-        mask = compat.causal_mask(
-            self.config,
-            inputs_embeds,
-            attention_mask,
-            past_key_values,
-            allow_is_causal_skip=self.prefix_encoder is None or tokens == 1,
+        make_mask = partial(
+            compat.causal_mask, self.config, allow_is_causal_skip=self.prefix_encoder is None or tokens == 1
         )
-        prefix, mask = self.prefix_for(inputs_embeds, mask)
+        mask: Any
+        if packed is None:
+            mask = make_mask(inputs_embeds, attention_mask, past_key_values)
+        else:  # of the embeddings, only the shape matters
+            mask = [make_mask(inputs_embeds.new_empty(*group.index.shape, 0), None, None) for group in packed.groups]
+            kwargs["packed"] = packed
+        prefix, mask = self.prefix_for(inputs_embeds, mask, packed)
 
         rotary = self.rotary_pos_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds.float() if self.config.fp32_residual_connection else inputs_embeds
@@ -309,6 +318,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel, Backbone):
             prefix,
             [rotary],
             self.config._attn_implementation == "sdpa"
+            and packed is None
             and (attention_mask is None or sees_all(attention_mask, mask, past_key_values)),
             attention_mask=mask,
             rotary=rotary,

@@ -94,8 +94,7 @@ class DataTrainingArguments:
     )
     val_size: float = _help("hold out rows of train_file instead of a validation_file: a share, or how many", 0.0)
     streaming: bool = _help("read and tokenise train_file while training, for files larger than memory", False)
-    packing: bool = _help("put the examples of a batch into few rows without padding, kept apart by masks", False)
-    packing_length: int = _help("tokens of a packed row at most; a longer example has its own", 512)
+    packing: bool = _help("put the examples of a batch into one row without padding; attention keeps them apart", False)
     validation_file: str | None = _help("as train_file, for --do_eval and the untuned loss")
     test_file: str | None = _help("as train_file, for --do_predict")
     overwrite_cache: bool = _help("tokenise again instead of reusing the tokens of an earlier run", False)
@@ -464,7 +463,7 @@ def _check_data(
                     f"--{name} {path}: has to be .json, .jsonl or .csv")  # fmt: skip
             _refuse(not Path(path).is_file(), f"--{name} {path}: there is no such file")
     _check_mixing(data, training)
-    for name in ("packing_length", "max_source_length", "max_target_length", "val_max_target_length",
+    for name in ("max_source_length", "max_target_length", "val_max_target_length",
                  "max_train_samples", "max_eval_samples", "max_predict_samples", "num_beams",
                  "preprocessing_num_workers"):  # fmt: skip
         value = getattr(data, name)

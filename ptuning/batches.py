@@ -10,7 +10,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import Dataset, Sampler
 
-IGNORED = -100  # the label of tokens that are not learned
+from .encoding import IGNORED
 
 
 class WithFillers(Dataset[Any]):

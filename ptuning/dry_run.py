@@ -28,9 +28,6 @@ def rehearse(arguments: Arguments, longest: int, evaluation: Evaluation | None =
     folder = find_folder(model_args.model_name_or_path, model_args.revision)
     device, dtype = training_args.device, compute_dtype(model_args, training_args)
     method, batch = method_of(model_args), training_args.per_device_train_batch_size
-    if arguments.data.packing:
-        packed = max(longest, arguments.data.packing_length)
-        batch, longest = -(-batch * longest // packed), packed
     if method == "full" and (training_args.bf16 or training_args.fp16):
         dtype = "bfloat16" if training_args.bf16 else "float16"  # autocast over float32 weights
     settings: dict[str, Any] = {

@@ -170,7 +170,7 @@ def make_trainer(arguments: Arguments, sets: DataSets, resume: str | None, say: 
             -100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
             multiple_of=8 if training_args.device.type == "cuda" else 1,
             counts=True,
-            packer=Packer.of(model, tokenizer.pad_token_id, data_args.packing_length) if packs else None,
+            packer=Packer(model) if packs else None,
             pictures=Features(model, tokenizer) if hasattr(model, "place_picture") else None,
         ),
         compute_metrics=scores if training_args.predict_with_generate else None,

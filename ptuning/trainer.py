@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
-from torch.nn import functional
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer
 from transformers.trainer_utils import rotate_checkpoints
@@ -26,7 +25,9 @@ from chatglm.language import choose_language
 from . import methods
 from .batches import StepSampler, WithFillers, divide_evenly
 from .checkpoints import OLD, STATE, CheckpointError, last_checkpoint, reading
+from .losses import learned, mean_loss, row_losses
 from .messages import text
+from .packing import first_example
 from .pictures import one_by_one, pictures_in
 from .resuming import hyperparameters, keep_hyperparameters, write_arguments
 from .speed import Speed
@@ -71,7 +72,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         self.speed = Speed()
         self.loss_only = False
         self.row_losses: list[torch.Tensor] = []
-        super().__init__(**kwargs)
+        super().__init__(compute_loss_func=mean_loss, **kwargs)
         self.add_callback(Watch(self))
 
     # Batches ----------------------------------------------------------------------------------------------------------
@@ -134,6 +135,10 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
             self._check_losses()
         return loss
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with logits only where something is learned: they are a good part of a step."""
+        return super().compute_loss(model, inputs | {"logits_to_keep": learned(inputs["labels"])}, *args, **kwargs)
+
     def _check_losses(self) -> None:
         """Once per step. Stops all processes at the same one: if one stopped alone, the others would wait forever."""
         assert self.watched is not None
@@ -158,7 +163,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         (inputs, count), self.last_batch = self.last_batch, None  # once per step: the end of an epoch calls this again
         self.model_wrapped.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            inputs = {name: value[:1] for name, value in self._prepare_inputs(inputs).items()}  # a row shows it, too
+            inputs = first_example(self._prepare_inputs(inputs))  # one shows it, too
             loss = float(self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=count))
         self.model_wrapped.train()
         finite = all(bool(torch.isfinite(one).all()) for one in self.model.parameters() if one.requires_grad)
@@ -192,7 +197,7 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(input_ids=inputs["input_ids"], use_cache=False, **pictures_in(inputs)).logits
-        sums, learned = _row_losses(logits, inputs["labels"])
+        sums, learned = row_losses(logits, inputs["labels"])
         del logits
         # Row by row, so that the rows that fill up the last batch of several processes can be dropped.
         self.row_losses.append(self.accelerator.gather_for_metrics(torch.stack((sums, learned), 1)).cpu().double())
@@ -391,10 +396,3 @@ class Tuner(Seq2SeqTrainer):  # type: ignore[misc, unused-ignore]
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def _row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss and the number of learned tokens of each row, both (rows,) float32. Logits: (rows, tokens, n)."""
-    pairs = zip(logits[:, :-1], labels[:, 1:], strict=True)
-    sums = torch.stack([functional.cross_entropy(row.float(), wanted, reduction="sum") for row, wanted in pairs])
-    return sums, (labels[:, 1:] != -100).sum(-1).float()

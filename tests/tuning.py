@@ -45,7 +45,7 @@ def make_tuner(argv: list[str], cache: Path) -> Tuner:
         data.make_dataset(tokenizer, rows, *lengths, prediction=prediction, cache_dir=cache)
         for prediction in (False, True)
     )
-    packer = Packer.of(model, tokenizer.pad_token_id, parsed.data.packing_length) if parsed.data.packing else None
+    packer = Packer(model) if parsed.data.packing else None
     return Tuner(
         method=method_of(parsed.model),
         base=str(parsed.model.model_name_or_path),

@@ -11,6 +11,7 @@ from transformers import Cache, DynamicCache
 
 from . import compat
 from .attribute_names import BackboneAttributes
+from .packed import Packed
 from .prefix_encoder import PrefixEncoder, make_prefix_visible
 from .pretrained import ChatGLMPreTrainedModel
 
@@ -89,11 +90,13 @@ class Backbone(BackboneAttributes, ChatGLMPreTrainedModel):
             return DynamicCache(config=self.config)
         return given
 
-    def prefix_for(
-        self, inputs_embeds: torch.Tensor, mask: torch.Tensor | None
-    ) -> tuple[list[Any], torch.Tensor | None]:
-        """The current prefix, as keys and values of every block (or None, None), and the mask with it visible."""
+    def prefix_for(self, inputs_embeds: torch.Tensor, mask: Any, packed: Packed | None = None) -> tuple[list[Any], Any]:
+        """The current prefix, as keys and values of every block (or None, None), and the mask with it visible: the
+        tensor, None, or a list of them for the groups of `packed`."""
         if self.prefix_encoder is None:
             return [(None, None)] * self.config.num_layers, mask
-        prefix = self.prefix_encoder(len(inputs_embeds), inputs_embeds.dtype)
-        return prefix, make_prefix_visible(mask, self.prefix_encoder.pre_seq_len)
+        length = self.prefix_encoder.pre_seq_len
+        if packed is not None:
+            masks = [make_prefix_visible(one, length) for one in mask]
+            return self.prefix_encoder(packed.count, inputs_embeds.dtype), masks
+        return self.prefix_encoder(len(inputs_embeds), inputs_embeds.dtype), make_prefix_visible(mask, length)

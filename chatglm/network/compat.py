@@ -38,7 +38,7 @@ FORWARD_KEYWORDS = {
     "num_items_in_batch": "read by the loss: the divisor of the sum over a batch that is accumulated in several steps",
 }
 
-#: Boundaries of packed sequences: only flash attention reads them, so with any other they are unknown keywords.
+#: Boundaries of packed sequences: flash attention reads them by itself, for sdpa and eager see `network/packed.py`.
 PACKING_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
@@ -48,7 +48,7 @@ def check_keywords(function: str, given: Iterable[str], attention: str | None) -
     Args:
         attention: the model's attention implementation.
     """
-    packing = PACKING_KEYWORDS if attention is not None and "flash" in attention else ()
+    packing = PACKING_KEYWORDS if attention in ("sdpa", "eager") or "flash" in (attention or "") else ()
     refuse_unknown(function, given, *FORWARD_KEYWORDS, *packing)
 
 

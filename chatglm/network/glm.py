@@ -19,6 +19,7 @@ from transformers.utils import can_return_tuple
 from ..configuration_chatglm import ChatGLM1Config
 from . import compat
 from .heads import CausalLMHead
+from .packed import Packed
 
 
 def is_token(input_ids: torch.Tensor, token_id: int | None) -> torch.Tensor:
@@ -215,6 +216,28 @@ def additive_mask(
         visible = visible & real.unsqueeze(1)
     mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, hidden)
     return mask.unsqueeze(1)
+
+
+def of_packed(
+    packed: Packed,
+    input_ids: torch.Tensor,
+    positions: torch.Tensor | None,
+    inputs_embeds: torch.Tensor,
+    config: ChatGLM1Config,
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Position ids of a packed row, `positions` if they are given, and the masks of its groups.
+
+    Args:
+        input_ids: (1, tokens), or those of `marks_in`.
+    """
+    found, masks = [], []
+    for group in packed.groups:
+        ids = group.take(input_ids)
+        places = position_ids(ids, None, config)
+        found.append(places.movedim(1, -1))  # (examples, tokens, 2), or (examples, tokens)
+        masks.append(additive_mask(ids, None, None, inputs_embeds.new_empty(*ids.shape, 0), places, config))
+    joined = packed.join(found)
+    return (joined.movedim(-1, 1) if positions is None else positions), masks
 
 
 class GLMMethods:

@@ -50,7 +50,8 @@ class CausalLMHead(HeadAttributes, ChatGLMPreTrainedModel, compat.ChatGLMGenerat
 
         Args:
             labels: (batch, tokens), shifted inside; -100 is ignored.
-            logits_to_keep: compute the head for the last n positions only (0 = all), or for the given indices.
+            logits_to_keep: compute the head for the last n positions only (0 = all), or for the given indices; or for
+                those where a mask (batch, tokens) of bool is True: the logits are then (positions, vocabulary).
         """
         return self.logits_and_loss(
             labels, logits_to_keep, kwargs, input_ids=input_ids, attention_mask=attention_mask,
@@ -73,8 +74,14 @@ class CausalLMHead(HeadAttributes, ChatGLMPreTrainedModel, compat.ChatGLMGenerat
             inputs: for the network.
         """
         outputs = self.transformer(**inputs, **keywords)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = project(self.get_output_embeddings(), outputs.last_hidden_state[:, kept, :])
+        hidden_states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, int):
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        elif logits_to_keep.dtype == torch.bool and logits_to_keep.dim() == 2:
+            hidden_states = hidden_states[logits_to_keep]
+        else:
+            hidden_states = hidden_states[:, logits_to_keep]
+        logits = project(self.get_output_embeddings(), hidden_states)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **keywords)
@@ -112,6 +119,8 @@ class ClassifierHead(HeadAttributes, ChatGLMPreTrainedModel):
         Args:
             labels: (batch,) or (batch, num_labels); the loss follows `config.problem_type`.
         """
+        if "cu_seq_lens_q" in kwargs:
+            raise ValueError("a classifier looks at the end of each row: give every example a row of its own")
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
