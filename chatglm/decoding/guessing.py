@@ -22,10 +22,10 @@ from .drafting import DraftModel
 from .lookup import PromptLookup
 from .options import GenerationOptions
 
-#: The share of the time that guesses may lose in all.
+#: The share of the time that guesses may lose, up to every token of an answer.
 LOSS = 0.02
-#: What they may lose at the start, and the most that may be saved up for later losses, in forwards of one token.
-FIRST_LOSS, MOST_LOSS = 0.5, 2.0
+#: The most that may be saved up for later losses, in forwards of one token.
+MOST_LOSS = 2.0
 #: Guess only for an expected gain of this much: estimates are not exact.
 LEAST_GAIN = 1.1
 #: What each further token adds to the time of a forward, as long as nothing was measured.
@@ -87,17 +87,18 @@ _costs: weakref.WeakKeyDictionary[Any, Costs] = weakref.WeakKeyDictionary()
 class GuessAhead:
     """Decides before each forward how many tokens to guess for one answer.
 
-    All that guesses have lost so far stays under `FIRST_LOSS` forwards and `LOSS` of the time, gains not counted.
+    A guess has to be paid for, should it be wrong, by `LOSS` of the time so far and by what earlier ones have gained:
+    an answer with guesses never takes more than that longer, as far as the times of forwards are known.
     """
 
     def __init__(self, guesser: Guesser, costs: Costs) -> None:
         self._guesser, self._costs = guesser, costs
-        self._balance = FIRST_LOSS
+        self._balance = 0.0  # what the next guess may lose, in forwards of one token
 
     def guess(self, ids: Sequence[int], room: int) -> list[int]:
         """Returns tokens that may follow `ids`, at most `room`; none if that is not worth its cost."""
         self._guesser.read(ids)
-        if self._costs.of_one is None:  # the first step shows what one token costs
+        if self._costs.of_one is None or self._balance <= 0:  # the first step shows what one token costs
             return []
         count = self._worthwhile(self._guesser.chances()[: max(room, 0)])
         return self._guesser.guess(count) if count else []
