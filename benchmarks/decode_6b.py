@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from benchmarks.load_6b import peak_memory
+from benchmarks.load_6b import TINY, peak_memory
 from chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.generation import ChatCache, piece_end
 from chatglm.kernels import cpu, huge_pages
@@ -101,7 +101,9 @@ def begin(model: Any, context: int, random: bool = False) -> tuple[torch.Tensor,
 
 
 def take_turns(model: Any, context: int, random: bool = False) -> None:
-    """Decodes six tokens at `context` tokens of context for every line on stdin; see `benchmarks.turns`."""
+    """Decodes six tokens at `context` tokens of context for every line on stdin, and reads the weights once; see
+    `benchmarks.turns`."""
+    streamed, backend = weights_read(model), cpu.load()
     prompt, cache = begin(model, context, random)
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -111,7 +113,11 @@ def take_turns(model: Any, context: int, random: bool = False) -> None:
         for _ in range(6):
             ids, seconds = run(model, ids, cache)
             times.append(seconds)
-        print(*(f"{seconds * 1e3:.3f}" for seconds in times), flush=True)
+        start = time.perf_counter()
+        for weight in streamed:
+            probes.read(backend, weight)
+        reading = time.perf_counter() - start
+        print(*(f"{seconds * 1e3:.3f}" for seconds in times), "|", f"{reading * 1e3:.3f}", flush=True)
 
 
 def main() -> None:
@@ -127,12 +133,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="tokens to decode; the median is reported")
     parser.add_argument("--layers", type=int, help="fewer layers than the model has, for a quick try")
     parser.add_argument("--random-cache", action="store_true", help="for long contexts: fill the cache, read no prompt")
+    parser.add_argument("--tiny", action="store_true", help="a toy shape, to try the script out")
     parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: decode tokens on request")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    sizes = {"num_layers": args.layers} if args.layers else {}
+    sizes = TINY[args.generation] if args.tiny else {}
+    sizes |= {"num_layers": args.layers} if args.layers else {}
     model = make(args.generation, args.bits, args.head, getattr(torch, args.dtype), args.precision, **sizes)
     if args.turns:
         with torch.inference_mode():

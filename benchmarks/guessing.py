@@ -108,8 +108,8 @@ def answer(model: Any, prompt: list[int], ids: list[int], cache: ChatCache, **op
         hook.remove()
 
 
-def compare(model: Any, tokenizer: Any, name: str, turns: int, tokens: int) -> float:
-    """Prints the line of one task; returns the ratio of the speeds."""
+def compare(model: Any, tokenizer: Any, name: str, turns: int, tokens: int) -> tuple[list[str], float]:
+    """Prints the line of one task; returns its cells, and the ratio of the speeds."""
     question, text = TASKS[name]
     prompt, ids = model.prepare_turn(tokenizer, question)[0], tokenizer.encode_text(text)
     cache = ChatCache(weights_stamp(model))
@@ -123,12 +123,12 @@ def compare(model: Any, tokenizer: Any, name: str, turns: int, tokens: int) -> f
             forwards = count if most else forwards
     without, ahead = (len(ids[1:]) / statistics.median(times[most]) for most in (0, tokens))
     ratios = sorted(one / other for one, other in zip(times[0], times[tokens], strict=True))
-    print(
-        f"| {name} | {len(prompt)} | {len(ids)} | {without:.1f} | {ahead:.1f} | "
-        f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f} | {len(ids[1:]) / forwards:.1f} |",
-        flush=True,
-    )
-    return statistics.median(ratios)
+    cells = [
+        name, f"{len(prompt)}", f"{len(ids)}", f"{without:.1f}", f"{ahead:.1f}",
+        f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}", f"{len(ids[1:]) / forwards:.1f}",
+    ]  # fmt: skip
+    print("| " + " | ".join(cells) + " |", flush=True)
+    return cells, statistics.median(ratios)
 
 
 def main() -> None:

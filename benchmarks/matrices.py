@@ -25,10 +25,11 @@ from chatglm.kernels.cpu import probes
 
 #: (out, in) of the matrices of a layer, by generation, and of the head.
 LAYER = {
+    0: ((64, 128), (128, 256)),  # a toy
     1: ((12288, 4096), (4096, 4096), (16384, 4096), (4096, 16384)),
     2: ((4608, 4096), (4096, 4096), (27392, 4096), (4096, 13696)),
 }
-HEAD = {1: (130528, 4096), 2: (65024, 4096)}
+HEAD = {0: (192, 128), 1: (130528, 4096), 2: (65024, 4096)}
 GROUP = 128  # columns that share a scale in torch's INT4 format
 FOREIGN = "torch INT4 (layout of its own)"
 

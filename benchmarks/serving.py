@@ -146,13 +146,23 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20 if pages else 0.0
 
 
-def measure(url: str, name: str, questions: list[str], tokens: int, at_once: int) -> tuple[float, list[str]]:
+@dataclass(frozen=True)
+class Measured:
+    """Tokens per second of all clients, milliseconds as `describe` gives them, and the answers."""
+
+    rate: float
+    first: str
+    between: str
+    texts: list[str]
+
+
+def measure(url: str, name: str, questions: list[str], tokens: int, at_once: int) -> Measured:
     answers, seconds = asyncio.run(ask_all(url, questions, tokens, at_once))
     seen = [answer for answer in answers if isinstance(answer, Seen)]
     rate = sum(answer.tokens for answer in seen) / seconds
     first, between = describe([one.first for one in seen]), describe([gap for one in seen for gap in one.gaps])
     print(f"| {name} | {rate:.1f} | {first} | {between} |", flush=True)
-    return rate, [answer.text for answer in seen]
+    return Measured(rate, first, between, [answer.text for answer in seen])
 
 
 def peer(model: Any, tokenizer: Any, questions: list[str], tokens: int) -> float:
@@ -188,10 +198,11 @@ def main(arguments: list[str] | None = None) -> None:
         asyncio.run(ask_all(running.url, questions[:1], 4, 1))  # the first forward is slower
         print("| clients | tokens/s | ms to first token, median / p99 | ms between tokens, median / p99 |")
         print("| --- | --- | --- | --- |")
-        single, alone = measure(running.url, "one after another", questions, args.tokens, 1)
-        together, company = measure(running.url, f"{args.clients} at once", questions, args.tokens, args.clients)
-        same = sum(a == b for a, b in zip(alone, company, strict=True))
-        print(f"\n{together / single:.1f} x; {same} of {len(alone)} answers equal those generated alone")
+        single = measure(running.url, "one after another", questions, args.tokens, 1)
+        together = measure(running.url, f"{args.clients} at once", questions, args.tokens, args.clients)
+        same = sum(a == b for a, b in zip(single.texts, together.texts, strict=True))
+        times = together.rate / single.rate
+        print(f"\n{times:.1f} x; {same} of {len(single.texts)} answers equal those generated alone")
         if args.crowd:
             answers, seconds = asyncio.run(ask_all(running.url, prompts(args.crowd), 4, args.crowd))
             refused = sum(answer == 429 for answer in answers)

@@ -3,7 +3,8 @@
 The memory bandwidth of a shared machine changes within seconds, so two consecutive runs compare the machine with
 itself. Here all programs start first and then take turns. Each has to print `ready` once and then, for every line that
 it reads, a line with the milliseconds of its tokens, as `decode_6b` and `llama_cpp_6b` do with `--turns`. Prints the
-median time of each, and the ratio of each to the first (minimum / median / maximum over the turns).
+median time of each, and the ratio of each to the first (minimum / median / maximum over the turns). A line may
+also have, behind a `|`, the milliseconds of a loop that only reads the weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Program:
     def __init__(self, command: str) -> None:
         self.command = command
         self.turns: list[float] = []
+        self.shares: list[float] = []  # of the read loop
         self._process = subprocess.Popen(
             shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -32,7 +34,9 @@ class Program:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        self.turns.append(statistics.median(float(number) for number in self._read().split()))
+        tokens, _, reading = self._read().partition("|")
+        self.turns.append(statistics.median(map(float, tokens.split())))
+        self.shares += [float(one) / self.turns[-1] for one in reading.split()]
 
     def end(self) -> None:
         with self._process:  # closes its pipes and waits

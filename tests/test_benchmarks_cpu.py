@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from benchmarks import decode_6b, matrices, turns
+from benchmarks import decode_6b, matrices, tables, turns
 from chatglm.kernels import KernelUnavailable, cpu
 
 TINY = {"num_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "max_sequence_length": 64}
@@ -76,4 +76,34 @@ def test_decode_6b_in_turns(
     with torch.inference_mode():
         decode_6b.take_turns(model, 8, random_cache)
     ready, *lines = capsys.readouterr().out.splitlines()
-    assert ready == "ready" and [len(line.split()) for line in lines] == [6, 6]
+    assert ready == "ready" and [len(line.split()) for line in lines] == [6 + 2] * 2
+
+
+def test_one_command_writes_all_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readmes = tuple(tmp_path / path.name for path in tables.READMES)
+    for copied, path in zip(readmes, tables.READMES, strict=True):
+        copied.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(tables, "READMES", readmes)
+    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(tables.ROOT)
+    tables.main(["--tiny", "--turns", "1", "--write"])
+    printed = capsys.readouterr().out
+    english, chinese = (path.read_text(encoding="utf-8") for path in readmes)
+    assert not list(tmp_path.glob("*.new"))
+    assert "llama.cpp was left out: not found" in english and "未与 llama.cpp 比较" in chinese
+    assert all(block in english for block in printed.strip().split("\n\n"))
+    for text in (english, chinese):
+        assert text.count(tables.machine()) == len(tables.TABLES)
+        assert text.count("<!-- end -->") == len(tables.TABLES)
+    rows = [[line.count("|") for line in text.splitlines() if line.startswith("| ")] for text in (english, chinese)]
+    assert rows[0] == rows[1]
+
+
+def test_a_readme_without_the_region_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("nothing", encoding="utf-8")
+    with pytest.raises(SystemExit, match="has no region"):
+        tables.put(path, "decode", "| a |")
+    assert path.read_text(encoding="utf-8") == "nothing"
