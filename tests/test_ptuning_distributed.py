@@ -28,6 +28,7 @@ TESTS = Path(__file__).resolve().parent
 PTUNING = TESTS.parent / "ptuning"
 ROWS, HELD_OUT, STEPS = 11, 7, 4  # neither number of rows fills the last batches
 CASES = {"ptuning": 3, "lora": 1, "full": 3}  # method: generation
+MORE = {"lora": ["--modules_to_save", "final_layernorm"]}
 RATES = {"ptuning": "1e-2", "lora": "1e-2", "full": "1e-3"}
 
 
@@ -39,7 +40,7 @@ def command(case: str, folder: Path, output: str, processes: int, *extra: str) -
         model, folder / "train.json", folder / output, "--do_eval", "--do_predict", "--validation_file", held_out,
         "--test_file", held_out, "--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "2",
         "--gradient_accumulation_steps", str(4 // processes), "--max_steps", str(STEPS), "--save_steps", "2",
-        "--learning_rate", RATES[case], "--predict_with_generate", *METHODS[case], *extra,
+        "--learning_rate", RATES[case], "--predict_with_generate", *METHODS[case], *MORE.get(case, ()), *extra,
     )  # fmt: skip
 
 
