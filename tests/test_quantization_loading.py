@@ -241,8 +241,8 @@ print(peak[0] - before, sum(value.nbytes for value in model.parameters()))
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
 @pytest.mark.parametrize("layout", ["safetensors", "bin"])
 def test_peak_memory_of_quantising_while_loading(layout: str, tmp_path: Path) -> None:
-    """The quantised model, 10 % and two layers (the allocator gives back the last one late): never the whole float model,
-    which is three times as large here."""
+    """The quantised model, 10 % and two layers (the allocator gives the last one back late): never the whole float
+    model, which is three times as large here."""
     config = chatglm.ChatGLM2Config(
         hidden_size=1024, num_layers=12, num_attention_heads=8, ffn_hidden_size=2816, padded_vocab_size=4096,
         seq_length=128, chatglm_version=2,
