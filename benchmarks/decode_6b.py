@@ -90,7 +90,7 @@ def run(model: Any, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, floa
 
 def begin(model: Any, context: int, random: bool = False) -> tuple[torch.Tensor, ChatCache]:
     """The ids (1, context + 1) and the cache (`context` tokens) to decode with."""
-    cache, config = ChatCache(), model.config
+    cache, config = ChatCache(kv_cache_dtype=model.kv_cache_dtype), model.config
     if not random:
         return run(model, prompt_of(model, context), cache)[0], cache
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the model has, for a quick try")
     parser.add_argument("--random-cache", action="store_true", help="for long contexts: fill the cache, read no prompt")
     parser.add_argument("--tiny", action="store_true", help="a toy shape, to try the script out")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
     parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: decode tokens on request")
     args = parser.parse_args()
     if args.threads:
@@ -142,6 +143,7 @@ def main() -> None:
     sizes = TINY[args.generation] if args.tiny else {}
     sizes |= {"num_layers": args.layers} if args.layers else {}
     model = make(args.generation, args.bits, args.head, getattr(torch, args.dtype), args.precision, **sizes)
+    model.kv_cache_dtype = args.kv_cache_dtype
     if args.turns:
         with torch.inference_mode():
             take_turns(model, args.context, args.random_cache)
@@ -155,7 +157,8 @@ def main() -> None:
 
     with torch.inference_mode():
         if args.prompt:
-            taken = [run(model, prompt_of(model, args.prompt), ChatCache())[1] for _ in range(2)]
+            caches = [ChatCache(kv_cache_dtype=args.kv_cache_dtype) for _ in range(2)]
+            taken = [run(model, prompt_of(model, args.prompt), cache)[1] for cache in caches]
             print(f"prefill of {args.prompt} tokens: {args.prompt / min(taken):.1f} tokens/s (better of two)")
         ids, cache = begin(model, args.context, args.random_cache)
         reads, tokens = [], []

@@ -222,7 +222,11 @@ class ChatMixin:
     def _take_last_turn(self) -> ChatCache:
         # Taken out while in use: a second thread then starts with an empty cache instead of sharing this one.
         cache = self.__dict__.pop("_last_turn", None)
-        return cache if cache is not None else ChatCache(weights_stamp(self))
+        kept = cache is not None and cache.kv_cache_dtype == self.kv_cache_dtype  # type: ignore[attr-defined]
+        return cache if kept else self._new_cache()
+
+    def _new_cache(self) -> ChatCache:
+        return ChatCache(weights_stamp(self), self.kv_cache_dtype)  # type: ignore[attr-defined]
 
     def _chat(
         self,
@@ -284,7 +288,7 @@ class ChatMixin:
         **kwargs: Any,
     ) -> Iterator[Any]:
         if return_past_key_values and past_key_values is None:
-            past_key_values = ChatCache(weights_stamp(self))
+            past_key_values = self._new_cache()
         before = None
         for step in self.stream_steps(tokenizer, query, history, role, past_key_values=past_key_values, **kwargs):
             if step.response in ("", before) and step.finish_reason is None:
@@ -345,7 +349,7 @@ class ChatMixin:
             wrong = (positions.to(input_ids.device) != counted) & (real if counted.dim() == 2 else real[:, None]).bool()
             if bool(wrong.any()):
                 raise ValueError("position_ids are computed from input_ids and attention_mask: leave them out")
-        cache = ChatCache(weights_stamp(self)) if options.use_cache else None
+        cache = self._new_cache() if options.use_cache else None
         limit = options.length_limit(input_ids.shape[1], self._context())
         for sequence, _ in decode(self, input_ids, options, limit, cache, attention_mask):
             yield (sequence, cache) if return_past_key_values else sequence

@@ -100,7 +100,7 @@ def decode(
     batch_size = len(ids)
     chooser = TokenChooser(model, options, ids.shape[1], limit, ids.device, batch_size)
     if cache is None and options.use_cache:
-        cache = ChatCache()
+        cache = ChatCache(kv_cache_dtype=getattr(model, "kv_cache_dtype", "auto"))
     start = len(cache.token_ids) if cache is not None else 0
     if options.guesses and (batch_size > 1 or attention_mask is not None):
         raise ValueError("prompt_lookup_num_tokens and assistant_model take one sequence without padding at a time")

@@ -14,7 +14,8 @@ class TokenRoom:
     """Where one-call decoding writes the next tokens of each sequence; the cache is as before until `commit`."""
 
     lengths: Sequence[int]  # of each sequence, without the new tokens and those of `shared`
-    #: Keys and values of each layer, (sequences, heads, more than the longest length, head_dim).
+    #: Keys and values of each layer, (sequences, heads, more than the longest length, head_dim); or rows of int8, see
+    #: `int8`.
     layers: list[tuple[torch.Tensor, torch.Tensor]]
     commit: Callable[[], None]  # makes the written tokens a part of the cache
     #: Keys and values (heads, tokens, head_dim) of each layer that all sequences begin with; empty: there are none.

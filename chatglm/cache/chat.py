@@ -8,6 +8,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from .base import ChatGLMCache, TokenRoom
 from .growing import GrowingLayer
+from .int8 import Int8Layer, check_kv_cache_dtype
 
 
 class ChatCache(ChatGLMCache, DynamicCache):
@@ -15,11 +16,17 @@ class ChatCache(ChatGLMCache, DynamicCache):
 
     Args:
         stamp: identifies the weights that computed the cache, see `chatglm.generation.weights_stamp`.
+        kv_cache_dtype: "auto" holds keys and values as they are, "int8" as bytes with scales.
+
+    Raises:
+        ValueError: another `kv_cache_dtype`.
     """
 
-    def __init__(self, stamp: object = None) -> None:
+    def __init__(self, stamp: object = None, kv_cache_dtype: str = "auto") -> None:
         super().__init__()
-        self.layer_class_to_replicate = GrowingLayer
+        check_kv_cache_dtype(kv_cache_dtype)
+        self.kv_cache_dtype = kv_cache_dtype
+        self.layer_class_to_replicate = Int8Layer if kv_cache_dtype == "int8" else GrowingLayer
         self.token_ids: list[int] = []
         self.stamp = stamp
 
@@ -65,4 +72,5 @@ class ChatCache(ChatGLMCache, DynamicCache):
         return TokenRoom([length] * len(held[0][0]), held, commit)
 
     def _empty(self, stamp: object) -> None:
-        self.__init__(stamp)  # type: ignore[misc]  # new layers, because device or dtype may have changed
+        # New layers, because device or dtype may have changed.
+        self.__init__(stamp, self.kv_cache_dtype)  # type: ignore[misc]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from .base import ChatGLMCache, TokenRoom
+from .int8 import check_kv_cache_dtype, decode, encode
 
 #: Rows grow by at least this many tokens at a time, so that they rarely grow.
 ROW_STEP = 16
@@ -33,12 +34,20 @@ class RowCache(ChatGLMCache):
 
     A forward runs on one row (`select_row`, any number of tokens) or on adjacent rows (`select_rows`, one token each,
     at positions that may differ). Values after the tokens of a row are finite, and `mask` hides them.
+
+    Args:
+        kv_cache_dtype: "auto" holds keys and values as they are, "int8" as bytes with scales (see `int8`).
+
+    Raises:
+        ValueError: another `kv_cache_dtype`.
     """
 
     is_compileable = False
 
-    def __init__(self) -> None:
+    def __init__(self, kv_cache_dtype: str = "auto") -> None:
         super().__init__(layers=[])
+        check_kv_cache_dtype(kv_cache_dtype)
+        self._as_bytes = kv_cache_dtype == "int8"
         self.rows = 0
         self.capacity = 0
         self._keys: list[torch.Tensor] = []
@@ -87,6 +96,9 @@ class RowCache(ChatGLMCache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = key_states.dtype
+        if self._as_bytes:
+            key_states, value_states = encode(key_states), encode(value_states)
         while len(self._keys) <= layer_idx:
             for parts, states in ((self._keys, key_states), (self._values, value_states)):
                 # Zeros: masked values have weight 0, and 0 times NaN would be NaN.
@@ -98,10 +110,12 @@ class RowCache(ChatGLMCache):
                 held[self._first, :, self._lengths[0] : self._lengths[0] + tokens] = states[0]
             else:
                 held[self._lines.to(held.device), :, self._places.to(held.device)] = states[:, :, 0]
-        if any(one is not None for one in self.beginnings[rows]):
-            return self._join(layer_idx, tokens)
         end = self._past + tokens
-        return self._keys[layer_idx][rows, :, :end], self._values[layer_idx][rows, :, :end]
+        if any(one is not None for one in self.beginnings[rows]):
+            keys, values = self._join(layer_idx, tokens)
+        else:
+            keys, values = self._keys[layer_idx][rows, :, :end], self._values[layer_idx][rows, :, :end]
+        return (decode(keys, dtype), decode(values, dtype)) if self._as_bytes else (keys, values)
 
     def _join(self, layer: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The selected rows with their beginnings in front, in tensors that the next layer overwrites."""

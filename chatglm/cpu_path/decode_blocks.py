@@ -18,7 +18,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .. import kernels
 from ..cache import ChatGLMCache, TokenRoom
-from ..kernels.cpu import TYPE_CODES, Tokens
+from ..cache.int8 import encode
+from ..kernels.cpu import SCALED_INT8, TYPE_CODES, Tokens
 from .block_plan import BlockLayout, BlockPlanner
 
 #: Tokens of one sequence up to which one call is used: each of them reads the cache on its own.
@@ -100,11 +101,12 @@ class BlockRunner:
             return None
         found = _behind(found, room.shared)
         for block, (keys, values) in zip(plan, room.layers, strict=True):
-            block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), TYPE_CODES[dtype]
+            block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), _type_of(keys)
+            block.prefix_type = TYPE_CODES[dtype]
             # Tokens of one sequence are rows of the same place in the cache, each with one more past token.
             block.cache_row, block.cache_step = keys.stride(0) if count == 1 else 0, keys.stride(1)
         for block, (key, value) in zip(plan, found, strict=False):
-            block.prefix_keys, block.prefix_values = key.data_ptr(), value.data_ptr()
+            block.prefix_keys, block.prefix_values, block.prefix_type = key.data_ptr(), value.data_ptr(), _type_of(key)
         hidden_states = hidden_states.contiguous()
         result = torch.empty_like(hidden_states)
         tokens = Tokens(x=hidden_states.data_ptr(), y=result.data_ptr(), type=TYPE_CODES[result.dtype], rows=rows)
@@ -148,8 +150,15 @@ def _behind(
     """What all sequences begin with, behind the prefix: as for the kernels, each (heads, tokens, head_dim)."""
     if not prefix or not shared:
         return prefix or list(shared)
+    if shared[0][0].dtype == torch.int8:
+        prefix = [(encode(key), encode(value)) for key, value in prefix]
     pairs = zip(prefix, shared, strict=True)
     return [(torch.cat((a[0], b[0]), dim=1), torch.cat((a[1], b[1]), dim=1)) for a, b in pairs]
+
+
+def _type_of(held: torch.Tensor) -> int:
+    """The code of what a cache holds."""
+    return SCALED_INT8 if held.dtype == torch.int8 else TYPE_CODES[held.dtype]
 
 
 def _is_small(hidden_states: torch.Tensor) -> bool:
@@ -159,10 +168,12 @@ def _is_small(hidden_states: torch.Tensor) -> bool:
 
 
 def _room(cache: Cache, rows: int, tokens: int, count: int, dtype: torch.dtype) -> TokenRoom | None:
-    """Room for `tokens` more in `count` layers of `rows` sequences, on the CPU, in `dtype`; None if there is none."""
+    """Room for `tokens` more in `count` layers of `rows` sequences, on the CPU, in `dtype` or int8; None if there is
+    none."""
 
     def fits(held: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
-        usable = (len(keys) == rows and keys.dtype == dtype and keys.device.type == "cpu" for keys, _ in held)
+        types = (dtype, torch.int8)
+        usable = (len(keys) == rows and keys.dtype in types and keys.device.type == "cpu" for keys, _ in held)
         return len(held) == count and all(usable)
 
     if isinstance(cache, ChatGLMCache):

@@ -47,7 +47,7 @@ class DraftModel:
         check_assistant(model, draft)
         self.seconds = 0.0
         self._draft, self._most, self._piece_end = draft, most or DRAFT_TOKENS, piece_end
-        self._cache = ChatCache()
+        self._cache = ChatCache(kv_cache_dtype=getattr(draft, "kv_cache_dtype", "auto"))
         self._ids: list[int] = []
         self._guess: list[int] = []
         self._hits, self._all = WEIGHT * FIRST_RATE, WEIGHT

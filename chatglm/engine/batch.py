@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from ..cache import RowCache
+from ..cache.int8 import SCALE_BYTES
 from ..cache.rows import ROW_STEP
 from ..checkpoints import memory
 from .request import Request
@@ -60,7 +61,7 @@ class Batch:
     def __init__(self, model: PreTrainedModel, max_batch: int, cache_tokens: int) -> None:
         self._model, self._max_batch, self._cache_tokens = model, max_batch, cache_tokens
         self._context: int = model.config.max_position_embeddings
-        self.cache = RowCache()
+        self.cache = RowCache(model.kv_cache_dtype)
         self.rows: list[Row] = []
         self.answering = 0
         self.busy = 0
@@ -269,6 +270,9 @@ class Batch:
 def affordable_tokens(model: PreTrainedModel) -> int:
     """Returns how many tokens of KV cache fit into half of the memory that the model leaves free."""
     config = model.config
-    size = 2 * config.num_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+    width = config.head_dim * model.dtype.itemsize
+    if model.kv_cache_dtype == "int8":
+        width = config.head_dim + SCALE_BYTES
+    size = 2 * config.num_layers * config.num_key_value_heads * width
     room = memory.available(model.device)
     return 2**40 // size if room is None else max(LEAST_CACHE, int(room * MEMORY_SHARE) // size)

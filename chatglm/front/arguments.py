@@ -133,6 +133,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
         "--tensor-parallel-at", metavar="HOST:PORT",
         help="where the other processes, started with `python -m chatglm.parallel`, join (default: start them here)",
     )  # fmt: skip
+    group.add_argument(
+        "--kv-cache-dtype", choices=("auto", "int8"), default="auto",
+        help="int8: the KV cache takes half the memory, and long conversations are faster, on the CPU "
+        "(default: %(default)s, the dtype of the model)",
+    )  # fmt: skip
     group.add_argument("--no-memory-check", action="store_true", help="load even if the memory seems too small")
     group.add_argument(
         "--prompt-lookup-num-tokens",
@@ -176,9 +181,11 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
     }
     if args.tensor_parallel > 1:
         model, tokenizer = _load_in_parallel(args, options)
+        model.kv_cache_dtype = args.kv_cache_dtype
     else:
         model, tokenizer = load(
-            args.model, args.device, args.dtype, check_memory=not args.no_memory_check, **options
+            args.model, args.device, args.dtype, check_memory=not args.no_memory_check,
+            kv_cache_dtype=args.kv_cache_dtype, **options,
         )
     if out is not None:
         save(model, tokenizer, out)

@@ -7,6 +7,7 @@ import os
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
+from ..cache import check_kv_cache_dtype
 from ..checkpoints.files import check_vocabulary
 from . import memory_check
 from .dtypes import choose_dtype
@@ -25,6 +26,7 @@ def load(
     chatglm_version: int | None = None,
     local_files_only: bool = False,
     check_memory: bool = True,
+    kv_cache_dtype: str = "auto",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizer]:
     """Loads a ChatGLM of any generation with its tokenizer, ready to chat.
 
@@ -45,6 +47,8 @@ def load(
             the wrong one. A warning says where that is in doubt.
         local_files_only: take a hub repository from this machine's cache, without asking the hub.
         check_memory: False tries to load even if the weights do not seem to fit.
+        kv_cache_dtype: "int8" makes KV caches of bytes with scales, half the size of bfloat16, on the CPU only; "auto"
+            is the dtype of the model. The same as setting `model.kv_cache_dtype`.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
@@ -55,6 +59,9 @@ def load(
         ValueError, TypeError: an argument is invalid, or does not apply to this checkpoint.
     """
     target = find_device(device)
+    check_kv_cache_dtype(kv_cache_dtype)
+    if kv_cache_dtype == "int8" and target.type != "cpu":
+        raise ValueError(f'kv_cache_dtype="int8" is for models on the CPU, not on {target}')
     plan = make_plan(
         path_or_id, revision, quantize=quantize, adapter=adapter, chatglm_version=chatglm_version,
         local_files_only=local_files_only,
@@ -64,7 +71,9 @@ def load(
         memory_check.check_memory(plan, target, kind)
     check_vocabulary(plan.folder, plan.config.chatglm_version)
     tokenizer = read_tokenizer(plan.folder, plan.config.chatglm_version)
-    return plan.build(kind, None if target.type == "cpu" else {"": target}), tokenizer
+    model = plan.build(kind, None if target.type == "cpu" else {"": target})
+    model.kv_cache_dtype = kv_cache_dtype
+    return model, tokenizer
 
 
 def find_device(device: str | torch.device) -> torch.device:

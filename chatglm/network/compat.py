@@ -16,6 +16,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 
+from ..cache import ChatCache
+
 logger = logging.get_logger(__name__)
 
 #: Both names of the KV cache, for the lists of names that transformers and accelerate read.
@@ -144,6 +146,9 @@ class ChatGLMGenerationMixin(GenerationMixin):
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         cache = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
+        kind = getattr(self, "kv_cache_dtype", "auto")
+        if cache is None and kind != "auto" and kwargs.get("use_cache") is not False:
+            cache = ChatCache(kv_cache_dtype=kind)
         if cache is not None:
             kwargs |= named_cache(cache)
         return super().generate(inputs, *args, **kwargs)

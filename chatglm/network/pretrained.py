@@ -18,6 +18,7 @@ from transformers.initialization import zeros_
 from transformers.utils import logging
 
 from .. import quantization
+from ..cache import check_kv_cache_dtype
 from ..checkpoints.files import ModelLoadError, find_weights, refuse_missing
 from ..checkpoints.state_dicts import unusual_state_dict
 from ..checkpoints.weight_names import WRAPPERS
@@ -218,6 +219,19 @@ class ChatGLMPreTrainedModel(compat.NoCodeToSave, PreTrainedModel):
                 zeros_(parameter)
         else:
             super()._init_weights(module)
+
+    @property
+    def kv_cache_dtype(self) -> str:
+        """What new KV caches hold: "auto" (numbers of the model's dtype) or "int8" (bytes with a scale for each key and
+        value of a head, which take half the memory of bfloat16; on the CPU only)."""
+        return str(self.__dict__.get("_kv_cache_dtype", "auto"))
+
+    @kv_cache_dtype.setter
+    def kv_cache_dtype(self, name: str) -> None:
+        check_kv_cache_dtype(name)
+        if name == "int8" and (self.is_split or self.device.type != "cpu"):
+            raise ValueError('kv_cache_dtype="int8" is for models on the CPU')
+        self.__dict__["_kv_cache_dtype"] = name
 
     # ---- devices and dtypes ------------------------------------------------------------------------------------------
 

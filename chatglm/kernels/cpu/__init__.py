@@ -2,11 +2,12 @@
 (`library.py`) and called with tensors (`backend.py`). `probes.py` is for benchmarks."""
 
 from .backend import CPUBackend, load
-from .library import HEAD_MULTIPLE, MAX_HEAD, TYPE_CODES, VARIANTS, Attention, Block, Matrix, Tokens
+from .library import HEAD_MULTIPLE, MAX_HEAD, SCALED_INT8, TYPE_CODES, VARIANTS, Attention, Block, Matrix, Tokens
 
 __all__ = [
     "HEAD_MULTIPLE",
     "MAX_HEAD",
+    "SCALED_INT8",
     "TYPE_CODES",
     "VARIANTS",
     "Attention",

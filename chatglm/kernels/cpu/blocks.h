@@ -58,10 +58,16 @@ INLINE void place_head(const Tokens *tokens, const Block *block, i64 row, i64 he
         return;
     }
     const i64 key = block->key_start + own * block->key_step, value = block->value_start + own * block->key_step;
-    const i64 to = row * block->cache_row + own * block->cache_step + tokens->past[row] * size;
+    const i64 at = tokens->past[row] * row_numbers(block->cache_type, size);
+    const i64 to = row * block->cache_row + own * block->cache_step + at;
     add_bias(&block->fused, key, size, fused + key);
     add_bias(&block->fused, value, size, fused + value);
     rotate(tokens, row, block->distance, fused + key);
+    if (block->cache_type == SCALED_INT8) {
+        store_scaled((char *)block->keys + to, size, fused + key);
+        store_scaled((char *)block->values + to, size, fused + value);
+        return;
+    }
     store_numbers(block->keys, block->cache_type, to, (int)size, fused + key);
     store_numbers(block->values, block->cache_type, to, (int)size, fused + value);
 }

@@ -17,7 +17,7 @@ typedef struct {
 /* A decoder block with its prefix and its place in the cache. */
 typedef struct {
     const void *norm_weight[2], *norm_bias[2];  /* before attention and before the MLP; norm_bias may be NULL */
-    const void *prefix_keys, *prefix_values;    /* (kv_heads, prefix, head_dim), or NULL; of cache_type too */
+    const void *prefix_keys, *prefix_values;    /* (kv_heads, prefix, head_dim), or NULL; of prefix_type */
     void *keys, *values;                        /* the cache, with room for one more token in each row */
     i64 cache_row, cache_step;                  /* elements from one row, or head, to the next */
     Matrix fused, dense, up, down;              /* for query, key and value; after attention; the two of the MLP */
@@ -25,7 +25,8 @@ typedef struct {
     i64 query_step, key_start, value_start, key_step;  /* where heads are in the output of `fused` */
     i64 distance;                                      /* between the two dims of a head that are rotated as a pair */
     float eps, residual_scale, scaling;
-    int norm_type, cache_type, rms, gated, residual_normed;
+    /* A cache of SCALED_INT8 may have a prefix of any type, others one of their own type. */
+    int norm_type, prefix_type, cache_type, rms, gated, residual_normed;
 } Block;
 
 /* One token of each row, to be run through blocks. */
@@ -63,7 +64,7 @@ typedef struct {
 const Entry *chatglm_layouts(void) {
     static const Entry entries[] = {
         NUMBER(PORTABLE), NUMBER(PORTABLE_AVX2), NUMBER(VNNI),
-        NUMBER(FLOAT32), NUMBER(FLOAT16), NUMBER(BFLOAT16),
+        NUMBER(FLOAT32), NUMBER(FLOAT16), NUMBER(BFLOAT16), NUMBER(SCALED_INT8), NUMBER(SCALE_BYTES),
         NUMBER(EXACT), NUMBER(DEFAULT), NUMBER(INT8),
         NUMBER(TO_L1), NUMBER(TO_L2), NUMBER(DENSE_BITS),
         NUMBER(MAX_HEAD), NUMBER(HEAD_MULTIPLE),
@@ -78,8 +79,8 @@ const Entry *chatglm_layouts(void) {
         FIELD(Block, hidden), FIELD(Block, heads), FIELD(Block, kv_heads), FIELD(Block, head_dim),
         FIELD(Block, query_step), FIELD(Block, key_start), FIELD(Block, value_start), FIELD(Block, key_step),
         FIELD(Block, distance), FIELD(Block, eps), FIELD(Block, residual_scale), FIELD(Block, scaling),
-        FIELD(Block, norm_type), FIELD(Block, cache_type), FIELD(Block, rms), FIELD(Block, gated),
-        FIELD(Block, residual_normed),
+        FIELD(Block, norm_type), FIELD(Block, prefix_type), FIELD(Block, cache_type), FIELD(Block, rms),
+        FIELD(Block, gated), FIELD(Block, residual_normed),
 
         STRUCT(Tokens), FIELD(Tokens, x), FIELD(Tokens, cos), FIELD(Tokens, sin), FIELD(Tokens, y),
         FIELD(Tokens, past), FIELD(Tokens, rows), FIELD(Tokens, prefix), FIELD(Tokens, turns), FIELD(Tokens, angles),

@@ -24,6 +24,8 @@ from .fetching import PLACES
 VARIANTS = ("plain", "avx2", "avx512")
 #: The enum values of dtypes and precisions in C.
 TYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+#: The type of a cache of int8, see `cache.int8`, and the bytes of its scales.
+SCALED_INT8, SCALE_BYTES = 3, 4
 PRECISIONS = {"exact": 0, "default": 1, "int8": 2}
 #: The largest head_dim of a Block, and the number that divides the head_dim of an Attention.
 MAX_HEAD = 256
@@ -89,7 +91,8 @@ class Block(ctypes.Structure):
         ("query_step", c_int64), ("key_start", c_int64), ("value_start", c_int64), ("key_step", c_int64),
         ("distance", c_int64),
         ("eps", c_float), ("residual_scale", c_float), ("scaling", c_float),
-        ("norm_type", c_int), ("cache_type", c_int), ("rms", c_int), ("gated", c_int), ("residual_normed", c_int),
+        ("norm_type", c_int), ("prefix_type", c_int), ("cache_type", c_int),
+        ("rms", c_int), ("gated", c_int), ("residual_normed", c_int),
     ]  # fmt: skip
 
 
@@ -126,6 +129,8 @@ NUMBERS: dict[str, int] = {
     **dict(zip(("FLOAT32", "FLOAT16", "BFLOAT16"), TYPE_CODES.values(), strict=True)),
     **{name.upper(): number for name, number in PRECISIONS.items()},
     **{f"TO_{name}": number for number, name in enumerate(PLACES)},
+    "SCALED_INT8": SCALED_INT8,
+    "SCALE_BYTES": SCALE_BYTES,
     "MAX_HEAD": MAX_HEAD,
     "HEAD_MULTIPLE": HEAD_MULTIPLE,
     "DENSE_BITS": DENSE_BITS,

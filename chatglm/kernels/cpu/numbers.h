@@ -5,6 +5,9 @@
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };  /* element types in memory */
 
+/* Rows of a KV cache may also be scaled bytes: `size` signed bytes, then a float that is the value of one unit. */
+enum { SCALED_INT8 = 3, SCALE_BYTES = 4, BYTE_LEVELS = 127 };
+
 enum { LANES = 16 };                   /* floats per vector; smaller registers hold a part of it */
 typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
 typedef float Half __attribute__((vector_size(32), aligned(4), may_alias));
@@ -61,6 +64,29 @@ INLINE void store_numbers(void *data, int type, i64 index, int count, const floa
     if (type == FLOAT32) memcpy((float *)data + index, from, (size_t)count * 4);
     else if (type == FLOAT16) for (int i = 0; i < count; i++) to[i] = float_to_half(from[i]);
     else for (int i = 0; i < count; i++) to[i] = float_to_bfloat(from[i]);
+}
+
+INLINE float scale_of(const char *row, i64 size) { float scale; memcpy(&scale, row + size, SCALE_BYTES); return scale; }
+
+INLINE void load_scaled(const char *row, i64 size, float *restrict to) {
+    const float scale = scale_of(row, size);
+    for (i64 i = 0; i < size; i++) to[i] = (float)(signed char)row[i] * scale;
+}
+
+/* If a number is NaN or infinite, the whole row becomes NaN. */
+INLINE void store_scaled(char *restrict row, i64 size, const float *restrict from) {
+    uint32_t largest = 0;  /* the bits of a magnitude: compared as integers, NaN is the largest */
+    for (i64 i = 0; i < size; i++) {
+        const uint32_t magnitude = float_to_bits(from[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    float scale = 0, inverse = 0;
+    if (largest >= 0x7f800000u) scale = NAN;
+    else if (bits_to_float(largest) > 1e-33f)
+        scale = bits_to_float(largest) / BYTE_LEVELS, inverse = BYTE_LEVELS / bits_to_float(largest);
+    for (i64 i = 0; i < size; i++)  /* adding 1.5 * 2^23 rounds to nearest and leaves the integer in the low bits */
+        row[i] = (char)float_to_bits(from[i] * inverse + 12582912.0f);
+    memcpy(row + size, &scale, SCALE_BYTES);
 }
 
 /* e^x with x clamped to -87..88, relative error 1e-7; plain arithmetic, so that compilers turn it into SIMD. */

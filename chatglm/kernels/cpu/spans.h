@@ -3,6 +3,7 @@
 #pragma once
 
 #include "spans_avx512.h"
+#include "spans_int8.h"
 
 enum { SPAN_TOKENS = 256, SPANS = 4 };  /* the fewest tokens in one of several spans; spans per thread */
 
@@ -61,6 +62,9 @@ static void attend_cached(int isa, int threads, const Tokens *tokens, const Bloc
 #ifdef BF16
     const int fits = block->cache_type == BFLOAT16 && block->head_dim % BF16_DIMS == 0;
     if (isa == VNNI && fits && has_bf16()) many = many_bf16;
+#endif
+#if X86
+    if (isa == VNNI && block->cache_type == SCALED_INT8) few = few_int8, many = many_int8;
 #endif
     #pragma omp for schedule(dynamic) nowait
     for (i64 i = 0; i < count_spans(&plan, tokens); i++) {

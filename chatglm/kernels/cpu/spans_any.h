@@ -19,21 +19,31 @@ typedef struct {
 
 INLINE i64 result_floats(const Block *block) { return block->head_dim + 2; }
 
-typedef struct { const void *keys, *values; i64 start; int width; } Tile;
+/* Numbers from one token of a cache to the next; of SCALED_INT8: bytes. */
+INLINE i64 row_numbers(int type, i64 size) { return type == SCALED_INT8 ? size + SCALE_BYTES : size; }
+
+typedef struct { const void *keys, *values; i64 start; int width, type; } Tile;
 
 /* The tile that starts at `token`; it ends with the prefix, if it begins there. */
 INLINE Tile tile_at(const Tokens *tokens, const Block *block, const Span *span, i64 token) {
     const int before = token < tokens->prefix;
     const i64 size = block->head_dim, end = before && tokens->prefix < span->to ? tokens->prefix : span->to;
-    Tile tile = {before ? block->prefix_keys : block->keys, before ? block->prefix_values : block->values, 0, 0};
-    tile.start = before ? (span->kv_head * tokens->prefix + token) * size
-        : span->row * block->cache_row + span->kv_head * block->cache_step + (token - tokens->prefix) * size;
+    Tile tile = {before ? block->prefix_keys : block->keys, before ? block->prefix_values : block->values, 0, 0,
+                 before ? block->prefix_type : block->cache_type};
+    tile.start = before ? (span->kv_head * tokens->prefix + token) * row_numbers(block->prefix_type, size)
+        : span->row * block->cache_row + span->kv_head * block->cache_step
+            + (token - tokens->prefix) * row_numbers(block->cache_type, size);
     tile.width = end - token < TILE_TOKENS ? (int)(end - token) : TILE_TOKENS;
     return tile;
 }
 
-INLINE void load_rows(const void *from, int type, const Tile *tile, int size, int step, float *restrict to) {
-    for (int t = 0; t < tile->width; t++) load_numbers(from, type, tile->start + t * size, size, to + t * step);
+INLINE void load_rows(const void *from, const Tile *tile, int size, int step, float *restrict to) {
+    if (tile->type == SCALED_INT8)
+        for (int t = 0; t < tile->width; t++)
+            load_scaled((const char *)from + tile->start + t * (size + SCALE_BYTES), size, to + t * step);
+    else
+        for (int t = 0; t < tile->width; t++)
+            load_numbers(from, tile->type, tile->start + t * size, size, to + t * step);
 }
 
 /* A lane is a dim: scores are dot products. */
@@ -46,7 +56,7 @@ INLINE void span_of_few(const Tokens *tokens, const Block *block, const Span *sp
     for (i64 token = span->from; token < span->to;) {
         const Tile here = tile_at(tokens, block, span, token);
         const int width = here.width;
-        load_rows(here.keys, block->cache_type, &here, size, step, tile);
+        load_rows(here.keys, &here, size, step, tile);
         for (int r = 0; r < span->heads; r++) {
             const float *query = span->query + r * block->query_step;
             float most = largest[r];
@@ -65,7 +75,7 @@ INLINE void span_of_few(const Tokens *tokens, const Block *block, const Span *sp
             for (int i = 0; i < size; i++) sums[r][i] *= factor;
             largest[r] = most;
         }
-        load_rows(here.values, block->cache_type, &here, size, step, tile);
+        load_rows(here.values, &here, size, step, tile);
         for (int r = 0; r < span->heads; r++)
             for (int i = 0; i < step; i += STEP) {
                 Half *to = (Half *)(sums[r] + i), a = to[0], b = to[1], c = to[2], d = to[3];
@@ -165,13 +175,13 @@ INLINE void span_of_many(const Tokens *tokens, const Block *block, const Span *s
     memset(tile, 0, sizeof tile);
     for (i64 token = span->from; token < span->to;) {
         const Tile here = tile_at(tokens, block, span, token);
-        load_rows(here.keys, block->cache_type, &here, size, step, tile);
+        load_rows(here.keys, &here, size, step, tile);
         for (int t = 0; t < here.width; t += AT_ONCE)  /* past the end: tokens of the last tile, which get no weight */
             multiply(size, query, tile + t * step, 1, step, lanes.scores + t, 0);
         weigh(&lanes, here.width, step, block->scaling);
         for (int t = 0; t < here.width; t++)
             for (int l = 0; l < LANES; l++) lanes.sum[l] += lanes.scores[t][l];
-        load_rows(here.values, block->cache_type, &here, size, step, tile);
+        load_rows(here.values, &here, size, step, tile);
         for (int i = 0; i < step; i += AT_ONCE)
             multiply(here.width, lanes.scores, tile + i, step, 1, lanes.sums + i, 1);
         token += here.width;
