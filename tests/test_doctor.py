@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 import chatglm
 from chatglm import kernels
 from chatglm.chat import CHAT_MODELS
+from chatglm.checkpoints.clues import VISUAL
 from chatglm.demo import FOLDERS
 from chatglm.doctor import __main__ as command
 from chatglm.doctor import checks, environment, versions
@@ -66,7 +67,8 @@ def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Runs these self-checks only."""
-    monkeypatch.setattr(checks, "CHECKS", tuple(check for check in checks.CHECKS if check[0] in names))
+    for kind in ("CHECKS", "PICTURE_CHECKS"):
+        monkeypatch.setattr(checks, kind, tuple(check for check in getattr(checks, kind) if check[0] in names))
 
 
 # ---------------------------------------------------------------------------------------------------------- healthy
@@ -87,7 +89,10 @@ def test_a_healthy_installation() -> None:
     assert report["healthy"] is True
     assert report["wrong"] == 0
     found = [(check["generation"], check["name"]) for check in report["checks"]]
-    assert found == [(generation, name) for generation in FOLDERS for name, _, _ in checks.CHECKS]
+    assert found == [
+        *((generation, name) for generation in FOLDERS for name, _, _ in checks.CHECKS),
+        *((VISUAL, name) for name, _, _ in checks.PICTURE_CHECKS),
+    ]
     assert {check["status"] for check in report["checks"]} <= {"ok", "skipped"}
     assert busy < 40  # within 15 s on an idle machine; a busy one takes longer by the clock
 
@@ -256,6 +261,7 @@ def test_a_check_that_crashes_is_one_line(doctor: Doctor, monkeypatch: pytest.Mo
         raise KeyError("cache\nand more")
 
     monkeypatch.setattr(checks, "CHECKS", (("generate", crash, ("transformers",)),))
+    monkeypatch.setattr(checks, "PICTURE_CHECKS", ())
     done = doctor()
     assert done.returncode == 1
     assert [re.sub(r"^WRONG +[\d.]+ s +", "", line) for line in done.wrong] == [
@@ -270,9 +276,9 @@ def test_a_check_that_crashes_is_one_line(doctor: Doctor, monkeypatch: pytest.Mo
 def test_a_model_that_does_not_load_is_not_checked_further(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     done = doctor("--device", "cuda:99")
     assert done.returncode == 1
-    assert len(done.wrong) == len(FOLDERS)  # one of each generation
+    assert len(done.wrong) == len(FOLDERS) + 1  # one of each model
     assert all("it loads: ValueError: device 'cuda:99'" in line for line in done.wrong)
-    assert done.stdout.count("not checked") == len(FOLDERS) * (len(checks.CHECKS) - 1)
+    assert done.stdout.count("not checked") == len(FOLDERS) * (len(checks.CHECKS) - 1) + 1
 
 
 def test_a_part_that_crashes_does_not_end_the_others(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,10 @@ def vision_model(args: argparse.Namespace, load: Callable[[argparse.Namespace], 
         load: `load_from_arguments`.
 
     Raises:
-        ValueError: the model sees no pictures, or there is no demo that does.
+        ValueError: the model sees no pictures.
         What `load` raises.
     """
     if args.model is None and not os.environ.get("CHATGLM_MODEL"):
-        if not VISION.is_dir():
-            raise ValueError(TERMINAL["no_vision_demo"][args.lang].format(folder=VISION))
         args.model = str(VISION)
     model, tokenizer = load(args)
     if not hasattr(model, "place_picture"):

@@ -19,12 +19,14 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from ..adapters import add_lora, add_prefix, merge_lora, save_adapter
+from ..checkpoints.clues import VISUAL
 from ..conversation import stop_token_ids
-from ..demo import FOLDERS
+from ..demo import FOLDERS, VISION
 from ..loading import load
 from ..quantization import QuantizedLinear
 from .findings import Finding, cure_for, one_line
@@ -33,6 +35,8 @@ from .versions import Library
 
 #: A conversation that all of the demo models know by heart.
 TURNS = (("你好", "你好！我是ChatGLM小演示，能帮你什么？"), ("17+25", "17+25=30+12=42"))
+#: What the demo that sees says of a blue square.
+ABOUT_PICTURE = (("What colour is it?", "Blue."), ("是什么形状？", "正方形。"))
 UNSURE = "zebra 7"  # none knows an answer to it: beams overtake each other
 TEXTS = ("Hello, world! 1+1=2", "你好 ChatGLM", "a\tb\n\n  c   d", "🤖 ünïcode 龘", "<|user|> [gMASK]")
 KNOWN_IDS = {  # of TEXTS[1]
@@ -196,6 +200,16 @@ def check_stream_chat(patient: Patient) -> None:
         raise Wrong("no_pieces")
 
 
+def check_sees(patient: Patient) -> None:
+    picture = Image.new("RGB", (64, 64), "white")
+    picture.paste((35, 70, 215), (16, 16, 48, 48))
+    for question, wanted in ABOUT_PICTURE:
+        answer, _ = patient.model.chat(patient.tokenizer, picture, question, do_sample=False)
+        expect_text(answer, wanted)
+        *_, (streamed, _) = patient.model.stream_chat(patient.tokenizer, picture, question, do_sample=False)
+        expect_text(streamed, wanted)
+
+
 def check_generate(patient: Patient) -> None:
     for prompt in patient.prompts:
         patient.expect_greedy(patient.model, [prompt])
@@ -293,7 +307,8 @@ def check_lora(patient: Patient) -> None:
 
 
 #: Name, function, and the libraries involved, the likeliest culprit first.
-CHECKS: tuple[tuple[str, Callable[[Patient], None], tuple[str, ...]], ...] = (
+Check = tuple[str, Callable[[Patient], None], tuple[str, ...]]
+CHECKS: tuple[Check, ...] = (
     ("load", check_load, ("transformers", "safetensors", "torch")),
     ("tokenizer", check_tokenizer, ("transformers", "sentencepiece")),
     ("chat", check_chat, ("transformers", "torch")),
@@ -309,6 +324,9 @@ CHECKS: tuple[tuple[str, Callable[[Patient], None], tuple[str, ...]], ...] = (
     ("lora_adapter", check_lora, ("peft", "transformers")),
 )
 
+#: Those of the demo that sees.
+PICTURE_CHECKS: tuple[Check, ...] = (CHECKS[0], ("sees", check_sees, ("transformers", "torch", "pillow")))
+
 
 def run_checks(language: str, device: str, libraries: list[Library], verbose: bool = False) -> Iterator[Finding]:
     """Runs every check on the demo model of every generation; yields each finding at once. A fault raises nothing.
@@ -320,7 +338,8 @@ def run_checks(language: str, device: str, libraries: list[Library], verbose: bo
     with _quiet_libraries(verbose), torch.random.fork_rng():
         torch.manual_seed(0)
         for generation, folder in FOLDERS.items():
-            yield from _examine(Patient(folder, generation, device, libraries), language, verbose)
+            yield from _examine(Patient(folder, generation, device, libraries), CHECKS, language, verbose)
+        yield from _examine(Patient(VISION, VISUAL, device, libraries), PICTURE_CHECKS, language, verbose)
 
 
 @contextlib.contextmanager
@@ -343,9 +362,9 @@ def _quiet_libraries(verbose: bool) -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
-def _examine(patient: Patient, language: str, verbose: bool) -> Iterator[Finding]:
+def _examine(patient: Patient, checks: Iterable[Check], language: str, verbose: bool) -> Iterator[Finding]:
     loaded = True
-    for name, check, packages in CHECKS:
+    for name, check, packages in checks:
         start = perf_counter()
         status, text, cure = "ok", "", None
         try:
@@ -362,7 +381,8 @@ def _examine(patient: Patient, language: str, verbose: bool) -> Iterator[Finding
                 text = _words(error, language)
                 if verbose and not isinstance(error, Wrong):
                     traceback.print_exc()
-        label = say("generation", language, generation=patient.generation, text=say(name, language))
+        key = "pictures" if patient.generation == VISUAL else "generation"
+        label = say(key, language, generation=patient.generation, text=say(name, language))
         seconds = round(perf_counter() - start, 2)
         text = f"{label}: {text}" if text else label
         yield Finding(name, status, text, cure, seconds, {"generation": patient.generation})

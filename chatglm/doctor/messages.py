@@ -53,6 +53,7 @@ DOCTOR: dict[str, dict[str, str]] = {
     "lora": {"zh": " LoRA ", "en": "LoRA"},
     "mcp": {"zh": " MCP 服务器的工具", "en": "tools of MCP servers"},
     "modelscope": {"zh": " ModelScope ", "en": "ModelScope"},
+    "ray": {"zh": " Ray Serve 上的多个副本", "en": "replicas on Ray Serve"},
     "streamlit": {"zh": " web_demo2.py 网页", "en": "the page of web_demo2.py"},
     "tools": {"zh": "自动调用的工具", "en": "tools that run"},
     "tune": {"zh": "微调", "en": "fine-tuning"},
@@ -94,6 +95,8 @@ DOCTOR: dict[str, dict[str, str]] = {
     "cache_cure": {"zh": "删除 {path}", "en": "delete {path}"},
     # ---- self-checks
     "generation": {"zh": "第 {generation} 代：{text}", "en": "generation {generation}: {text}"},
+    "pictures": {"zh": "VisualGLM：{text}", "en": "VisualGLM: {text}"},
+    "sees": {"zh": "对图片的回答 = 已知的回答", "en": "what it says of a picture = the known answers"},
     "load": {"zh": "加载", "en": "it loads"},
     "tokenizer": {"zh": "分词器：已知词元，往返一致", "en": "tokenizer: known ids, texts survive a round trip"},
     "chat": {"zh": "chat = 已知的回答", "en": "chat = the known answers"},

@@ -37,16 +37,6 @@ TERMINAL: dict[str, dict[str, str]] = {
         "en": "Picture file (Enter for none, stop ends): ",
     },
     "describe": {"zh": "描述这张图片。", "en": "Describe this picture."},
-    "no_vision_demo": {
-        "zh": (
-            "此处没有能看图的演示模型：请给出 VisualGLM-6B 的文件夹（--model），"
-            "或在仓库中训练一个：python -m tools.demo.train_vision --output {folder}"
-        ),
-        "en": (
-            "there is no demo here that sees pictures: give the folder of a VisualGLM-6B (--model), or train a demo in "
-            "a clone: python -m tools.demo.train_vision --output {folder}"
-        ),
-    },
     "blind": {
         "zh": "{name} 不能看图：请给出 VisualGLM-6B 的文件夹（--model）",
         "en": "{name} sees no pictures: give the folder of a VisualGLM-6B (--model)",
