@@ -165,8 +165,9 @@ def test_rows_of_the_engine_equal_one_at_a_time(calls: list[int], generation: in
     assert cache.size * 4 * size == plain.size * (size + SCALE_BYTES)
 
 
+@pytest.mark.parametrize("rows", [(0, 1), (1,)])
 @pytest.mark.parametrize("length", [None, 5])
-def test_rows_that_share_their_first_tokens(calls: list[int], length: int | None) -> None:
+def test_rows_that_share_their_first_tokens(calls: list[int], length: int | None, rows: tuple[int, ...]) -> None:
     model = network(3, pre_seq_len=length)
     ids = (1000 + torch.arange(31) * 7 % 900).repeat(2, 1)
     ids[1, 20:] += 3
@@ -179,7 +180,7 @@ def test_rows_that_share_their_first_tokens(calls: list[int], length: int | None
                 cache.select_row(row, 0)
                 model(input_ids=ids[row : row + 1, :30], past_key_values=cache, use_cache=True)
             if share:
-                cache.share({0: 30, 1: 30}, 20)
+                cache.share(dict.fromkeys(rows, 30), 20)
             cache.select_rows(0, [30, 30], torch.device("cpu"))
             places = model.positions_from(ids, 30)
             logits = model(input_ids=ids[:, 30:], position_ids=places, past_key_values=cache, use_cache=True).logits

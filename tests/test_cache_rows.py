@@ -132,7 +132,9 @@ def test_rows_share_their_first_tokens() -> None:
     for first, lengths in ((0, [6, 6]), (0, [6, 6, 4])):
         new = states(1, rows=len(lengths))
         cache.select_rows(first, lengths, CPU)
-        assert (cache.room_for_tokens() is None) == (len(lengths) == 3)
+        room = cache.room_for_tokens()
+        assert [len(layers) for layers in room.shared] == [2, 2, 0][: len(lengths)]
+        assert list(room.lengths) == [1, 1, 4][: len(lengths)]
         cache.update(*new, 0)
         keys, _ = cache.update(*new, 1)
         assert keys.shape == (len(lengths), 2, 7, 3)
@@ -148,8 +150,8 @@ def test_what_is_shared_is_told_to_one_call_decoding() -> None:
     cache.share({0: 6, 1: 6}, 4)
     cache.select_rows(0, [6, 6], CPU)
     room = cache.room_for_tokens()
-    assert room is not None and list(room.lengths) == [2, 2] and len(room.shared) == 2
-    assert torch.equal(room.shared[1][0], before[0][:, :4])
+    assert list(room.lengths) == [2, 2] and room.shared[0] is room.shared[1]
+    assert torch.equal(room.shared[0][1][0], before[0][:, :4])
     assert torch.equal(room.layers[1][0][1][:, :2], before[0][:, 4:])
 
 

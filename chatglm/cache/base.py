@@ -18,8 +18,9 @@ class TokenRoom:
     #: `int8`.
     layers: list[tuple[torch.Tensor, torch.Tensor]]
     commit: Callable[[], None]  # makes the written tokens a part of the cache
-    #: Keys and values (heads, tokens, head_dim) of each layer that all sequences begin with; empty: there are none.
-    shared: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+    #: Of each sequence: keys and values (heads, tokens, head_dim) of each layer in front of those in `layers`, or
+    #: nothing. Empty: of no sequence.
+    shared: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]] = ()
 
 
 class ChatGLMCache(Cache):

@@ -133,15 +133,12 @@ class RowCache(ChatGLMCache):
                 self._joined[which][i, :, start : start + own] = part[row, :, :own]
         return self._joined[0], self._joined[1]
 
-    def room_for_tokens(self, tokens: int = 1) -> TokenRoom | None:
-        """Room in the selected rows, or None if their beginnings differ. Whoever selects rows counts their tokens, so
-        there is nothing to commit."""
+    def room_for_tokens(self, tokens: int = 1) -> TokenRoom:
+        """Room in the selected rows. Whoever selects rows counts their tokens, so there is nothing to commit."""
         place = slice(self._first, self._first + len(self._lengths))
-        beginning, *others = set(self.beginnings[place])
-        if others:
-            return None
         held = [(keys[place], values[place]) for keys, values in zip(self._keys, self._values, strict=True)]
-        return TokenRoom(self._lengths, held, lambda: None, beginning.layers if beginning is not None else [])
+        shared = [[] if one is None else one.layers for one in self.beginnings[place]]
+        return TokenRoom(self._lengths, held, lambda: None, shared if any(shared) else ())
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._past

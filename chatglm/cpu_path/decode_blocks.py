@@ -22,6 +22,8 @@ from ..cache.int8 import encode
 from ..kernels.cpu import SCALED_INT8, TYPE_CODES, Tokens
 from .block_plan import BlockLayout, BlockPlanner
 
+#: Keys and values of each layer.
+Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]
 #: Tokens of one sequence up to which one call is used: each of them reads the cache on its own.
 FEW_TOKENS = 16
 
@@ -99,19 +101,23 @@ class BlockRunner:
         room = None if plan is None or found is None else _room(cache, sequences, count, len(plan), dtype)
         if plan is None or found is None or room is None:
             return None
-        found = _behind(found, room.shared)
+        fronts = _fronts(found, room.shared, rows)
         for block, (keys, values) in zip(plan, room.layers, strict=True):
             block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), _type_of(keys)
-            block.prefix_type = TYPE_CODES[dtype]
             # Tokens of one sequence are rows of the same place in the cache, each with one more past token.
             block.cache_row, block.cache_step = keys.stride(0) if count == 1 else 0, keys.stride(1)
-        for block, (key, value) in zip(plan, found, strict=False):
-            block.prefix_keys, block.prefix_values, block.prefix_type = key.data_ptr(), value.data_ptr(), _type_of(key)
+        some = next((front for front in fronts if front), None)
+        for layer, block in enumerate(plan):
+            block.prefix_type = TYPE_CODES[dtype] if some is None else _type_of(some[layer][0])
+            if some is not None:
+                block.prefix_keys = _addresses(front[layer][0] if front else None for front in fronts)
+                block.prefix_values = _addresses(front[layer][1] if front else None for front in fronts)
         hidden_states = hidden_states.contiguous()
         result = torch.empty_like(hidden_states)
         tokens = Tokens(x=hidden_states.data_ptr(), y=result.data_ptr(), type=TYPE_CODES[result.dtype], rows=rows)
         past = room.lengths if count == 1 else range(room.lengths[0], room.lengths[0] + count)
-        tokens.past, tokens.prefix = (ctypes.c_int64 * rows)(*past), found[0][0].shape[1] if found else 0
+        tokens.past = (ctypes.c_int64 * rows)(*past)
+        tokens.prefix = (ctypes.c_int64 * rows)(*(front[0][0].shape[1] if front else 0 for front in fronts))
         tokens.turns = len(tables)
         for i, (cos, sin) in enumerate(tables):
             tokens.cos[i], tokens.sin[i] = cos.data_ptr(), sin.data_ptr()
@@ -144,16 +150,31 @@ def _prefix_of(
     return [(key.contiguous(), value.contiguous()) for key, value in found]
 
 
-def _behind(
-    prefix: list[tuple[torch.Tensor, torch.Tensor]], shared: Sequence[tuple[torch.Tensor, torch.Tensor]]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What all sequences begin with, behind the prefix: as for the kernels, each (heads, tokens, head_dim)."""
-    if not prefix or not shared:
-        return prefix or list(shared)
-    if shared[0][0].dtype == torch.int8:
-        prefix = [(encode(key), encode(value)) for key, value in prefix]
-    pairs = zip(prefix, shared, strict=True)
+def _fronts(prefix: Layers, shared: Sequence[Layers], rows: int) -> list[Layers]:
+    """What each row sees before its place in the cache, the prefix first: keys and values (heads, tokens, head_dim) of
+    each layer, or nothing."""
+    first = next((layers for layers in shared if layers), None)
+    if first is None:
+        return [prefix] * rows
+    if prefix:
+        if first[0][0].dtype == torch.int8:
+            prefix = [(encode(key), encode(value)) for key, value in prefix]
+        joined = {id(layers): _joined(prefix, layers) for layers in shared}
+        shared = [joined[id(layers)] for layers in shared]
+    return [*shared] * (rows // len(shared))  # the tokens of one sequence are rows with the same front
+
+
+def _joined(prefix: Layers, behind: Layers) -> Layers:
+    if not behind:
+        return prefix
+    pairs = zip(prefix, behind, strict=True)
     return [(torch.cat((a[0], b[0]), dim=1), torch.cat((a[1], b[1]), dim=1)) for a, b in pairs]
+
+
+def _addresses(parts: Iterable[torch.Tensor | None]) -> Any:
+    """An array for the kernels with the address of each part, or NULL."""
+    found = [None if part is None else part.data_ptr() for part in parts]
+    return (ctypes.c_void_p * len(found))(*found)
 
 
 def _type_of(held: torch.Tensor) -> int:

@@ -20,7 +20,7 @@ LEAST_CACHE = 256
 GROWTH = 16
 #: Tokens that each answer gets room for when another one joins, or the next step would have to preempt a request again.
 SPARE = 64
-#: Fewer tokens are copied rather than shared: rows that share take longer to compute beside rows that do not.
+#: Fewer tokens are copied rather than shared: it would hardly save memory.
 LEAST_SHARED = 64
 
 

@@ -17,7 +17,8 @@ typedef struct {
 /* A decoder block with its prefix and its place in the cache. */
 typedef struct {
     const void *norm_weight[2], *norm_bias[2];  /* before attention and before the MLP; norm_bias may be NULL */
-    const void *prefix_keys, *prefix_values;    /* (kv_heads, prefix, head_dim), or NULL; of prefix_type */
+    /* For each row (kv_heads, prefix, head_dim) of prefix_type; not read for a row without a prefix. */
+    const void *const *prefix_keys, *const *prefix_values;
     void *keys, *values;                        /* the cache, with room for one more token in each row */
     i64 cache_row, cache_step;                  /* elements from one row, or head, to the next */
     Matrix fused, dense, up, down;              /* for query, key and value; after attention; the two of the MLP */
@@ -34,7 +35,8 @@ typedef struct {
     const void *x, *cos[2], *sin[2];            /* x (rows, hidden) */
     void *y;                                    /* (rows, hidden) */
     const i64 *past;                            /* for each row, how many tokens the cache holds */
-    i64 rows, prefix;                           /* prefix: tokens that every row sees before those of the cache */
+    const i64 *prefix;                          /* for each row, how many tokens it sees before those of the cache */
+    i64 rows;
     i64 turns, angles, angle_row, angle_step;   /* `turns` tables; steps between rows and between angles */
     int type, angle_type;
 } Tokens;
@@ -83,7 +85,7 @@ const Entry *chatglm_layouts(void) {
         FIELD(Block, gated), FIELD(Block, residual_normed),
 
         STRUCT(Tokens), FIELD(Tokens, x), FIELD(Tokens, cos), FIELD(Tokens, sin), FIELD(Tokens, y),
-        FIELD(Tokens, past), FIELD(Tokens, rows), FIELD(Tokens, prefix), FIELD(Tokens, turns), FIELD(Tokens, angles),
+        FIELD(Tokens, past), FIELD(Tokens, prefix), FIELD(Tokens, rows), FIELD(Tokens, turns), FIELD(Tokens, angles),
         FIELD(Tokens, angle_row), FIELD(Tokens, angle_step), FIELD(Tokens, type), FIELD(Tokens, angle_type),
 
         STRUCT(Attention), FIELD(Attention, query), FIELD(Attention, key), FIELD(Attention, value),

@@ -83,7 +83,7 @@ class Block(ctypes.Structure):
     __slots__ = ()
     _fields_ = [
         ("norm_weight", c_void_p * 2), ("norm_bias", c_void_p * 2),
-        ("prefix_keys", c_void_p), ("prefix_values", c_void_p),
+        ("prefix_keys", POINTER(c_void_p)), ("prefix_values", POINTER(c_void_p)),
         ("keys", c_void_p), ("values", c_void_p),
         ("cache_row", c_int64), ("cache_step", c_int64),
         ("fused", Matrix), ("dense", Matrix), ("up", Matrix), ("down", Matrix),
@@ -102,8 +102,8 @@ class Tokens(ctypes.Structure):
     __slots__ = ()
     _fields_ = [
         ("x", c_void_p), ("cos", c_void_p * 2), ("sin", c_void_p * 2), ("y", c_void_p),
-        ("past", POINTER(c_int64)),
-        ("rows", c_int64), ("prefix", c_int64),
+        ("past", POINTER(c_int64)), ("prefix", POINTER(c_int64)),
+        ("rows", c_int64),
         ("turns", c_int64), ("angles", c_int64), ("angle_row", c_int64), ("angle_step", c_int64),
         ("type", c_int), ("angle_type", c_int),
     ]  # fmt: skip

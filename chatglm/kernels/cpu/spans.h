@@ -28,7 +28,7 @@ static SpanPlan plan_spans(const Tokens *tokens, const Block *block, int threads
     SpanPlan plan = {.sharing = block->heads / block->kv_heads};
     i64 work = 0;
     plan.groups = block->kv_heads * ((plan.sharing + LANES - 1) / LANES);
-    for (i64 r = 0; r < tokens->rows; r++) work += (tokens->prefix + tokens->past[r] + 1) * plan.groups;
+    for (i64 r = 0; r < tokens->rows; r++) work += (tokens->prefix[r] + tokens->past[r] + 1) * plan.groups;
     plan.length = work / (threads * SPANS) + 1;
     if (plan.length < SPAN_TOKENS) plan.length = SPAN_TOKENS;
     plan.length = (plan.length + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
@@ -36,7 +36,7 @@ static SpanPlan plan_spans(const Tokens *tokens, const Block *block, int threads
 }
 
 INLINE i64 spans_of(const SpanPlan *plan, const Tokens *tokens, i64 row) {
-    return (tokens->prefix + tokens->past[row] + plan->length) / plan->length;
+    return (tokens->prefix[row] + tokens->past[row] + plan->length) / plan->length;
 }
 
 static i64 count_spans(const SpanPlan *plan, const Tokens *tokens) {
@@ -71,7 +71,7 @@ static void attend_cached(int isa, int threads, const Tokens *tokens, const Bloc
         i64 row = 0, at = i;
         while (at >= spans_of(&plan, tokens, row) * plan.groups) at -= spans_of(&plan, tokens, row++) * plan.groups;
         const i64 spans = spans_of(&plan, tokens, row), group = at / spans, from = at % spans * plan.length;
-        const i64 all = tokens->prefix + tokens->past[row] + 1, kv_head = group / per_head;
+        const i64 all = tokens->prefix[row] + tokens->past[row] + 1, kv_head = group / per_head;
         const i64 skipped = group % per_head * LANES, left = plan.sharing - skipped;
         const Span span = {.row = row, .kv_head = kv_head, .from = from,
                            .to = from + plan.length < all ? from + plan.length : all,

@@ -26,13 +26,15 @@ typedef struct { const void *keys, *values; i64 start; int width, type; } Tile;
 
 /* The tile that starts at `token`; it ends with the prefix, if it begins there. */
 INLINE Tile tile_at(const Tokens *tokens, const Block *block, const Span *span, i64 token) {
-    const int before = token < tokens->prefix;
-    const i64 size = block->head_dim, end = before && tokens->prefix < span->to ? tokens->prefix : span->to;
-    Tile tile = {before ? block->prefix_keys : block->keys, before ? block->prefix_values : block->values, 0, 0,
+    const i64 prefix = tokens->prefix[span->row], size = block->head_dim;
+    const int before = token < prefix;
+    const i64 end = before && prefix < span->to ? prefix : span->to;
+    Tile tile = {before ? block->prefix_keys[span->row] : block->keys,
+                 before ? block->prefix_values[span->row] : block->values, 0, 0,
                  before ? block->prefix_type : block->cache_type};
-    tile.start = before ? (span->kv_head * tokens->prefix + token) * row_numbers(block->prefix_type, size)
+    tile.start = before ? (span->kv_head * prefix + token) * row_numbers(block->prefix_type, size)
         : span->row * block->cache_row + span->kv_head * block->cache_step
-            + (token - tokens->prefix) * row_numbers(block->cache_type, size);
+            + (token - prefix) * row_numbers(block->cache_type, size);
     tile.width = end - token < TILE_TOKENS ? (int)(end - token) : TILE_TOKENS;
     return tile;
 }
