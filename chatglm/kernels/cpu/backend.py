@@ -23,7 +23,7 @@ _SLICE = 1 << 22
 _DENSE_ROWS = {
     "plain": {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8},
     "avx2": {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8},
-    "avx512": {torch.float32: 16, torch.bfloat16: 4, torch.float16: 64},
+    "avx512": {torch.float32: 4, torch.bfloat16: 4, torch.float16: 64},
 }
 
 #: Weights of the product that chooses where to prefetch to: more than the caches of most CPUs hold.
