@@ -35,9 +35,20 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     started.close()
 
 
-def is_stream(request: Any) -> bool:
-    """Whether this is gradio's stream of answers."""
-    return "/queue/data" in request.url
+#: Keeps what comes in streams, which the page may end itself; the browser then has no body of theirs.
+KEEP_STREAMS = """
+window.streamed = []
+const plain = window.fetch
+window.fetch = async (...given) => {
+    const response = await plain(...given)
+    if (response.headers.get("content-type")?.startsWith("text/event-stream")) {
+        const reader = response.clone().body.pipeThrough(new TextDecoderStream()).getReader()
+        const keep = ({done, value}) => done || (window.streamed.push(value), reader.read().then(keep))
+        reader.read().then(keep).catch(() => {})
+    }
+    return response
+}
+"""
 
 
 class Player:
@@ -53,6 +64,7 @@ class Player:
         self.page.on(
             "request", lambda request: None if request.url.startswith(url) else self.elsewhere.append(request.url)
         )
+        self.page.add_init_script(KEEP_STREAMS)
         self.page.goto(url)
         self.story, self.score = self.page.locator("#story"), self.page.locator("#score")
         self.answers = self.page.locator("#chat [data-testid=bot]")
@@ -67,14 +79,12 @@ class Player:
         return self.answers.last.inner_text()
 
     def has_seen(self, text: str) -> bool:
-        """Whether the text is in the document, or was in a response or an ended stream, escaped or not."""
+        """Whether the text is in the document, or was in a response or a stream, escaped or not."""
         kinds = ("application/json", "text/html", "text/event-stream")
-        if not any(map(is_stream, self.finished)):  # the answer is shown before its stream ends
-            self.page.wait_for_event("requestfinished", is_stream)
         responses = [one for request in self.finished if (one := request.response()) is not None]
-        assert any("event-stream" in one.headers.get("content-type", "") for one in responses)
         seen = [one.text() for one in responses if one.headers.get("content-type", "").startswith(kinds)]
-        seen.append(self.page.content())
+        seen += [streamed := self.page.evaluate("window.streamed.join('')"), self.page.content()]
+        assert "process_completed" in streamed  # what the answers came in
         escaped = text.encode("ascii", "backslashreplace").decode()
         return any(text in one or escaped in one for one in seen)
 
