@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 
 from chatglm import adapters
 from chatglm.adapters.switching import stamp
-from tiny_adapters import error_of, logits, lora_config, make_lora, randomise, tiny
+from tiny_adapters import error_of, exchange_with_peft, logits, lora_config, make_lora, tiny
 
 HEAD = ["output_layer", "final_layernorm"]
 
@@ -19,16 +18,7 @@ HEAD = ["output_layer", "final_layernorm"]
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 @pytest.mark.parametrize("version", [2, 3])
 def test_exchanged_with_peft(version: int, tmp_path: Path) -> None:
-    wrapped = peft.get_peft_model(tiny(version), lora_config(modules_to_save=HEAD))
-    randomise(wrapped)
-    expected = logits(wrapped.get_base_model())
-    wrapped.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
-    model = tiny(version)
-    adapters.load_adapter(model, tmp_path / "peft", "one")
-    assert torch.equal(logits(model), expected)
-    adapters.save_adapter(model, tmp_path / "ours", "nowhere")
-    again = peft.PeftModel.from_pretrained(tiny(version), str(tmp_path / "ours"))
-    assert torch.equal(logits(again.get_base_model()), expected)
+    exchange_with_peft(tmp_path, version, modules_to_save=HEAD)
 
 
 def test_each_adapter_has_its_own_layers(tmp_path: Path) -> None:

@@ -49,6 +49,25 @@ def lora_config(**changes: Any) -> peft.LoraConfig:
     return peft.LoraConfig(**{"r": 3, "lora_alpha": 6, "target_modules": ["query_key_value"]} | changes)
 
 
+def exchange_with_peft(folder: Path, version: int, **changes: Any) -> tuple[Any, Any]:
+    """Random LoRA that PEFT saves, we read and save, and PEFT reads: it computes the same each time.
+
+    Returns:
+        Our model and PEFT's.
+    """
+    wrapped = peft.get_peft_model(tiny(version), lora_config(**changes))
+    randomise(wrapped)
+    expected = logits(wrapped.get_base_model())
+    wrapped.save_pretrained(folder / "peft", save_embedding_layers=False)
+    model = tiny(version)
+    adapters.load_adapter(model, folder / "peft", "one")
+    assert torch.equal(logits(model), expected)
+    adapters.save_adapter(model, folder / "ours", "nowhere")
+    again = peft.PeftModel.from_pretrained(tiny(version), str(folder / "ours"))
+    assert torch.equal(logits(again.get_base_model()), expected)
+    return model, again
+
+
 def make_prefix(folder: Path, model: Any, length: int = 4, projection: bool = False, seed: int = 0) -> Path:
     model = copy.deepcopy(model)
     adapters.add_prefix(model, length, projection)
