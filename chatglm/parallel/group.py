@@ -43,8 +43,8 @@ class Group:
         self._lock, self._children, self._open = threading.Lock(), list(children), True
         with _one_line():
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_NEVER)
-        if rank == 0:
-            atexit.register(self.close)
+        # In every process: an interpreter that ends beside gloo's threads may end in an abort.
+        atexit.register(self.close)
 
     @classmethod
     def start(cls, size: int, address: str | None = None, arguments: Sequence[str] = ()) -> Group:
@@ -152,12 +152,14 @@ class Group:
             dist.broadcast(torch.tensor([_END, 0, 0]), 0)
 
     def close(self) -> None:
-        """In the first process: ends the others."""
+        """Leaves the group; in the first process, also ends the others. Once is enough, twice does no harm."""
         if not self._open:
             return
         self._open = False
-        with contextlib.suppress(ParallelError):  # one has gone already; the others notice closed connections
-            self.release()
+        atexit.unregister(self.close)
+        if self.rank == 0:
+            with contextlib.suppress(ParallelError):  # one has gone already; the others notice closed connections
+                self.release()
         dist.destroy_process_group()
         for child in self._children:
             try:
