@@ -20,6 +20,7 @@ from chatglm.cache import GrowingLayer, RowCache
 from chatglm.generation import ChatCache
 from chatglm.kernels import KernelUnavailable, cpu
 from chatglm.serving.chat_engine import ChatEngine as Engine
+from kernel_variants import POSSIBLE
 from tiny_chat import pair
 
 SIZES: dict[str, Any] = {"num_layers": 3, "hidden_size": 192, "num_attention_heads": 6}
@@ -56,7 +57,7 @@ def network(generation: int, bits: int = 4, dtype: torch.dtype = torch.float32, 
     return model
 
 
-@pytest.fixture(autouse=True, params=cpu.VARIANTS)
+@pytest.fixture(autouse=True, params=POSSIBLE)
 def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Each variant of the kernels that this machine has; the numbers of blocks that it was called with."""
     try:

@@ -12,6 +12,7 @@ import torch
 from chatglm.kernels import cpu, reference
 from chatglm.kernels.cpu.fetching import PLACES
 from chatglm.kernels.errors import KernelUnavailable
+from kernel_variants import POSSIBLE
 
 BITS = (4, 8)
 PRECISIONS = {"exact": 1e-5, "default": 2e-4, "int8": 1e-2}
@@ -31,7 +32,7 @@ def built() -> cpu.CPUBackend:
         pytest.skip(f"no CPU kernels here: {reason}")
 
 
-@pytest.fixture(params=cpu.VARIANTS)
+@pytest.fixture(params=POSSIBLE)
 def kernels(request: pytest.FixtureRequest, built: cpu.CPUBackend) -> cpu.CPUBackend:
     """Each variant that this machine has."""
     try:
@@ -264,7 +265,7 @@ def test_the_best_variant_is_the_default_and_can_be_chosen(
 ) -> None:
     monkeypatch.delenv("CHATGLM_CPU_KERNELS", raising=False)
     best = cpu.load()
-    assert best.variant == cpu.VARIANTS[built.library.chatglm_best()]
+    assert best.variant == [name for isa, name in enumerate(cpu.VARIANTS) if built.library.chatglm_runs(isa)][-1]
     assert set(best.describe()) == {"kernels", "compiler", "library", "prefetch", "threads"}
     assert cpu.load() is best
     monkeypatch.setenv("CHATGLM_CPU_KERNELS", "plain")

@@ -16,14 +16,15 @@ from .fetching import PLACES, chosen_place
 from .library import DENSE_BITS, PRECISIONS, TYPE_CODES, VARIANTS, Attention, Block, Tokens, load_library
 
 #: From this many rows on, expanding the weights for torch's product is faster than ours (never with AVX-512 integers).
-_LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64}
+_LIBRARY_ROWS = {"plain": 16, "avx2": 32, "avx512": 64, "dotprod": 16, "i8mm": 16}
 #: Weights that are expanded at a time for that.
 _SLICE = 1 << 22
 #: Rows up to which our product with weights that are not quantised is faster than torch's.
 _DENSE_ROWS = {
-    "plain": {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8},
-    "avx2": {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8},
-    "avx512": {torch.float32: 4, torch.bfloat16: 4, torch.float16: 64},
+    variant: {torch.float32: 4, torch.bfloat16: 4, torch.float16: 64}
+    if variant == "avx512"
+    else {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8}
+    for variant in VARIANTS
 }
 
 #: Weights of the product that chooses where to prefetch to: more than the caches of most CPUs hold.
@@ -214,23 +215,28 @@ def load_variant(variant: str | None) -> CPUBackend:
     with _lock:
         library, path, compiler = load_library()
         prefetch = set_prefetch(library, path)
-    best = int(library.chatglm_best())
+    variants = variants_of(library)
     if variant is None:
-        variant = VARIANTS[best]
-    if variant not in VARIANTS[: best + 1]:
-        raise ValueError(f"CPU kernels {variant!r}: this machine has {', '.join(VARIANTS[: best + 1])}")
+        variant = variants[-1]
+    if variant not in variants:
+        raise ValueError(f"CPU kernels {variant!r}: this machine has {', '.join(variants)}")
     return CPUBackend(library, path, compiler, variant, prefetch)
+
+
+def variants_of(library: ctypes.CDLL) -> list[str]:
+    """Those of VARIANTS that this machine runs, the fastest last."""
+    return [variant for isa, variant in enumerate(VARIANTS) if library.chatglm_runs(isa)]
 
 
 @functools.cache
 def set_prefetch(library: ctypes.CDLL, path: Path) -> str:
     """Tells the library where to prefetch weights to, and returns that in words."""
-    best = int(library.chatglm_best())
-    if VARIANTS[best] == "plain":
+    best = variants_of(library)[-1]
+    if best not in ("avx2", "avx512"):
         return "none"
     weight = huge_pages.empty((_PREFETCH_BYTES // 2048, 2048)).fill_(1)
     scale, x = torch.ones(len(weight)), torch.ones(1, 4096)
-    backend = CPUBackend(library, path, "", VARIANTS[best], "")
+    backend = CPUBackend(library, path, "", best, "")
 
     def product(place: str) -> None:
         library.chatglm_fetch(PLACES.index(place))

@@ -6,12 +6,13 @@
  *
  * Activations become fixed-point numbers, with one scale (here: step) for every GROUP columns of a row. The products
  * within a group are then exact integer ones, of 16 bits (`default`: +-32512, relative error about 3e-5) or 8 (`int8`).
- * `exact` keeps the activations in fp32. Two families of kernels:
+ * `exact` keeps the activations in fp32. Families of kernels:
  *
  *   portable  plain C, compiled a second time for AVX2; 16-bit activations (products_portable.h). One row with AVX2:
  *             products_avx2.h, with INT4 weights also 8-bit activations
  *   VNNI      AVX-512 intrinsics. 1 or 2 rows (INT8 weights or activations: 4): products_dots.h. Up to 8 rows of 16
  *             bits: products_few.h. More rows: products_tiles.h.
+ *   DOTPROD, I8MM  ARM intrinsics (products_arm.h); with `exact`, the portable kernels
  *
  * Zeros pad the last group, so any number of columns takes the same path. NaN or infinite activations give NaN;
  * activations under 1e-33 count as zero.

@@ -21,7 +21,7 @@ from . import compile as compiler
 from .fetching import PLACES
 
 #: The families of kernels; the index is the enum value in C.
-VARIANTS = ("plain", "avx2", "avx512")
+VARIANTS = ("plain", "avx2", "avx512", "dotprod", "i8mm")
 #: The enum values of dtypes and precisions in C.
 TYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 #: The type of a cache of int8, see `cache.int8`, and the bytes of its scales.
@@ -125,7 +125,7 @@ class Attention(ctypes.Structure):
 
 STRUCTS: tuple[type[ctypes.Structure], ...] = (Matrix, Block, Tokens, Attention)
 NUMBERS: dict[str, int] = {
-    **dict(zip(("PORTABLE", "PORTABLE_AVX2", "VNNI"), range(len(VARIANTS)), strict=True)),
+    **dict(zip(("PORTABLE", "PORTABLE_AVX2", "VNNI", "DOTPROD", "I8MM"), range(len(VARIANTS)), strict=True)),
     **dict(zip(("FLOAT32", "FLOAT16", "BFLOAT16"), TYPE_CODES.values(), strict=True)),
     **{name.upper(): number for name, number in PRECISIONS.items()},
     **{f"TO_{name}": number for number, name in enumerate(PLACES)},
@@ -159,6 +159,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.chatglm_dequantize.argtypes = [
         number, number, number, pointer, pointer, number, pointer, number, size, size,
     ]  # fmt: skip
+    library.chatglm_runs.argtypes = [number]
     library.chatglm_fetch.argtypes = [number]
     library.chatglm_fetch.restype = None
     library.chatglm_blocks.argtypes = [number, number, POINTER(Tokens), POINTER(Block), size]

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dense.h"
+#include "products_arm.h"
 #include "products_avx2.h"
 #include "products_few.h"
 #include "products_portable.h"
@@ -25,7 +26,8 @@ static void plan(Job *job, int precision) {
     /* 16-bit products of INT8 weights keep up with the L2 cache at a steady rate; those of byte planes do not. */
     const int words = job->isa == VNNI && job->bits == 8 && precision == DEFAULT && fetching == TO_L2;
     job->one = job->rows == 1 && precision != EXACT && (job->isa == PORTABLE_AVX2 || words);
-    const int bytes = job->one ? job->bits == 4 : job->isa == VNNI;  /* activations are planes of bytes */
+    /* Whether activations are planes of bytes. */
+    const int bytes = job->one ? job->bits == 4 : job->isa == VNNI || job->isa == DOTPROD || job->isa == I8MM;
     job->levels = precision == EXACT ? 0 : precision == INT8 && bytes ? LEVELS8 : LEVELS16;
     job->block_bytes = !job->levels ? GROUP * 4 : job->levels == LEVELS8 ? GROUP : GROUP * 2;
     const i64 fitting = DOT_BYTES / (job->groups * job->block_bytes);
@@ -64,6 +66,9 @@ static void prepare_blocks(const Job *job, Meeting *meeting) {
     else if (job->one && job->bits == 4) prepare = prepare_planes;
     else if (job->isa == VNNI && !job->one) prepare = job->levels ? prepare_vnni : prepare_floats;
 #endif
+#if ARM_DOTPROD
+    if (is_arm(job)) prepare = prepare_arm;
+#endif
     #pragma omp for schedule(static) nowait
     for (i64 b = 0; b < runs_of(job) * job->rows; b++) prepare(job, b / job->rows, b % job->rows);
     meet(meeting);
@@ -99,6 +104,14 @@ static void multiply_rows(const Job *job, int threads) {
             const i64 from = job->out * part / threads, to = job->out * (part + 1) / threads;
             (job->one ? one_avx2 : !job->levels ? dot_floats_avx512 : job->few ? few_vnni : dot_vnni)(job, from, to);
         }
+        return;
+    }
+#endif
+#if ARM_DOTPROD
+    if (is_arm(job)) {
+        #pragma omp for schedule(static) nowait
+        for (i64 part = 0; part < threads; part++)
+            outputs_arm(job, job->out * part / threads, job->out * (part + 1) / threads);
         return;
     }
 #endif

@@ -28,11 +28,27 @@
 #else
 #define X86 0
 #endif
+
+/* On ARM, the library is compiled for the CPU it runs on, see compile.py. */
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define ARM_DOTPROD 1
+#include <arm_neon.h>
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define ARM_I8MM 1
+#endif
+#endif
+#ifndef ARM_DOTPROD
+#define ARM_DOTPROD 0
+#endif
+#ifndef ARM_I8MM
+#define ARM_I8MM 0
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 typedef int64_t i64;
 
-enum { PORTABLE, PORTABLE_AVX2, VNNI };  /* the families, `isa` in every call; a CPU runs those up to its best one */
+/* The families, `isa` in every call. Those of one kind of CPU are in order, from the slowest to the fastest. */
+enum { PORTABLE, PORTABLE_AVX2, VNNI, DOTPROD, I8MM };
 
 /* Where weights are prefetched to; what is best is measured once, see fetching.py. With the L1 cache, Zen 4 takes up to
  * three times as long: the lines on their way there hold up the loads of activations. */
@@ -68,13 +84,17 @@ INLINE void fetch(const void *weight, i64 bytes, int place, i64 ahead, int every
 #define CHOOSE_AVX512(isa, name) name##_plain
 #endif
 
-/* The best family of kernels that this CPU (and its operating system) can run. */
-int chatglm_best(void) {
+/* Whether this CPU (and its operating system) can run a family of kernels. */
+int chatglm_runs(int isa) {
 #if X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) return VNNI;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return PORTABLE_AVX2;
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa == PORTABLE_AVX2) return avx2;
+    if (isa == VNNI) return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni");
 #endif
-    return PORTABLE;
+    if (isa == DOTPROD) return ARM_DOTPROD;
+    if (isa == I8MM) return ARM_I8MM;
+    return isa == PORTABLE;
 }
