@@ -17,7 +17,7 @@ FIRST_WAIT = 2.0
 #: Seconds to wait while no speed is known, and seconds per request after them.
 UNKNOWN_WAIT, UNKNOWN_SECONDS = 1.0, 0.005
 #: Seconds for which a time to come back holds, and for how many requests of one client.
-HOLDS, MOST_TIMES = 10.0, 1024
+HOLDS, MOST_TIMES = 30.0, 1024
 
 
 class Pace:

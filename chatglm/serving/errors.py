@@ -39,9 +39,9 @@ class ApiError(Exception):
         if isinstance(error, ApiError):
             return error
         if isinstance(error, QueueFullError):
-            # The `openai` package reads the first; all others the second, in whole seconds.
+            # The `openai` package reads the first; all others the second, in whole seconds. Neither is too early.
             headers = {
-                "Retry-After-Ms": str(max(100, round(1000 * error.retry_after))),
+                "Retry-After-Ms": str(max(100, math.ceil(1000 * error.retry_after))),
                 "Retry-After": str(max(1, math.ceil(error.retry_after))),
             }
             return cls(429, str(error), code="queue_full", headers=headers)
