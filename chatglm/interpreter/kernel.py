@@ -184,6 +184,7 @@ class Kernel:
 
     def _run(self, code: str, cancel: threading.Event | None, seconds: float) -> tuple[str, Outputs]:
         outputs, status, ended_at = Outputs(), "ok", 0.0
+        begun = interrupted = False
         client, process = self._client, self._process
         assert process is not None
         message = client.execute(code, allow_stdin=False, store_history=True)
@@ -195,10 +196,12 @@ class Kernel:
                 why = "interrupted" if cancel is not None and cancel.is_set() else why
                 if why:
                     status, ended_at = why, now + INTERRUPT_SECONDS
-                    self.interrupt()
             elif now > ended_at:
                 self._end_badly(outputs, status, seconds)
                 return status, outputs
+            elif begun and not interrupted:  # before its cell has begun, a kernel ignores interrupts
+                interrupted = True
+                self.interrupt()
             try:
                 given = client.get_iopub_msg(timeout=0.1)
             except queue.Empty:
@@ -209,6 +212,7 @@ class Kernel:
             if given.get("parent_header", {}).get("msg_id") != message:
                 continue
             kind, content = given["msg_type"], given["content"]
+            begun = begun or kind == "execute_input"
             if kind == "status" and content.get("execution_state") == "idle":
                 break
             if kind == "error":
