@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,7 @@ def serve(
         kwargs: for `gr.Blocks.launch`.
     """
     log.keep_brief()
+    _wait_until_it_runs()
     limits = (title, upload_bytes + FORM_BYTES) if upload_bytes else (title,)
     with contextlib.suppress(KeyboardInterrupt):
         blocks.launch(
@@ -49,6 +51,7 @@ def serve(
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,
+            _frontend=False,  # no request of its own that has to be answered within three seconds
             max_file_size=upload_bytes or 1,
             app_kwargs={"middleware": middleware(*limits)},
             **kwargs,
@@ -62,3 +65,20 @@ def serve(
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log how many there are
     blocks.close(verbose=False)
     gc.freeze()  # gradio and torch have so many objects that a collection at exit takes seconds
+
+
+def _wait_until_it_runs() -> None:
+    """gradio takes a server that has not started within five seconds for one whose port is taken: on a machine that is
+    busy, it may take longer. One that cannot start ends its thread."""
+    from gradio import http_server
+
+    class Server(http_server.Server):
+        def run_in_thread(self) -> None:
+            self.thread = threading.Thread(target=self.run, daemon=True)
+            self.thread.start()
+            while not self.started:
+                if not self.thread.is_alive():
+                    raise http_server.ServerFailedToStartError("the server did not start: its message says why")
+                time.sleep(0.001)
+
+    vars(http_server)["Server"] = Server
