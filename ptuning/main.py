@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import os
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None, prog: str = "main.py") -> int:
     """Trains, evaluates and predicts. Returns the exit status: 2 for wrong arguments, 1 for later failures."""
     try:
-        return run(parse(sys.argv[1:] if argv is None else argv, prog))
+        status = run(parse(sys.argv[1:] if argv is None else argv, prog))
+        if status == 0:
+            leave_group_at_exit()
+        return status
     except (RuntimeError, OSError, ValueError, ImportError, MemoryError) as error:
         if first_to_fail():
             message = explain(error)
@@ -311,6 +315,15 @@ def first_to_fail() -> bool:
         return bool(processes.distributed_c10d._get_default_store().add("chatglm/failed", 1) == 1)
     except RuntimeError:
         return False  # the process that kept the store has ended
+
+
+def leave_group_at_exit() -> None:
+    """Of several processes: an interpreter that ends beside the threads of their group may end in an abort."""
+    import torch.distributed as processes
+
+    if processes.is_available() and processes.is_initialized():
+        atexit.unregister(processes.destroy_process_group)
+        atexit.register(processes.destroy_process_group)
 
 
 class _Say:

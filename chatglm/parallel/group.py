@@ -166,6 +166,7 @@ class Group:
                 child.wait(10)
             except subprocess.TimeoutExpired:
                 child.kill()
+                child.wait()
 
 
 def parse_address(text: str) -> tuple[str, int]:
