@@ -42,19 +42,23 @@ class Parrot(ChatEngine):
     def __init__(self, version: int, **sizes: int) -> None:
         self.answers: list[str] = []
         self.holds: list[Hold] = []
+        self._breaks: dict[int, Hold] = {}
         model, tokenizer = copy.deepcopy(pair(version))
         model.config.max_position_embeddings = CONTEXT  # room for tools, whose description is long
         super().__init__(model, tokenizer, **sizes)
         self.statistics.finished = finished = Finished()
         self.ended = finished.events
 
-    def say(self, text: str) -> str:
-        """The question to ask for this answer."""
+    def say(self, text: str, hold: Hold | None = None) -> str:
+        """The question to ask for this answer; `hold` blocks the engine in the middle of it."""
+        if hold is not None:
+            self._breaks[len(self.answers)] = hold
         self.answers.append(text)
         return f"say {len(self.answers) - 1} please"
 
-    def hold(self) -> tuple[str, Hold]:
-        self.holds.append(Hold())
+    def hold(self, after: int = 0) -> tuple[str, Hold]:
+        """The question whose answer waits for a test's event, before its first token or `after` some."""
+        self.holds.append(Hold(after))
         return f"wait {len(self.holds) - 1} please", self.holds[-1]
 
     def submit_all(
@@ -68,7 +72,10 @@ class Parrot(ChatEngine):
         for ids, options in requests:
             orders = re.findall(r"(say|wait) ?(\d+) please", self.tokenizer.decode(list(ids)))
             if orders and orders[-1][0] == "say":
-                options.logits_processor.append(Say(self.tokenizer, self.answers[int(orders[-1][1])]))
+                number = int(orders[-1][1])
+                options.logits_processor.append(Say(self.tokenizer, self.answers[number]))
+                if number in self._breaks:
+                    options.logits_processor.append(self._breaks[number])
             elif orders:
                 options.logits_processor.append(self.holds[int(orders[-1][1])])
         return super().submit_all(requests, top_logprobs, adapter, prompt_logprobs, answers)

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 
 from chatglm.conversation import stop_token_ids
 
-SECONDS = 60  # nothing takes this long: a test that waits longer has found a fault
+SECONDS = 300  # nothing takes this long: a test that waits longer has found a fault
 
 
 class Say(LogitsProcessor):
@@ -33,12 +33,19 @@ class Say(LogitsProcessor):
 
 
 class Hold(LogitsProcessor):
-    """Signals that its request has begun, and blocks the whole engine until it may continue."""
+    """Signals that its request has begun, and blocks the whole engine until it may continue.
 
-    def __init__(self) -> None:
+    Args:
+        after: so many tokens of the answer come before.
+    """
+
+    def __init__(self, after: int = 0) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()
+        self._before = after
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.begun.set()
-        assert self.go_on.wait(SECONDS)
+        self._before -= 1
+        if self._before < 0:
+            self.begun.set()
+            assert self.go_on.wait(SECONDS)
         return scores

@@ -59,7 +59,7 @@ def run_process(*arguments: str, text: str = "", program: str = CLI) -> subproce
     """The finished process, as people start it."""
     return subprocess.run(
         [sys.executable, program, *arguments],
-        input=text, capture_output=True, timeout=120, env=ENVIRONMENT, encoding="utf-8",
+        input=text, capture_output=True, timeout=300, env=ENVIRONMENT, encoding="utf-8",
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_pipe_that_stays_open_is_no_mystery() -> None:
     )  # fmt: skip
     assert process.stderr
     assert "reading standard input" in process.stderr.readline()
-    assert process.communicate("two\n", timeout=60) == ("0[user] one\n\ntwo\n", "")
+    assert process.communicate("two\n", timeout=300) == ("0[user] one\n\ntwo\n", "")
 
 
 def test_a_document_from_a_pipe_a_file_or_nowhere(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_document_from_a_pipe_a_file_or_nowhere(tmp_path: Path) -> None:
     for path, answer in ((tmp_path / "document", "0[user] one\n\nthree\n"), (os.devnull, "0[user] one\n")):
         with open(path) as file:
             done = subprocess.run(
-                [sys.executable, FAKE, "1", "-p", "one"], stdin=file, capture_output=True, timeout=120, env=ENVIRONMENT,
+                [sys.executable, FAKE, "1", "-p", "one"], stdin=file, capture_output=True, timeout=300, env=ENVIRONMENT,
                 encoding="utf-8",
             )  # fmt: skip
         assert (done.stdout, done.stderr, done.returncode) == (answer, "", 0)
@@ -214,7 +214,7 @@ def test_a_reader_that_goes_away() -> None:
     process.stdout.close()
     process.stdin.write(b"two\n" * 10)
     process.stdin.close()
-    assert process.wait(60) != 0
+    assert process.wait(300) != 0
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -389,7 +389,7 @@ def test_ctrl_c_ends_a_program_that_nobody_watches() -> None:
     assert process.stdout and process.stderr
     assert process.stdout.read(8) == b"0 1 2 3 "
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors == b""
 
@@ -439,7 +439,7 @@ def spawn(program: str, *arguments: str, **environment: str) -> Any:
     """A program on a new terminal."""
     pexpect = pytest.importorskip("pexpect", reason="needs a pseudo-terminal")
     return pexpect.spawn(
-        sys.executable, [program, *arguments], env=ENVIRONMENT | environment, encoding="utf-8", timeout=60,
+        sys.executable, [program, *arguments], env=ENVIRONMENT | environment, encoding="utf-8", timeout=300,
         dimensions=(50, 200),
     )  # fmt: skip
 
@@ -533,7 +533,7 @@ def test_what_was_typed_is_there_in_the_next_run(tmp_path: Path) -> None:
 
     def chat_of(*arguments: str) -> Any:
         child = pexpect.spawn(
-            sys.executable, [FAKE, "1", *arguments], env=environment, encoding="utf-8", timeout=60,
+            sys.executable, [FAKE, "1", *arguments], env=environment, encoding="utf-8", timeout=300,
             dimensions=(50, 200),
         )  # fmt: skip
         child.expect_exact("You: ")

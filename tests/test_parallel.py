@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ from chatglm import load
 from chatglm.parallel import Group, ParallelError, load_parallel
 from chatglm.parallel.group import parse_address
 from chatglm.parallel.layers import ShardedLinear
+from ports import free_port
+from scripted import SECONDS
 from tiny_adapters import make_lora, make_prefix
 from tiny_folders import error_of, make_folder
 from tiny_glm4 import make_glm4
@@ -28,12 +29,6 @@ group = Group.join(1, 2, sys.argv[1])
 for name, bits in zip(sys.argv[2::2], sys.argv[3::2]):
     work(name, group, "float32", quantize=int(bits) or None)
 """
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def second_process(address: str, cases: list[tuple[Path, int]]) -> subprocess.Popen[bytes]:
@@ -63,7 +58,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     prefix = make_prefix(tmp_path / "prefix", load(tied)[0])
     lora = make_lora(tmp_path / "lora", load(tied)[0])
     cases += [(tied, 4)]
-    address = free_address()
+    address = f"127.0.0.1:{free_port()}"
     child = second_process(address, cases)
     group = Group.start(2, address)
     for folder, bits in cases:
@@ -79,7 +74,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         group.release()
     assert "merge it first" in error_of(lambda: load_parallel(tied, group, adapter=lora), ValueError)
     group.close()
-    assert child.wait(30) == 0
+    assert child.wait(SECONDS) == 0
 
 
 def test_the_program_starts_the_others_and_an_end_of_one_is_an_error(tmp_path: Path) -> None:

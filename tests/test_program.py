@@ -46,7 +46,7 @@ def start(words: Sequence[str], folder: Path | None = None, **more: Any) -> subp
 def finished(words: Sequence[str], folder: Path | None = None, **more: Any) -> tuple[int, str, str]:
     """(exit status, standard output, standard error)"""
     process = start(words, folder, **more)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
@@ -166,7 +166,7 @@ except KeyboardInterrupt:
     assert process.stderr
     assert process.stderr.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == ""
+    assert process.communicate(timeout=300)[1] == ""
     assert process.returncode == program.INTERRUPTED
 
 
@@ -222,7 +222,7 @@ def test_a_closed_standard_output_is_one_line() -> None:
     def closed(words: str) -> subprocess.CompletedProcess[str]:
         command = f'exec "{sys.executable}" {words} >&-'
         return subprocess.run(
-            ["sh", "-c", command], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, encoding="utf-8", timeout=60
+            ["sh", "-c", command], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, encoding="utf-8", timeout=300
         )
 
     done = closed("cli_demo.py -p hello")

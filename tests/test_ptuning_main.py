@@ -488,7 +488,7 @@ def test_interrupted_before_it_begins() -> None:
             if "| torch" in line or "|   torch" in line or " torch." in line:
                 break
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in err
 
 
@@ -506,7 +506,7 @@ def test_a_process_is_interrupted_and_goes_on(base: Path, rows: Path, tmp_path: 
             if "'loss'" in line:
                 break
         process.send_signal(signal.SIGINT)
-        rest, err = process.communicate(timeout=120)
+        rest, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     found = re.search(r"stopped at step (\d+); resume with --resume_from_checkpoint (\S+)", rest)
     assert found is not None and Path(found[2]) == out / f"checkpoint-{found[1]}"

@@ -325,7 +325,7 @@ def test_killed_while_saving(folders: Any, tmp_path: Path) -> None:
     argv = arguments(folders(3), write_rows(tmp_path / "train.json"), tmp_path / "out", *METHODS["ptuning"],
                      "--max_steps", "6", "--save_steps", "2", "--learning_rate", "0.1")  # fmt: skip
     code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), argv=argv, cache=str(tmp_path))
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, text=True)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
     last = last_checkpoint(tmp_path / "out")
     assert last is not None and last.name == "checkpoint-2"

@@ -9,7 +9,7 @@ import pytest
 
 from chatglm.engine import Waiting
 from chatglm.serving.chat_engine import ChatEngine
-from scripted import Say
+from scripted import Hold, Say
 from tiny_chat import TOOLS_SYSTEM, pair
 
 VERSIONS = (1, 2, 3)
@@ -77,10 +77,12 @@ def test_a_request_begins_at_once_and_closing_the_iterator_cancels_it() -> None:
     with ChatEngine(model, tokenizer, max_batch=1) as engine:
         with pytest.raises(TypeError, match="unknown generation option"):
             engine.chat("x", nonsense=1)
-        answer = engine.chat("x", do_sample=False, min_new_tokens=200)
+        hold = Hold(after=3)
+        answer = engine.chat("x", do_sample=False, min_new_tokens=200, logits_processor=[hold])
         later = engine.chat("x", do_sample=False, max_new_tokens=2)
         next(answer)
         answer.close()  # type: ignore[attr-defined]
+        hold.go_on.set()
         assert list(later)[-1].finish_reason
     assert engine.statistics.finished["cancelled"] == 1
 
@@ -89,14 +91,17 @@ def test_a_queued_request_tells_its_place_and_can_be_ended_there() -> None:
     model, tokenizer = pair(3)
     with ChatEngine(model, tokenizer, max_batch=1) as engine:
         assert not any(isinstance(step, Waiting) for step in engine.chat_in_queue("x", max_new_tokens=2))
-        running = engine.chat("x", do_sample=False, min_new_tokens=200)
+        first, second = Hold(after=3), Hold(after=20)
+        running = engine.chat("x", do_sample=False, min_new_tokens=200, logits_processor=[first, second])
         next(running)
         cancel = threading.Event()
         two: dict[str, Any] = {"max_new_tokens": 2, "min_new_tokens": 2}
         queued = [engine.chat_in_queue("x", cancel=cancel, **two), engine.chat_in_queue("x", **two)]
         assert [next(answer) for answer in queued] == [Waiting(0), Waiting(1)]
         cancel.set()
+        first.go_on.set()
         assert [step.finish_reason for step in queued[0]] == ["cancelled"]
         assert next(queued[1]) == Waiting(0)
         running.close()  # type: ignore[attr-defined]
+        second.go_on.set()
         assert list(queued[1])[-1].finish_reason == "length"

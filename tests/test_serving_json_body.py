@@ -50,7 +50,7 @@ def test_ordinary_bodies_pass(body: bytes) -> None:
     ],
 )
 def test_others_are_refused_quickly(body: bytes, reason: str) -> None:
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(ValueError, match=reason):
         check_json(body)
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 0.5  # at most 0.02 on an idle machine

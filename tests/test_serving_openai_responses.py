@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from chatglm.conversation import tool_call_message
 from live_server import CONTEXT, NAME, Live, Parrot, serve
-from scripted import SECONDS
+from scripted import SECONDS, Hold
 
 TOOLS: list[Any] = [
     {
@@ -189,14 +189,16 @@ def test_a_stream_that_fails_says_so(live: Live, monkeypatch: pytest.MonkeyPatch
 
 def test_closing_the_stream_frees_the_engine() -> None:
     with serve(Parrot(3, max_batch=1)) as live:
-        stream = ask(live, live.engine.say("x " * 900), stream=True)
+        hold = Hold(after=8)
+        stream = ask(live, live.engine.say("x " * 900, hold), stream=True)
         for event in stream:
             if event.type == "response.output_text.delta":
                 break
-        assert not live.engine.ended["stop"].is_set()
         stream.close()
+        assert live.http.get("/health").status_code == 200  # so the server knows it
+        hold.go_on.set()
         assert live.engine.ended["cancelled"].wait(SECONDS)
-        assert ask(live, "x", max_output_tokens=2).status == "incomplete"
+        assert ask(live, "x", max_output_tokens=2, temperature=0).status == "incomplete"
 
 
 def test_logprobs(live: Live) -> None:

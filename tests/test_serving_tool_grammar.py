@@ -100,7 +100,8 @@ def test_a_forced_call_follows_the_schema(live: Live, choice: Any) -> None:
 @needs_library
 def test_the_older_form_does_too(live: Live) -> None:
     functions = [tool["function"] for tool in tools()]
-    answer = live.chat("x", functions=functions, function_call={"name": "weather"}, temperature=1.5, max_tokens=400)
+    options: Any = {"function_call": {"name": "weather"}, "temperature": 1.5, "max_tokens": 400, "seed": 1}
+    answer = live.chat("x", functions=functions, **options)
     call = answer.choices[0].message.function_call
     check(call.name, call.arguments)
     own = {"name": "count", "description": "x", "params": [{"name": "n", "type": "int", "required": True}]}
@@ -172,7 +173,7 @@ def test_without_the_library_forced_and_strict_tools_are_refused(monkeypatch: py
             with pytest.raises(openai.BadRequestError, match="pip install") as error:
                 live.chat("x", **options)
             assert error.value.param == "tools.weather"
-        assert live.chat("x", tools=tools(), max_tokens=2).choices[0].finish_reason == "length"
+        assert live.chat("x", tools=tools(), max_tokens=2, temperature=0).choices[0].finish_reason == "length"
 
 
 def test_schemas_of_arguments() -> None:

@@ -42,7 +42,7 @@ def test_the_installed_package_answers(installed: Path, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "chatglm", *words], cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": str(installed)},
-            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=120,
+            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=300,
         )  # fmt: skip
 
     done = run("chat", "-p", "hello", "--temperature", "0")

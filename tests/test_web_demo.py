@@ -9,7 +9,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import pytest
 import web_demo
 from chatglm.conversation import chat_format
 from chatglm.front.session import Session
+from ports import free_port
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page's tests need the Python package playwright")
 expect = sync_api.expect
@@ -33,16 +33,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chro
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium-headless-shell"
 )
-PATIENCE = int(os.environ.get("PATIENCE", 60)) * 1000  # milliseconds; much, for a busy machine
+PATIENCE = int(os.environ.get("PATIENCE", 180)) * 1000  # milliseconds; much, for a busy machine
 
 
 class Server:
     """web_demo.py in a process of its own."""
 
     def __init__(self, script: str, *arguments: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
         self.command = [sys.executable, "-u", script, *arguments, "--port", str(self.port)]
         self.start()
