@@ -19,11 +19,13 @@ from typing import Any
 
 from .isolation import Isolation, matplotlib_settings
 from .outputs import Outputs, Part, Picture
-from .watcher import Group, Limits, Watcher, descendants, size_of
+from .watcher import Group, Limits, Watcher, descendants, is_running, size_of
 
 START_SECONDS = 60.0
 #: How long a cell may take to end after an interrupt.
 INTERRUPT_SECONDS = 5.0
+#: How long to wait for the end of processes that were killed.
+END_SECONDS = 10.0
 MOST_UPLOAD = 20 * 2**20
 
 _STARTED_ANEW = "The kernel was started anew: variables are gone, files are still there."
@@ -72,6 +74,7 @@ class Kernel:
         self._watcher: Watcher | None = None
         self._group: Group | None = None
         self._number = 0
+        self._killed: list[int] = []
         #: (name, size) of files of which the model does not know yet.
         self.uploaded: list[tuple[str, int]] = []
 
@@ -119,9 +122,10 @@ class Kernel:
         process = self._process
         if process is None:
             return
+        found = descendants(process.pid)
+        self._killed += found
         # In the jail, the end of bubblewrap ends all; without one, everything has to be found.
-        victims = descendants(process.pid) if self.isolation.grade == "trusted" else [process.pid]
-        for pid in victims:
+        for pid in found if self.isolation.grade == "trusted" else [process.pid]:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -131,6 +135,10 @@ class Kernel:
         if self._process is not None:
             self._kill()
             self._process.wait()
+            end = time.monotonic() + END_SECONDS
+            while any(map(is_running, self._killed)) and time.monotonic() < end:  # they end a moment after bubblewrap
+                time.sleep(0.005)
+            self._killed.clear()
         if self._watcher is not None:
             self._watcher.close()
         if self._group is not None:
@@ -236,9 +244,9 @@ class Kernel:
             "files": f"The files take more than {self.limits.work // 2**20} MB.",
         }.get(exceeded, "The kernel died." if status == "died" else "The cell could not be interrupted.")
         outputs.parts.append(Part("error", f"{reason} {_STARTED_ANEW}\n"))
+        self._stop()
         if exceeded == "files" and self._is_own:  # or the next cell would end at once
             self._empty()
-        self._stop()
 
     def interrupt(self) -> None:
         """Raises KeyboardInterrupt in the cell. By a message: a signal would stay outside of the jail."""

@@ -164,6 +164,15 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, other than one that has ended and is only still listed."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
+
+
 def size_of(folder: Path, enough: int) -> int:
     """Returns the bytes of all files in a folder, or something above `enough`. Follows no links."""
     total, todo = 0, [str(folder)]
