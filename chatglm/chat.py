@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import BatchEncoding, LogitsProcessor, PreTrainedTokenizerBase
 
+from . import registries
 from .chat_methods import ChatMixin
 from .chat_steps import ChatStep, ShownAnswer, ids_to_text
 from .configuration_chatglm import ChatGLM3Config, ChatGLM4Config, ChatGLMConfig
@@ -217,7 +218,7 @@ class ChatGLM4ForConditionalGeneration(ChatGLM3ForConditionalGeneration):
 
 
 #: The class of each generation, by the `chatglm_version` of its config; see `chatglm.generations`.
-CHAT_MODELS: dict[int, Any] = {}
+CHAT_MODELS: dict[int, Any] = registries.CHAT_MODELS
 
 
 def model_class(config: ChatGLMConfig) -> Any:

@@ -222,7 +222,8 @@ class ChatMixin:
     def _take_last_turn(self) -> ChatCache:
         # Taken out while in use: a second thread then starts with an empty cache instead of sharing this one.
         cache = self.__dict__.pop("_last_turn", None)
-        kept = cache is not None and cache.kv_cache_dtype == self.kv_cache_dtype  # type: ignore[attr-defined]
+        # Not one of a class that a notebook has reloaded since.
+        kept = isinstance(cache, ChatCache) and cache.kv_cache_dtype == self.kv_cache_dtype  # type: ignore[attr-defined]
         return cache if kept else self._new_cache()
 
     def _new_cache(self) -> ChatCache:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
+from . import registries
 from .checkpoints import file_names
 from .checkpoints.generation import names_of, settle, weigh
 from .network.compat import CACHE_NAMES, NoCodeToSave
@@ -101,6 +102,8 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
     """The base of all generations' configs. `ChatGLMConfig.from_pretrained` returns the right generation's class."""
 
     model_type = "chatglm"
+    # Asked for instead of `cls is ChatGLMConfig`, which fails once a notebook has reloaded this module.
+    _is_any_generation = True
     keys_to_ignore_at_inference = list(CACHE_NAMES)
     tokenizer_class: ClassVar[str] = "ChatGLMTokenizer"  # AutoTokenizer's choice for a folder without its own
     sep_token_id: ClassVar[int | None] = None  # every config of transformers 4 has it; converters write it out
@@ -121,7 +124,7 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
     def __new__(cls, *args: Any, **kwargs: Any) -> ChatGLMConfig:
         """`ChatGLMConfig(**config_json)`, as programs for the originals make one, gives the right generation's class;
         without any values there is no generation to find."""
-        if cls is ChatGLMConfig and kwargs:
+        if "_is_any_generation" in vars(cls) and kwargs:
             cls = CONFIGS[detect_version(kwargs)]
         return super().__new__(cls)
 
@@ -179,7 +182,7 @@ class ChatGLMConfig(NoCodeToSave, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> ChatGLMConfig:
         """As in transformers; `chatglm_version=` says which generation it is, whatever the values say."""
-        if cls is not ChatGLMConfig:
+        if "_is_any_generation" not in vars(cls):
             return super().from_dict(_values_of_types(cls, config_dict), **kwargs)
         path = _place_of(kwargs.get("name_or_path"), config_dict, kwargs)
         version = settle(path, config_dict, given=kwargs.pop("chatglm_version", None))
@@ -375,4 +378,5 @@ class ChatGLM4Config(ChatGLM2Config):
 
 
 #: The class of each generation.
-CONFIGS: dict[int, type[ChatGLMConfig]] = {1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config, 4: ChatGLM4Config}
+CONFIGS: dict[int, type[ChatGLMConfig]] = registries.CONFIGS
+CONFIGS.update({1: ChatGLM1Config, 2: ChatGLM2Config, 3: ChatGLM3Config, 4: ChatGLM4Config})

@@ -37,14 +37,17 @@ def register() -> None:
         if module is not None:
             take_over(module)
     if not all(name in sys.modules for name in _TAKEN_OVER):
-        sys.meta_path.insert(0, _WhenImported())
+        sys.meta_path.insert(0, _WhenImported(_TAKEN_OVER))
 
 
 class _WhenImported(MetaPathFinder):
     """Takes over a module of modelscope once it has been imported."""
 
+    def __init__(self, taken_over: Mapping[str, Callable[[Any], None]]) -> None:
+        self.taken_over = taken_over
+
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        take_over = _TAKEN_OVER.get(fullname)
+        take_over = self.taken_over.get(fullname)
         if take_over is None:
             return None
         spec = PathFinder.find_spec(fullname, path, target)

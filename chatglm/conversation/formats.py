@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+from .. import registries
 from .call_grammar import CallGrammar
 from .fitting import fit
 from .history import Message, check_items, check_text
@@ -331,7 +332,7 @@ class ChatFormat(ABC):
 
 # ---- the registry ----------------------------------------------------------------------------------------------------
 
-_FORMATS: dict[int, ChatFormat] = {}
+_FORMATS: dict[int, ChatFormat] = registries.FORMATS
 
 
 def register_chat_format(chat_format: ChatFormat) -> ChatFormat:

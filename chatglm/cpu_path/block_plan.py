@@ -96,7 +96,7 @@ class BlockPlanner:
         Args:
             blocks: modules with `parts()`, their `BlockParts`
         """
-        signature: list[Any] = []
+        signature: list[Any] = [Block]  # another class after a notebook's %autoreload, which the kernels refuse
         every = []
         for block in blocks:
             parts = block.parts()

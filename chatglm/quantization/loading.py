@@ -9,12 +9,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 from .layers import QuantizedLayer
 from .models import apply, empty_layer, layers_to_quantize
 from .scheme import quantize_weight
 from .settings import EMBEDDINGS, HEADS, QUANT_METHOD, ChatGLMQuantizationConfig
 
+for _known in (AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING):
+    _known.pop(QUANT_METHOD, None)  # registered already, when a notebook reloads this module
 register_quantization_config(QUANT_METHOD)(ChatGLMQuantizationConfig)
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import cached_file, logging
 
+from .. import registries
 from ..checkpoints import file_names
 from ..checkpoints.generation import settle
 from ..network.compat import NoCodeToSave, refuse_unknown, take_old_hub_keywords
@@ -51,6 +52,7 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, OldNames, PreTrainedTokenizer)
     its end may still change; `stable_response` holds that end back.
     """
 
+    _is_any_generation = True  # see ChatGLMConfig
     chatglm_version: int = 0
     padding_side = "left"
     model_input_names = ["input_ids", "attention_mask", "position_ids"]
@@ -59,10 +61,10 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, OldNames, PreTrainedTokenizer)
     _typed_control_tokens: Sequence[str] = ()
     _typed_start: Sequence[str] = ("[gMASK]", "sop")
     #: The class of each generation; see `chatglm.register_generation`.
-    classes: ClassVar[dict[int, type[ChatGLMTokenizer]]] = {}
+    classes: ClassVar[dict[int, type[ChatGLMTokenizer]]] = registries.TOKENIZERS
 
     def __new__(cls, vocab_file: str | None = None, *args: Any, **kwargs: Any) -> ChatGLMTokenizer:
-        if cls is ChatGLMTokenizer:
+        if "_is_any_generation" in vars(cls):
             name = os.path.basename(vocab_file or "")
             given = kwargs.get("chatglm_version") or (1 if name == "ice_text.model" else None)
             cls = cls.classes[settle(vocab_file, tokenizer=kwargs, given=given)]
@@ -105,15 +107,18 @@ class ChatGLMTokenizer(NoCodeToSave, ChatMethods, OldNames, PreTrainedTokenizer)
         tokenizer_config, other = _read_json(path, file_names.TOKENIZER_CONFIG, kwargs)
         place = path if os.path.isfile(path) else place or other or path
         version = settle(place, model_config, tokenizer_config, chatglm_version)
-        target = cls.classes[version] if cls is ChatGLMTokenizer else cls
+        target = cls.classes[version] if "_is_any_generation" in vars(cls) else cls
         constructor = inspect.signature(target.__init__).parameters
         tokens = (name for name in kwargs if name.endswith("_token"))  # transformers takes tokens of any name
         refuse_unknown("from_pretrained", kwargs, *_HUB_ARGUMENTS, *_LOADING_ARGUMENTS, *constructor, *tokens)
         kwargs = target._adapt_to_model(kwargs, model_config)
         # Found here because transformers would take any tokenizer.model in the folder, even for generation 1.
         kwargs.setdefault("vocab_file", target._find_vocabulary(path, kwargs))
-        load = super(ChatGLMTokenizer, target).from_pretrained
-        return load(path, *init_inputs, chatglm_version=version, **kwargs)
+        return target._load(path, *init_inputs, chatglm_version=version, **kwargs)
+
+    @classmethod
+    def _load(cls, path: str, *init_inputs: Any, **kwargs: Any) -> Any:
+        return super().from_pretrained(path, *init_inputs, **kwargs)
 
     @classmethod
     def _find_vocabulary(cls, path: str, kwargs: dict[str, Any]) -> str:
