@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -238,6 +239,15 @@ def test_defaults(rows: Path, tmp_path: Path) -> None:
     assert (model.lora_rank, model.lora_alpha, model.lora_dropout, model.lora_target_modules) == (
         8, 32, 0.1, ["query_key_value"])  # fmt: skip
     assert method_of(model) == "full"
+
+
+def test_the_folder_of_tensorboards_files(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "elsewhere")
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=object))  # if neither is installed
+    argv = ["--do_train", "--model_name_or_path", "x", "--train_file", str(rows), "--use_cpu"]
+    parse([*argv, "--report_to", "tensorboard", "--logging_dir", str(tmp_path / "logs")])
+    assert integration_utils.TensorBoardCallback(tb_writer=object()).logging_dir == str(tmp_path / "logs")
 
 
 @pytest.mark.parametrize("kind", ["json", "yaml"])
