@@ -122,17 +122,16 @@ static i64 list_jobs(const Block *block, int isa, int threads, i64 rows, char *m
         jobs[i] = (Job){.isa = isa, .bits = one->bits, .x_type = FLOAT32, .scale_type = one->scale_type, .rows = rows,
                         .in = one->columns, .out = one->outputs, .scale = one->scale, .weight = one->weight,
                         .x = parts[from[i]], .y = parts[to[i]]};
-        plan(jobs + i, one->precision);
-        if (memory) take_memory(jobs + i, threads, memory + bytes);  /* shared: they run one after another */
-        most = job_memory(jobs + i, threads) > most ? job_memory(jobs + i, threads) : most;
+        plan(jobs + i, one->precision, threads);
+        if (memory) take_memory(jobs + i, memory + bytes);  /* shared: they run one after another */
+        most = larger(most, job_memory(jobs + i));
     }
-    return bytes + most;
+    return bytes + padded(most);
 }
 
-/* Called by all threads of a team: runs one block, which updates the floats `hidden` of all rows. The same thread
- * always computes the norms and residuals of a row. */
+/* Called by all threads of a team: runs one block, which updates the floats `hidden` of all rows. */
 static void run_block(int isa, int threads, const Tokens *tokens, const Block *block, float *hidden, float *spans,
-                      char *memory, Meeting *meeting) {
+                      char *memory, Member *me) {
     Job jobs[JOBS];
     float *parts[PARTS];
     list_jobs(block, isa, threads, tokens->rows, memory, jobs, parts);
@@ -141,38 +140,25 @@ static void run_block(int isa, int threads, const Tokens *tokens, const Block *b
     void (*norm)(const Block *, int, const float *, float *) = CHOOSE_AVX512(isa, normalise);
     void (*act)(const Block *, i64, i64, float *, float *) = CHOOSE_AVX512(isa, activate);
     const i64 rows = tokens->rows, size = block->hidden;
+    const SpanPlan plan = plan_spans(tokens, block, threads);
 
-    #pragma omp for schedule(static) nowait
-    for (i64 r = 0; r < rows; r++) norm(block, 0, hidden + r * size, normed + r * size);
-    meet(meeting);
-    multiply(&jobs[FUSED], threads, meeting);
-    meet(meeting);
-    #pragma omp for schedule(static) nowait
-    for (i64 i = 0; i < rows * (block->heads + block->kv_heads); i++)
+    SHARE_OUT(me, rows, r) norm(block, 0, hidden + r * size, normed + r * size);
+    multiply(&jobs[FUSED], me);
+    SHARE_OUT(me, rows * (block->heads + block->kv_heads), i)
         place_head(tokens, block, i % rows, i / rows, fused + i % rows * jobs[FUSED].out);
-    meet(meeting);
-    attend_cached(isa, threads, tokens, block, fused, jobs[FUSED].out, context, spans, meeting);
-    meet(meeting);
-    multiply(&jobs[DENSE], threads, meeting);
-    meet(meeting);
-    #pragma omp for schedule(static) nowait
-    for (i64 r = 0; r < rows; r++) {
+    attend_cached(isa, &plan, tokens, block, fused, jobs[FUSED].out, context, spans, me);
+    multiply(&jobs[DENSE], me);
+    SHARE_OUT(me, rows, r) {
         add_residual(block, &block->dense, normed + r * size, result + r * size, hidden + r * size);
         norm(block, 1, hidden + r * size, normed + r * size);
     }
-    meet(meeting);
-    multiply(&jobs[UP], threads, meeting);
-    meet(meeting);
-    #pragma omp for schedule(static) nowait
-    for (i64 i = 0; i < runs_of(&jobs[DOWN]) * rows; i++) {
-        const i64 most = GROUP * jobs[DOWN].share, from = i / rows * most, left = block->down.columns - from;
-        act(block, from, left < most ? left : most, up + i % rows * jobs[UP].out, active + i % rows * jobs[DOWN].in);
+    multiply(&jobs[UP], me);
+    SHARE_OUT(me, jobs[DOWN].groups * rows, i) {
+        const i64 from = i / rows * GROUP, left = block->down.columns - from;
+        act(block, from, left < GROUP ? left : GROUP, up + i % rows * jobs[UP].out, active + i % rows * jobs[DOWN].in);
     }
-    if (jobs[DOWN].pass < rows) meet(meeting);  /* in one pass, prepare_blocks gives a thread the same groups */
-    multiply(&jobs[DOWN], threads, meeting);
-    meet(meeting);
-    #pragma omp for schedule(static) nowait
-    for (i64 r = 0; r < rows; r++)
+    multiply(&jobs[DOWN], me);
+    SHARE_OUT(me, rows, r)
         add_residual(block, &block->down, normed + r * size, result + r * size, hidden + r * size);
 }
 
@@ -180,25 +166,34 @@ static void run_block(int isa, int threads, const Tokens *tokens, const Block *b
  * over prefix and cache, and residuals are all in float32, and no thread has to wait for the Python interpreter.
  * Returns 0, or 1 if memory runs out. */
 int chatglm_blocks(int isa, int threads, const Tokens *tokens, const Block *blocks, i64 count) {
-    const i64 numbers = tokens->rows * blocks->hidden;
+    const i64 hidden_bytes = padded(tokens->rows * blocks->hidden * 4);
     Job jobs[JOBS];
     float *parts[PARTS];
-    i64 most = 0, most_spans = 0;
+    i64 bytes = 0, span_bytes = 0, chunks = 0, result = 0;
     for (i64 i = 0; i < count; i++) {
-        const i64 bytes = list_jobs(blocks + i, isa, threads, tokens->rows, NULL, jobs, parts);
-        const i64 found = span_memory(tokens, blocks + i, threads);
-        most = bytes > most ? bytes : most;
-        most_spans = found > most_spans ? found : most_spans;
+        const SpanPlan plan = plan_spans(tokens, blocks + i, threads);
+        const i64 one = LANES * result_floats(blocks + i) * (i64)sizeof(float), spans = count_spans(&plan, tokens);
+        bytes = larger(bytes, list_jobs(blocks + i, isa, threads, tokens->rows, NULL, jobs, parts));
+        span_bytes = larger(span_bytes, padded(spans * one));
+        chunks = larger(chunks, spans), result = larger(result, one);
+        for (int j = 0; j < JOBS; j++) {
+            chunks = larger(chunks, count_chunks(jobs + j));
+            result = larger(result, chunk_bytes(jobs + j));
+        }
     }
-    char *memory = malloc((size_t)(most + most_spans + padded(numbers * 4) + 64));
+    const i64 team_bytes = team_memory(threads, chunks, result);
+    char *memory = malloc((size_t)(hidden_bytes + span_bytes + bytes + team_bytes + 64));
     if (!memory) return 1;
-    float *hidden = aligned(memory), *spans = (float *)((char *)hidden + padded(numbers * 4));
-    char *scratch = (char *)spans + most_spans;
-    Meeting meeting = {0};
-    load_numbers(tokens->x, tokens->type, 0, (int)numbers, hidden);
+    float *hidden = aligned(memory), *spans = (float *)((char *)hidden + hidden_bytes);
+    char *scratch = (char *)spans + span_bytes;
+    Team team = make_team(threads, chunks, scratch + bytes);
+    load_numbers(tokens->x, tokens->type, 0, (int)(tokens->rows * blocks->hidden), hidden);
     #pragma omp parallel num_threads(threads)
-    for (i64 i = 0; i < count; i++) run_block(isa, threads, tokens, blocks + i, hidden, spans, scratch, &meeting);
-    store_numbers(tokens->y, tokens->type, 0, (int)numbers, hidden);
+    {
+        Member me = join_team(&team, chunks, result);
+        for (i64 i = 0; i < count; i++) run_block(isa, threads, tokens, blocks + i, hidden, spans, scratch, &me);
+    }
+    store_numbers(tokens->y, tokens->type, 0, (int)(tokens->rows * blocks->hidden), hidden);
     free(memory);
     return 0;
 }

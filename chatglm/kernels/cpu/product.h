@@ -16,6 +16,7 @@ typedef struct {
     i64 rows, in, out, groups, row_bytes, group_bytes;
     i64 share;                              /* groups of a row that may have the same step */
     i64 pass;                               /* rows that the kernels process in one call */
+    i64 chunk;                              /* outputs of a chunk of work, see team.h */
     int tiles, few, one;                    /* whether products_tiles.h, products_few.h or products_avx2.h computes */
     int pairs;                              /* dense weights: whether the activations are bfloat16 */
     const void *x, *scale;
@@ -25,7 +26,6 @@ typedef struct {
     char *blocks;                           /* floats, int16 or byte planes, in the order of the unpacked weights */
     float *step;                            /* the value of one unit of a fixed-point activation */
     int32_t *total;                         /* the sum of a group's activations times the offset of the weights */
-    float *sums;                            /* the sums of a tile, for each thread */
 } Job;
 
 INLINE char *block_of(const Job *job, i64 group, i64 row) {

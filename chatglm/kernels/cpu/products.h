@@ -9,8 +9,17 @@
 #include "products_tiles.h"
 #include "team.h"
 
-/* Fills in the fields that follow from isa, bits, rows, in and precision. */
-static void plan(Job *job, int precision) {
+enum { CHUNK_BYTES = 1 << 18, CHUNK_OUTS = 1024 };  /* limits of a chunk: weights, outputs */
+
+/* Outputs per chunk: few, so that threads end at nearly the same time, but so many that weights remain a stream. */
+static i64 plan_chunk(const Job *job, int threads) {
+    const i64 fitting = CHUNK_BYTES / job->row_bytes, fair = job->out / (4 * threads);
+    const i64 most = fitting < CHUNK_OUTS ? fitting : CHUNK_OUTS, outs = most < fair ? most : fair;
+    return job->tiles ? TILE : outs < EIGHT ? EIGHT : outs / EIGHT * EIGHT;
+}
+
+/* Fills in the fields that follow from isa, bits, rows, in, out and precision. */
+static void plan_kernels(Job *job, int precision) {
     job->groups = (job->in + GROUP - 1) / GROUP;
     if (job->bits == DENSE_BITS) {
 #ifdef BF16
@@ -40,22 +49,34 @@ static void plan(Job *job, int precision) {
     job->pass = job->isa != VNNI || job->tiles || job->few || job->rows < most ? job->rows : most;
 }
 
-/* Bytes of scratch memory: sums, and blocks of activations with their steps and totals. */
-static i64 job_memory(const Job *job, int threads) {
-    const i64 sums = job->tiles ? (i64)threads * TILE_ROWS * TILE * 4 : 0;
-    return sums + job->groups * job->pass * (job->block_bytes + 8);
+static void plan(Job *job, int precision, int threads) {
+    plan_kernels(job, precision);
+    job->chunk = plan_chunk(job, threads);
 }
 
+static i64 count_chunks(const Job *job) {
+    const i64 across = (job->out + job->chunk - 1) / job->chunk;
+    return job->tiles ? across * ((job->rows + TILE_ROWS - 1) / TILE_ROWS) : across;
+}
+
+/* Bytes of the result of a chunk. */
+static i64 chunk_bytes(const Job *job) {
+    if (job->tiles) return TILE_ROWS * TILE * 4;
+    return job->pass * job->chunk * bytes_of(job->x_type);
+}
+
+/* Bytes of scratch memory: blocks of activations with their steps and totals. */
+static i64 job_memory(const Job *job) { return job->groups * job->pass * (job->block_bytes + 8); }
+
 /* Puts the arrays of the job into `memory`, which has job_memory bytes. */
-static void take_memory(Job *job, int threads, char *memory) {
-    job->sums = (float *)memory;
-    job->blocks = memory + (job->tiles ? (i64)threads * TILE_ROWS * TILE * 4 : 0);
-    job->step = (float *)(job->blocks + job->groups * job->pass * job->block_bytes);
+static void take_memory(Job *job, char *memory) {
+    job->blocks = memory;
+    job->step = (float *)(memory + job->groups * job->pass * job->block_bytes);
     job->total = (int32_t *)(job->step + job->groups * job->pass);
 }
 
-/* Called by all threads of a team: writes the blocks of activations. The same thread always takes a group of a row. */
-static void prepare_blocks(const Job *job, Meeting *meeting) {
+/* Called by all threads of a team: writes the blocks of activations. */
+static void prepare_blocks(const Job *job, Member *me) {
     void (*prepare)(const Job *, i64, i64) = CHOOSE(job->isa, prepare);
     if (job->bits == DENSE_BITS) prepare = CHOOSE(job->isa, copy);
 #ifdef BF16
@@ -69,70 +90,78 @@ static void prepare_blocks(const Job *job, Meeting *meeting) {
 #if ARM_DOTPROD
     if (is_arm(job)) prepare = prepare_arm;
 #endif
-    #pragma omp for schedule(static) nowait
-    for (i64 b = 0; b < runs_of(job) * job->rows; b++) prepare(job, b / job->rows, b % job->rows);
-    meet(meeting);
+    SHARE_OUT(me, runs_of(job) * job->rows, b) prepare(job, b / job->rows, b % job->rows);
+}
+
+#define PORTABLE_OUTPUTS(suffix) \
+    static void outputs_##suffix(const Job *job, i64 from, i64 to) { \
+        for (; from < to; from++) \
+            for (i64 first = 0, left; (left = job->rows - first) > 0; first += PORTABLE_ROWS) \
+                output_##suffix(job, from, first, left < PORTABLE_ROWS ? (int)left : PORTABLE_ROWS); \
+    }
+
+PORTABLE_OUTPUTS(plain)
+#if X86
+PORTABLE_OUTPUTS(avx2)
+#endif
+
+/* The function that computes outputs from..to of all rows. */
+static void (*kernel_of(const Job *job))(const Job *, i64, i64) {
+    if (job->bits == DENSE_BITS) return dense_kernel(job);
+#if X86
+    if (job->one) return one_avx2;
+    if (job->isa == VNNI) return !job->levels ? dot_floats_avx512 : job->few ? few_vnni : dot_vnni;
+#endif
+#if ARM_DOTPROD
+    if (is_arm(job)) return outputs_arm;
+#endif
+    return CHOOSE(job->isa, outputs);
 }
 
 /* Called by all threads of a team: computes the outputs. Weights are read once for all rows (by portable kernels, once
- * per PORTABLE_ROWS). There is no barrier at the end. */
-static void multiply_rows(const Job *job, int threads) {
-    if (job->bits == DENSE_BITS) {
-        void (*dense)(const Job *, i64, i64) = dense_kernel(job);
-        #pragma omp for schedule(static) nowait
-        for (i64 part = 0; part < threads; part++)
-            dense(job, job->out * part / threads, job->out * (part + 1) / threads);
-        return;
-    }
+ * per PORTABLE_ROWS). */
+static void multiply_rows(const Job *job, Member *me) {
+    const i64 count = count_chunks(job);
+    i64 chunk;
 #if X86
     if (job->tiles) {
-        /* Memory limits few rows: one run of weights per thread is fastest. With many, a slow thread should do less. */
-        const i64 across = (job->out + TILE - 1) / TILE, all = across * ((job->rows + TILE_ROWS - 1) / TILE_ROWS);
-        const i64 parts = job->rows > TILE ? threads * 4 : threads;
-        #pragma omp for schedule(dynamic) nowait
-        for (i64 part = 0; part < parts; part++)
-            for (i64 t = all * part / parts; t < all * (part + 1) / parts; t++) {
-                const i64 first = t / across * TILE_ROWS, left = job->rows - first;
-                float *sums = job->sums + (i64)thread_number() * TILE_ROWS * TILE;
-                tile_vnni(job, t % across * TILE, first, left < TILE_ROWS ? (int)left : TILE_ROWS, sums);
-            }
-        return;
-    }
-    if (job->isa == VNNI || job->one) {
-        #pragma omp for schedule(static) nowait
-        for (i64 part = 0; part < threads; part++) {
-            const i64 from = job->out * part / threads, to = job->out * (part + 1) / threads;
-            (job->one ? one_avx2 : !job->levels ? dot_floats_avx512 : job->few ? few_vnni : dot_vnni)(job, from, to);
+        const i64 across = (job->out + TILE - 1) / TILE;  /* tiles */
+        float *sums = (float *)me->memory;
+        while ((chunk = next_chunk(me, count, AGAIN)) >= 0) {
+            const i64 first = chunk / across * TILE_ROWS, left = job->rows - first, output = chunk % across * TILE;
+            const int rows = left < TILE_ROWS ? (int)left : TILE_ROWS;
+            tile_vnni(job, output, first, rows, sums);
+            if (claim(me)) store_tile(job, output, first, rows, sums);
         }
         return;
     }
 #endif
-#if ARM_DOTPROD
-    if (is_arm(job)) {
-        #pragma omp for schedule(static) nowait
-        for (i64 part = 0; part < threads; part++)
-            outputs_arm(job, job->out * part / threads, job->out * (part + 1) / threads);
-        return;
+    void (*kernel)(const Job *, i64, i64) = kernel_of(job);
+    const i64 bytes = bytes_of(job->x_type);
+    while ((chunk = next_chunk(me, count, AGAIN)) >= 0) {
+        const i64 from = chunk * job->chunk, left = job->out - from;
+        Job part = *job;  /* the same product with these outputs only */
+        part.out = left < job->chunk ? left : job->chunk;
+        part.weight += from * job->row_bytes;
+        if (job->scale) part.scale = (const char *)job->scale + from * bytes_of(job->scale_type);
+        part.y = me->memory;
+        kernel(&part, 0, part.out);
+        for (i64 r = 0; r < job->rows && claim(me); r++)
+            memcpy((char *)job->y + (r * job->out + from) * bytes, me->memory + r * part.out * bytes,
+                   (size_t)(part.out * bytes));
     }
-#endif
-    void (*output)(const Job *, i64, i64, int) = CHOOSE(job->isa, output);
-    #pragma omp for schedule(static) nowait
-    for (i64 o = 0; o < job->out; o++)
-        for (i64 first = 0; first < job->rows; first += PORTABLE_ROWS)
-            output(job, o, first, job->rows - first < PORTABLE_ROWS ? (int)(job->rows - first) : PORTABLE_ROWS);
 }
 
-/* Called by all threads of a team: computes the product, in passes. There is no barrier at the end. */
-static void multiply(const Job *job, int threads, Meeting *meeting) {
-    const i64 bytes = job->x_type == FLOAT32 ? 4 : 2;
+/* Called by all threads of a team: computes the product, in passes. */
+static void multiply(const Job *job, Member *me) {
+    const i64 bytes = bytes_of(job->x_type);
     for (i64 first = 0; first < job->rows; first += job->pass) {
         Job pass = *job;
         pass.rows = job->rows - first < job->pass ? job->rows - first : job->pass;
         pass.x = (const char *)job->x + first * job->in * bytes;
         pass.y = (char *)job->y + first * job->out * bytes;
-        if (first) meet(meeting);  /* until all threads have read the blocks of the last pass */
-        prepare_blocks(&pass, meeting);
-        multiply_rows(&pass, threads);
+        prepare_blocks(&pass, me);
+        multiply_rows(&pass, me);
     }
 }
 
@@ -143,13 +172,17 @@ int chatglm_linear(int isa, int threads, int precision, int bits, const void *x,
                    const void *scale, int scale_type, void *y, i64 rows, i64 in, i64 out) {
     Job job = {.isa = isa, .bits = bits, .x_type = x_type, .scale_type = scale_type, .rows = rows, .in = in, .out = out,
                .x = x, .scale = scale, .weight = weight, .y = y};
-    plan(&job, precision);
-    char *memory = malloc((size_t)job_memory(&job, threads) + 64);
+    plan(&job, precision, threads);
+    const i64 chunks = count_chunks(&job), result = chunk_bytes(&job);
+    char *memory = malloc((size_t)(padded(job_memory(&job)) + team_memory(threads, chunks, result) + 64));
     if (!memory) return 1;
-    take_memory(&job, threads, aligned(memory));
-    Meeting meeting = {0};
+    take_memory(&job, aligned(memory));
+    Team team = make_team(threads, chunks, (char *)aligned(memory) + padded(job_memory(&job)));
     #pragma omp parallel num_threads(threads)
-    multiply(&job, threads, &meeting);
+    {
+        Member me = join_team(&team, chunks, result);
+        multiply(&job, &me);
+    }
     free(memory);
     return 0;
 }

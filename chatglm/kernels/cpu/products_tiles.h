@@ -92,7 +92,7 @@ AVX512 INLINE void multiply_tile(const Job *job, const __m512i *tile, i64 group,
     }
 }
 
-/* Outputs output..output + TILE of `count` <= TILE_ROWS rows of x. */
+/* sums (count, TILE) = outputs output..output + TILE of `count` <= TILE_ROWS rows of x. */
 AVX512 INLINE void tile_rows(const Job *job, i64 output, i64 first, int count, int bits, int planes, float *sums) {
     __m512i tile[GROUP / 4 * TILE / 16];  /* half of it if INT4 */
     const int blocks = (count + MICRO_ROWS - 1) / MICRO_ROWS;
@@ -113,6 +113,10 @@ AVX512 INLINE void tile_rows(const Job *job, i64 output, i64 first, int count, i
             r += step;
         }
     }
+}
+
+/* Writes what tile_vnni has computed to y. */
+AVX512 static void store_tile(const Job *job, i64 output, i64 first, int count, float *sums) {
     const int width = job->out - output < TILE ? (int)(job->out - output) : TILE;
     float scales[TILE];
     load_numbers(job->scale, job->scale_type, output, width, scales);

@@ -45,18 +45,11 @@ static i64 count_spans(const SpanPlan *plan, const Tokens *tokens) {
     return count;
 }
 
-/* Bytes of memory for the results of all spans. */
-static i64 span_memory(const Tokens *tokens, const Block *block, int threads) {
-    const SpanPlan plan = plan_spans(tokens, block, threads);
-    return padded(count_spans(&plan, tokens) * LANES * result_floats(block) * (i64)sizeof(float));
-}
-
 /* Called by all threads of a team: context (rows, heads * head_dim) of all rows; fused (rows, fused_step) has the
- * queries. There is no barrier at the end. */
-static void attend_cached(int isa, int threads, const Tokens *tokens, const Block *block, const float *fused,
-                          i64 fused_step, float *context, float *memory, Meeting *meeting) {
-    const SpanPlan plan = plan_spans(tokens, block, threads);
-    const i64 step = LANES * result_floats(block), per_head = plan.groups / block->kv_heads;
+ * queries. */
+static void attend_cached(int isa, const SpanPlan *plan, const Tokens *tokens, const Block *block, const float *fused,
+                          i64 fused_step, float *context, float *memory, Member *me) {
+    const i64 floats = result_floats(block), step = LANES * floats, per_head = plan->groups / block->kv_heads;
     void (*few)(const Tokens *, const Block *, const Span *) = CHOOSE_AVX512(isa, few);
     void (*many)(const Tokens *, const Block *, const Span *) = CHOOSE_AVX512(isa, many);
 #ifdef BF16
@@ -66,28 +59,26 @@ static void attend_cached(int isa, int threads, const Tokens *tokens, const Bloc
 #if X86
     if (isa == VNNI && block->cache_type == SCALED_INT8) few = few_int8, many = many_int8;
 #endif
-    #pragma omp for schedule(dynamic) nowait
-    for (i64 i = 0; i < count_spans(&plan, tokens); i++) {
-        i64 row = 0, at = i;
-        while (at >= spans_of(&plan, tokens, row) * plan.groups) at -= spans_of(&plan, tokens, row++) * plan.groups;
-        const i64 spans = spans_of(&plan, tokens, row), group = at / spans, from = at % spans * plan.length;
+    const i64 count = count_spans(plan, tokens);
+    for (i64 chunk; (chunk = next_chunk(me, count, AGAIN)) >= 0;) {
+        i64 row = 0, at = chunk;
+        while (at >= spans_of(plan, tokens, row) * plan->groups) at -= spans_of(plan, tokens, row++) * plan->groups;
+        const i64 spans = spans_of(plan, tokens, row), group = at / spans, from = at % spans * plan->length;
         const i64 all = tokens->prefix[row] + tokens->past[row] + 1, kv_head = group / per_head;
-        const i64 skipped = group % per_head * LANES, left = plan.sharing - skipped;
+        const i64 skipped = group % per_head * LANES, left = plan->sharing - skipped;
         const Span span = {.row = row, .kv_head = kv_head, .from = from,
-                           .to = from + plan.length < all ? from + plan.length : all,
+                           .to = from + plan->length < all ? from + plan->length : all,
                            .heads = left < LANES ? (int)left : LANES,
-                           .query = fused + row * fused_step + (kv_head * plan.sharing + skipped) * block->query_step,
-                           .result = memory + i * step};
+                           .query = fused + row * fused_step + (kv_head * plan->sharing + skipped) * block->query_step,
+                           .result = (float *)me->memory};
         (span.heads > FEW_HEADS ? many : few)(tokens, block, &span);
+        if (claim(me)) memcpy(memory + chunk * step, me->memory, (size_t)(span.heads * floats) * sizeof(float));
     }
-    meet(meeting);
-    #pragma omp for schedule(static) nowait
-    for (i64 i = 0; i < tokens->rows * block->heads; i++) {
-        const i64 row = i / block->heads, head = i % block->heads, own = head % plan.sharing;
-        const i64 spans = spans_of(&plan, tokens, row);
-        i64 first = (head / plan.sharing * per_head + own / LANES) * spans;
-        for (i64 r = 0; r < row; r++) first += spans_of(&plan, tokens, r) * plan.groups;
-        merge_spans(block, memory + first * step + own % LANES * result_floats(block), spans, step,
-                    context + i * block->head_dim);
+    SHARE_OUT(me, tokens->rows * block->heads, i) {
+        const i64 row = i / block->heads, head = i % block->heads, own = head % plan->sharing;
+        const i64 spans = spans_of(plan, tokens, row);
+        i64 first = (head / plan->sharing * per_head + own / LANES) * spans;
+        for (i64 r = 0; r < row; r++) first += spans_of(plan, tokens, r) * plan->groups;
+        merge_spans(block, memory + first * step + own % LANES * floats, spans, step, context + i * block->head_dim);
     }
 }
