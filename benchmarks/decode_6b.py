@@ -3,13 +3,15 @@
 Makes the model with random weights directly in quantised form (no checkpoint), runs a prompt of 512 tokens, then
 decodes at 64 tokens of context and, before each token, times a loop that only reads the same bytes. Prints medians, the
 ratio of the loop's time to the token's (minimum / median / maximum) and the peak memory. With `--random-cache`, keys
-and values of the context are random and no prompt is read: for long contexts.
+and values of the context are random and no prompt is read: for long contexts. With `--busy`, every other turn of eight
+tokens has a program beside it that keeps one CPU busy.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
 from typing import Any
@@ -120,6 +122,29 @@ def take_turns(model: Any, context: int, random: bool = False) -> None:
         print(*(f"{seconds * 1e3:.3f}" for seconds in times), "|", f"{reading * 1e3:.3f}", flush=True)
 
 
+def share_beside_busy(model: Any, ids: torch.Tensor, cache: ChatCache, turns: int) -> list[float]:
+    """The speed beside a program that keeps one CPU busy, as shares of the speed without, in ascending order."""
+    past = cache.get_seq_length()
+
+    def seconds() -> float:
+        if cache.get_seq_length() > past:
+            cache.crop(past - cache.get_seq_length())
+        fed, taken = ids, []
+        for _ in range(8):
+            fed, one = run(model, fed, cache)
+            taken.append(one)
+        return statistics.mean(taken[1:])
+
+    shares = []
+    for _ in range(turns):
+        alone = seconds()
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+            time.sleep(0.3)
+            shares.append(alone / seconds())
+            busy.kill()
+    return sorted(shares)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generation", type=int, choices=(1, 2, 3, 4), default=2)
@@ -133,6 +158,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="tokens to decode; the median is reported")
     parser.add_argument("--layers", type=int, help="fewer layers than the model has, for a quick try")
     parser.add_argument("--random-cache", action="store_true", help="for long contexts: fill the cache, read no prompt")
+    parser.add_argument("--busy", type=int, default=0, metavar="TURNS", help="turns beside a busy program")
     parser.add_argument("--tiny", action="store_true", help="a toy shape, to try the script out")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
     parser.add_argument("--turns", action="store_true", help="for `benchmarks.turns`: decode tokens on request")
@@ -169,6 +195,7 @@ def main() -> None:
             reads.append(time.perf_counter() - start)
             ids, taken_one = run(model, ids, cache)
             tokens.append(taken_one)
+        beside = share_beside_busy(model, ids, cache, args.busy) if args.busy else []
     shares = [read / token_ for read, token_ in zip(reads, tokens, strict=True)]
     middle = statistics.median(tokens)
     print(
@@ -176,6 +203,9 @@ def main() -> None:
         f"{statistics.median(reads) * 1e3:.1f} ms, {bytes_read / statistics.median(reads) / 1e9:.1f} GB/s); "
         f"share of the read loop {min(shares):.2f} / {statistics.median(shares):.2f} / {max(shares):.2f}"
     )
+    if beside:
+        middle = statistics.median(beside)
+        print(f"beside a busy program, share of the speed: {beside[0]:.2f} / {middle:.2f} / {beside[-1]:.2f}")
     print(f"weights {size / 1e6:.0f} MB, peak of the process {peak_memory() / 1e6:.0f} MB")
 
 

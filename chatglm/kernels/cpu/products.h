@@ -9,13 +9,15 @@
 #include "products_tiles.h"
 #include "team.h"
 
-enum { CHUNK_BYTES = 1 << 18, CHUNK_OUTS = 1024 };  /* limits of a chunk: weights, outputs */
+enum { LEAST_BYTES = 1 << 15, CHUNK_BYTES = 1 << 18, CHUNK_OUTS = 1024 };  /* limits of a chunk: weights, outputs */
 
 /* Outputs per chunk: few, so that threads end at nearly the same time, but so many that weights remain a stream. */
 static i64 plan_chunk(const Job *job, int threads) {
-    const i64 fitting = CHUNK_BYTES / job->row_bytes, fair = job->out / (4 * threads);
-    const i64 most = fitting < CHUNK_OUTS ? fitting : CHUNK_OUTS, outs = most < fair ? most : fair;
-    return job->tiles ? TILE : outs < EIGHT ? EIGHT : outs / EIGHT * EIGHT;
+    const i64 least = LEAST_BYTES / job->row_bytes, fair = larger(job->out / (4 * threads), least);
+    i64 outs = CHUNK_BYTES / job->row_bytes;
+    outs = outs < fair ? outs : fair;
+    outs = outs < CHUNK_OUTS ? outs : CHUNK_OUTS;
+    return job->tiles ? TILE : larger(outs / EIGHT * EIGHT, EIGHT);
 }
 
 /* Fills in the fields that follow from isa, bits, rows, in, out and precision. */
