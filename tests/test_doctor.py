@@ -94,7 +94,7 @@ def test_a_healthy_installation() -> None:
         *((VISUAL, name) for name, _, _ in checks.PICTURE_CHECKS),
     ]
     assert {check["status"] for check in report["checks"]} <= {"ok", "skipped"}
-    assert busy < 40  # within 15 s on an idle machine; a busy one takes longer by the clock
+    assert busy < 60  # within 15 s on an idle machine; a busy one takes longer by the clock
 
 
 @pytest.mark.parametrize(("language", "words"), [("en", ("Versions", "ok")), ("zh", ("版本", "正常"))])

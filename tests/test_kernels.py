@@ -378,7 +378,7 @@ def run_command(tmp_path: Path, **environment: str) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=1200,
         cwd=tmp_path,
     )
 

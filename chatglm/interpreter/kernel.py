@@ -135,12 +135,12 @@ class Kernel:
         if self._process is not None:
             self._kill()
             self._process.wait()
-            end = time.monotonic() + END_SECONDS
-            while any(map(is_running, self._killed)) and time.monotonic() < end:  # they end a moment after bubblewrap
-                time.sleep(0.005)
-            self._killed.clear()
         if self._watcher is not None:
             self._watcher.close()
+        end = time.monotonic() + END_SECONDS
+        while any(map(is_running, self._killed)) and time.monotonic() < end:  # they end a moment after bubblewrap
+            time.sleep(0.005)
+        self._killed.clear()
         if self._group is not None:
             self._group.close()
         self._process = self._client = self._watcher = self._group = None
