@@ -6,7 +6,7 @@ median over the turns of the answer tokens per second (prompts are part of the t
 and the ratio of the speed to the first server's.
 
 A NAME=COMMAND is a program that takes turns without HTTP, as `benchmarks/openvino_turns.py`: it prints `ready`; then it
-reads lines of JSON, `{"prompts": [...], "tokens": N}`, and answers each with `{"tokens": N, "seconds": S}`.
+reads lines of JSON, `{"prompts": [...], "tokens": N}`, and answers each with `{"tokens": N, "seconds": S, "first": S}`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from benchmarks.serving import prompts
 
 
 class Turn(NamedTuple):
-    """What a turn has shown: tokens per second of all clients, and the median of seconds to the first token."""
+    """What a turn has shown: tokens per second of all clients, the median of seconds to the first token, all tokens."""
 
     rate: float
-    first: float | None
+    first: float
+    tokens: int
 
 
 class HttpServer:
@@ -52,7 +53,8 @@ class HttpServer:
             began = time.perf_counter()
             seen = await asyncio.gather(*(self._ask(client, question, tokens) for question in questions))
             seconds = time.perf_counter() - began
-        return Turn(sum(count for count, _ in seen) / seconds, statistics.median(first for _, first in seen))
+        tokens = sum(count for count, _ in seen)
+        return Turn(tokens / seconds, statistics.median(first for _, first in seen), tokens)
 
     async def _ask(self, client: httpx.AsyncClient, question: str, tokens: int) -> tuple[int, float]:
         """Tokens of one answer, and seconds until its first text."""
@@ -91,7 +93,7 @@ class Program:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"prompts": questions, "tokens": tokens}) + "\n")
         told = json.loads(self._read())
-        return Turn(told["tokens"] / told["seconds"], None)
+        return Turn(told["tokens"] / told["seconds"], told["first"], told["tokens"])
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -133,13 +135,16 @@ def _measure(servers: dict[str, HttpServer | Program], counts: list[int], turns:
             asked = [f"{number} {prompt}" for prompt in prompts(clients)]  # new ones: no engine remembers them
             for name, each in servers.items():
                 seen[name].append(each.turn(asked, tokens))
-                print(f"{name}, {clients}: {seen[name][-1].rate:.2f} tokens/s", file=sys.stderr, flush=True)
+                turn = seen[name][-1]
+                told = f"{name}, {clients}: {turn.rate:.2f} tokens/s, first token {turn.first:.2f} s"
+                if turn.tokens != clients * tokens:  # the model ends its answers, and the ratio means less
+                    told += f", {turn.tokens} tokens instead of {clients * tokens}"
+                print(told, file=sys.stderr, flush=True)
         rates = {name: statistics.median(turn.rate for turn in taken) for name, taken in seen.items()}
         for name, taken in seen.items():
-            firsts = [turn.first for turn in taken if turn.first is not None]
-            first = f"{statistics.median(firsts):.2f} s" if firsts else "-"
+            first = statistics.median(turn.first for turn in taken)
             ratio = rates[name] / next(iter(rates.values()))
-            print(f"| {name} | {clients} | {rates[name]:.1f} | {first} | {ratio:.2f} |", flush=True)
+            print(f"| {name} | {clients} | {rates[name]:.1f} | {first:.2f} s | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,21 @@ def make(folder: Path, generation: int, tiny: bool) -> None:
     values = {"chatglm_version": generation, "dtype": "bfloat16"} | ids | (TINY[generation] if tiny else {})
     config = ChatGLMConfig.from_dict({"model_type": "chatglm"} | values)
     config.save_pretrained(folder)
+    write_weights(folder, config, check_disk=not tiny)
 
+
+def write_weights(folder: Path, config: ChatGLMConfig, silent: Sequence[int] = (), *, check_disk: bool = True) -> None:
+    """Writes random bfloat16 weights for `config` in shards; the `silent` tokens are never the likeliest."""
     with torch.device("meta"):
         model = model_class(config)(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if not tiny:
+    if check_disk:
         size = 2 * sum(shape.numel() for shape in shapes.values())
         free = shutil.disk_usage(folder).free
         if free < size * 1.02:
             raise SystemExit(f"the disk of {folder} has {readable(free)} free, {readable(size)} are needed")
+    output = model.get_output_embeddings().weight
+    head = next(name for name, parameter in model.named_parameters() if parameter is output)
     torch.manual_seed(0)
     shards: list[list[str]] = [[]]
     room = SHARD
@@ -82,6 +89,8 @@ def make(folder: Path, generation: int, tiny: bool) -> None:
             else torch.empty(shapes[name], dtype=torch.bfloat16).normal_(std=0.02)
             for name in names
         }
+        if silent and head in tensors:
+            tensors[head][list(silent)] = 0
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     index = folder / f"{file_names.SAFETENSORS}{file_names.INDEX}"
