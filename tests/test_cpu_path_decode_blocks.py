@@ -312,6 +312,24 @@ def test_rows_equal_one_at_a_time(calls: list[int], rows: int, precision: str) -
     assert difference(found, alone) < {"exact": 2e-5, "default": 1e-4, "int8": 3e-2}[precision]
 
 
+def test_float32_rows_of_a_server_take_the_one_call_where_it_is_faster(calls: list[int]) -> None:
+    backend: Any = kernels.backend_for(torch.device("cpu"))
+    model = network(3, bits=16)
+    lengths = [9, 30, 17, 8, 21, 12, 25, 10]
+    wanted, _ = rows_through_modules(model, lengths)
+    found, _ = decode_rows(model, lengths, together=True)
+    assert calls == ([3] * 5 if backend.variant == "avx512" else [])
+    assert difference(found, wanted) < 2e-5
+
+
+def test_more_float32_tokens_of_one_sequence_keep_torchs_numbers(calls: list[int]) -> None:
+    model, ids = network(3, bits=16), 1000 + torch.arange(12).unsqueeze(0)
+    with torch.no_grad():
+        cache = model(input_ids=ids[:, :4], use_cache=True, past_key_values=ChatCache()).past_key_values
+        model(input_ids=ids[:, 4:], use_cache=True, past_key_values=cache)
+    assert not calls
+
+
 def test_rows_in_half_precision(calls: list[int]) -> None:
     lengths = [9, 30, 17]
     model = network(3, dtype=torch.bfloat16, precision="default")

@@ -192,6 +192,15 @@ def test_dense_products(kernels: cpu.CPUBackend, dtype: torch.dtype, shape: tupl
     assert kernels.dense(x, weight)[:, 0].isnan().all()
 
 
+@pytest.mark.parametrize("columns", [1000, 6144])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_of_a_dense_product_equal_each_alone(kernels: cpu.CPUBackend, dtype: torch.dtype, columns: int) -> None:
+    weight, x = torch.randn(101, columns).to(dtype), torch.randn(16, columns).to(dtype)
+    alone = torch.cat([kernels.dense(row, weight) for row in x.split(1)])
+    for rows in (2, 4, 5, 8, 11, 16):
+        assert torch.equal(kernels.dense(x[:rows].contiguous(), weight), alone[:rows])
+
+
 def test_half_precision_is_converted_as_torch_does(kernels: cpu.CPUBackend) -> None:
     every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
     one, scale = torch.ones(1, 1, dtype=torch.int8), torch.ones(1)

@@ -7,8 +7,8 @@ weights are frozen), torch.compile, torch.export and activation checkpointing.
 
 A backend module has `load()`, which raises `KernelUnavailable` or returns an object with `linear(x, weight, scale,
 bits, precision)`, `dequantize(weight, scale, bits, dtype)` and `describe()`; on the CPU also `dense(x, weight)`,
-`dense_rows(dtype)` and the methods that `chatglm.cpu_path` uses. They get contiguous tensors of one device, rows >= 1,
-x in float16, bfloat16 or float32, scales in float16 or float32.
+`dense_rows(dtype, batch)` and the methods that `chatglm.cpu_path` uses. They get contiguous tensors of one device,
+rows >= 1, x in float16, bfloat16 or float32, scales in float16 or float32.
 
 Precisions: "exact" is float32 arithmetic, and is used whenever a gradient is needed; "default" may round the
 activations to about 14 bits (relative error 1e-4); "int8", the fastest, to 8 bits per group of 128 columns.

@@ -26,6 +26,9 @@ _DENSE_ROWS = {
     else {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8}
     for variant in VARIANTS
 }
+#: The same for rows of different sequences. More than four tokens of one sequence keep torch's numbers in float32:
+#: exported models are promised to give the same ones to the last bit.
+_BATCH_ROWS = _DENSE_ROWS | {"avx512": _DENSE_ROWS["avx512"] | {torch.float32: 16}}
 
 #: Weights of the product that chooses where to prefetch to: more than the caches of most CPUs hold.
 _PREFETCH_BYTES = 1 << 27
@@ -103,9 +106,13 @@ class CPUBackend:
         )  # fmt: skip
         return y
 
-    def dense_rows(self, dtype: torch.dtype) -> int:
-        """Rows up to which `dense` is faster than torch with weights of this type."""
-        return _DENSE_ROWS[self.variant][dtype]
+    def dense_rows(self, dtype: torch.dtype, batch: bool = False) -> int:
+        """Rows up to which `dense` is used with weights of this type, because it is faster than torch.
+
+        Args:
+            batch: whether the rows are tokens of different sequences, as in a server.
+        """
+        return (_BATCH_ROWS if batch else _DENSE_ROWS)[self.variant][dtype]
 
     def dense(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T` with fp32 sums.

@@ -7,7 +7,8 @@
 
 #include "products_dots.h"
 
-enum { RUN = 16 };              /* outputs whose weights stay in the L2 cache */
+enum { RUN = 24, RUN_BYTES = 393216 };  /* limits of a run: outputs whose weights stay in the L2 cache */
+enum { THREE = 3 };             /* outputs at a time for more than DOT_ROWS rows: as many sums as registers hold */
 enum { EIGHT = 8, DENSE_BYTES = 20480 };  /* outputs at a time, for rows of more bytes of activations */
 
 /* Numbers from one row of prepared activations to the next: whole groups. */
@@ -48,31 +49,48 @@ PORTABLE_DENSE(plain, )
 #if X86
 PORTABLE_DENSE(avx2, AVX2)
 
+static i64 run_of(const Job *job) {
+    const i64 outs = RUN_BYTES / job->row_bytes / THREE * THREE;
+    return outs < THREE ? THREE : outs < RUN ? outs : RUN;
+}
+
 /* `outs` outputs from `o` on, of `count` rows of x from `first` on. */
 AVX512 INLINE void dense_floats(const Job *job, int type, i64 o, const int outs, i64 first, const int count) {
     const i64 in = job->in, step = dense_step(job), bytes = bytes_of(type);
     const int place = fetching;
+    /* Memory is as slow as the arithmetic of many rows: each pass over a run of outputs prefetches a part of the next. */
+    const i64 ahead = run_of(job) * job->row_bytes, passes = (job->rows + DOT_ROWS - 1) / DOT_ROWS;
+    int lines = 0;  /* which of four pairs of lines */
+    for (int pair = 0; pair < 4; pair++) lines |= (pair % passes == first / DOT_ROWS) << pair;
     const float *x = (const float *)job->blocks + first * step;
     const uint8_t *weight = job->weight + o * job->row_bytes;
     __m512 sums[EIGHT][DOT_ROWS][2];
+    #pragma GCC unroll 8
     for (int k = 0; k < outs; k++)
+        #pragma GCC unroll 4
         for (int r = 0; r < count; r++) sums[k][r][0] = sums[k][r][1] = _mm512_setzero_ps();
     for (i64 i = 0; i < in; i += 32) {  /* with zeros for x past the end */
         const __mmask16 even = in - i < 16 ? (__mmask16)((1u << (in - i)) - 1) : 0xffff;
         const __mmask16 odd = in - i < 17 ? 0 : in - i < 32 ? (__mmask16)((1u << (in - i - 16)) - 1) : 0xffff;
-        #pragma GCC unroll 8
-        for (int k = 0; k < outs; k++) {
-            const uint8_t *at = weight + k * job->row_bytes + i * bytes;
-            if (outs == 1) fetch(at, 32 * bytes, place, AHEAD, 4);
-            const __m512 a = load_any(at, type, even), b = load_any(at + 16 * bytes, type, odd);
+        #pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            __m512 columns[DOT_ROWS];  /* loaded once for all outputs */
             #pragma GCC unroll 4
-            for (int r = 0; r < count; r++) {
-                sums[k][r][0] = _mm512_fmadd_ps(a, _mm512_loadu_ps(x + r * step + i), sums[k][r][0]);
-                sums[k][r][1] = _mm512_fmadd_ps(b, _mm512_loadu_ps(x + r * step + i + 16), sums[k][r][1]);
+            for (int r = 0; r < count; r++) columns[r] = _mm512_loadu_ps(x + r * step + i + half * 16);
+            #pragma GCC unroll 8
+            for (int k = 0; k < outs; k++) {
+                const uint8_t *at = weight + k * job->row_bytes + (i + half * 16) * bytes;
+                if (outs == 1 && !half) fetch(at, 32 * bytes, place, AHEAD, 4);
+                if (outs == THREE && !half && lines >> (i >> 5 & 3) & 1) fetch(at, 32 * bytes, TO_L2, ahead, 1);
+                const __m512 w = load_any(at, type, half ? odd : even);
+                #pragma GCC unroll 4
+                for (int r = 0; r < count; r++) sums[k][r][half] = _mm512_fmadd_ps(w, columns[r], sums[k][r][half]);
             }
         }
     }
+    #pragma GCC unroll 8
     for (int k = 0; k < outs; k++)
+        #pragma GCC unroll 4
         for (int r = 0; r < count; r++)
             store_number(job->y, job->x_type, (first + r) * job->out + o + k,
                          _mm512_reduce_add_ps(_mm512_add_ps(sums[k][r][0], sums[k][r][1])));
@@ -129,15 +147,20 @@ static int has_bf16(void) { return 0; }
     target static void dense_##suffix(const Job *job, i64 from, i64 to) { \
         if (job->rows == 1 && job->groups * job->block_bytes > DENSE_BYTES) \
             for (; from + EIGHT <= to; from += EIGHT) { product(from, EIGHT, 0, 1); } \
-        for (; from < to; from += RUN) \
-            for (i64 r = 0; r < job->rows; r += DOT_ROWS) \
-                for (i64 o = from; o < from + RUN && o < to; o++) \
+        for (const i64 run = run_of(job); from < to; from += run) \
+            for (i64 r = 0; r < job->rows; r += DOT_ROWS) { \
+                const i64 end = from + run < to ? from + run : to; \
+                i64 o = from; \
+                if (job->rows > DOT_ROWS && job->rows - r >= DOT_ROWS) \
+                    for (; o + THREE <= end; o += THREE) { product(o, THREE, r, DOT_ROWS); } \
+                for (; o < end; o++) \
                     switch (job->rows - r) { \
                         case 1: product(o, 1, r, 1); break; \
                         case 2: product(o, 1, r, 2); break; \
                         case 3: product(o, 1, r, 3); break; \
                         default: product(o, 1, r, 4); \
                     } \
+            } \
     }
 
 #define FROM_FLOAT32(o, outs, first, count) dense_floats(job, FLOAT32, o, outs, first, count)
