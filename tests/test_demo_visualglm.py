@@ -52,9 +52,8 @@ def test_the_page(picture: Path) -> None:
     server = Server("web_demo_vision.py")
     try:
         with sync_api.sync_playwright() as playwright:
-            context = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_context(
-                locale="en-US"
-            )
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
+            context = browser.new_context(locale="en-US")
             context.set_default_timeout(PATIENCE)
             expect.set_options(timeout=PATIENCE)
             page = context.new_page()

@@ -23,7 +23,7 @@ SEED = 5
 def browser() -> Iterator[Any]:
     expect.set_options(timeout=PATIENCE)
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
         yield opened
         opened.close()
 

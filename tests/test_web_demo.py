@@ -53,7 +53,7 @@ class Server:
         self.output = ""
         assert self.process.stdout is not None
         while "Running on local URL" not in self.output:
-            ready, _, _ = select.select([self.process.stdout], [], [], 120)
+            ready, _, _ = select.select([self.process.stdout], [], [], 2 * PATIENCE / 1000)
             line = self.process.stdout.readline().decode() if ready else ""
             if not line:
                 self.process.kill()
@@ -166,7 +166,7 @@ class Visitor:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
         yield browser
         browser.close()
 
