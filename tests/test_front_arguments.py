@@ -13,6 +13,7 @@ import torch
 
 from chatglm.front import arguments
 from chatglm.front.arguments import LibraryError, check_address, importing_libraries, port_number, require
+from chatglm.quantization import QuantizedLinear
 from test_program import finished
 from tiny_folders import make_folder
 
@@ -154,3 +155,23 @@ def test_guessing_ahead_is_an_argument(tmp_path: Path) -> None:
         options("--prompt-lookup-num-tokens", "7", "--assistant-model", source)
     with pytest.raises(SystemExit):
         parser.parse_args(["--prompt-lookup-num-tokens", "-1"])
+
+
+def test_the_precision_is_an_argument(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    arguments.add_model_arguments(parser)
+    source, out = str(make_folder(tmp_path / "model", 3)), str(tmp_path / "kept")
+
+    def precisions(*words: str) -> set[str]:
+        model, _ = arguments.load_from_arguments(parser.parse_args(["--device", "cpu", *words]))
+        return {one.precision for one in model.modules() if isinstance(one, QuantizedLinear)}
+
+    int4 = ("--model", source, "--quantize", "4")
+    assert precisions(*int4) == {"default"}
+    assert precisions(*int4, "--precision", "int8", "--save-quantized", out) == {"int8"}
+    assert precisions("--model", out) == {"int8"}  # as the folder says
+    assert precisions("--model", out, "--precision", "exact") == {"exact"}
+    with pytest.raises(ValueError, match="add --quantize 4"):
+        precisions("--model", source, "--precision", "int8")
+    with pytest.raises(ValueError, match="--tensor-parallel"):
+        precisions(*int4, "--precision", "int8", "--tensor-parallel", "2")

@@ -138,6 +138,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, *extras: str) -> None:
         help="int8: the KV cache takes half the memory, and long conversations are faster, on the CPU "
         "(default: %(default)s, the dtype of the model)",
     )  # fmt: skip
+    group.add_argument(
+        "--precision", choices=("default", "exact", "int8"),
+        help="how a CPU multiplies by quantised weights; int8 is faster, most of all for several clients, and less "
+        "exact (default: what the checkpoint says, else default)",
+    )  # fmt: skip
     group.add_argument("--no-memory-check", action="store_true", help="load even if the memory seems too small")
     group.add_argument(
         "--prompt-lookup-num-tokens",
@@ -172,6 +177,8 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         raise ValueError("give --prompt-lookup-num-tokens or --assistant-model, not both")
     if args.save_quantized and (not args.quantize or args.adapter or args.tensor_parallel > 1):
         raise ValueError("--save-quantized goes with --quantize, and without --adapter and --tensor-parallel")
+    if args.precision and args.tensor_parallel > 1:
+        raise ValueError("--precision does not go with --tensor-parallel")
     out, began = new_folder(args.save_quantized) if args.save_quantized else None, time.perf_counter()
     options = {
         "quantize": args.quantize,
@@ -187,6 +194,8 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
             args.model, args.device, args.dtype, check_memory=not args.no_memory_check,
             kv_cache_dtype=args.kv_cache_dtype, **options,
         )
+    if args.precision:
+        _set_precision(model, args.precision)
     if out is not None:
         save(model, tokenizer, out)
         complain(TERMINAL["stored"][language].format(folder=out))
@@ -201,6 +210,15 @@ def load_from_arguments(args: argparse.Namespace) -> tuple[PreTrainedModel, PreT
         check_assistant(model, draft)
         model.default_options = {"assistant_model": draft}
     return model, tokenizer
+
+
+def _set_precision(model: PreTrainedModel, precision: str) -> None:
+    from ..quantization import settings_of
+
+    settings = settings_of(model.config)
+    if settings is None:
+        raise ValueError(f"--precision {precision} is for quantised models: add --quantize 4 or --quantize 8")
+    model.quantize(settings.bits, precision=precision)
 
 
 def _load_in_parallel(
