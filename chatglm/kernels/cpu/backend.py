@@ -28,7 +28,7 @@ _DENSE_ROWS = {
 }
 #: The same for rows of different sequences. More than four tokens of one sequence keep torch's numbers in float32:
 #: exported models are promised to give the same ones to the last bit.
-_BATCH_ROWS = _DENSE_ROWS | {"avx512": _DENSE_ROWS["avx512"] | {torch.float32: 16}}
+_BATCH_ROWS = _DENSE_ROWS | {"avx512": _DENSE_ROWS["avx512"] | {torch.float32: 16, torch.bfloat16: 16}}
 
 #: Weights of the product that chooses where to prefetch to: more than the caches of most CPUs hold.
 _PREFETCH_BYTES = 1 << 27

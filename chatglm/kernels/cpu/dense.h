@@ -54,14 +54,21 @@ static i64 run_of(const Job *job) {
     return outs < THREE ? THREE : outs < RUN ? outs : RUN;
 }
 
+/* Memory is as slow as the arithmetic of many rows: each pass over a run of outputs prefetches a part of the next one.
+ * Which of four pairs of lines: bits. */
+static int lines_of(const Job *job, i64 first) {
+    const i64 passes = (job->rows + DOT_ROWS - 1) / DOT_ROWS;
+    int lines = 0;
+    for (int pair = 0; pair < 4; pair++) lines |= (pair % passes == first / DOT_ROWS) << pair;
+    return lines;
+}
+
 /* `outs` outputs from `o` on, of `count` rows of x from `first` on. */
 AVX512 INLINE void dense_floats(const Job *job, int type, i64 o, const int outs, i64 first, const int count) {
     const i64 in = job->in, step = dense_step(job), bytes = bytes_of(type);
     const int place = fetching;
-    /* Memory is as slow as the arithmetic of many rows: each pass over a run of outputs prefetches a part of the next. */
-    const i64 ahead = run_of(job) * job->row_bytes, passes = (job->rows + DOT_ROWS - 1) / DOT_ROWS;
-    int lines = 0;  /* which of four pairs of lines */
-    for (int pair = 0; pair < 4; pair++) lines |= (pair % passes == first / DOT_ROWS) << pair;
+    const i64 ahead = run_of(job) * job->row_bytes;
+    const int lines = lines_of(job, first);
     const float *x = (const float *)job->blocks + first * step;
     const uint8_t *weight = job->weight + o * job->row_bytes;
     __m512 sums[EIGHT][DOT_ROWS][2];
@@ -99,31 +106,37 @@ AVX512 INLINE void dense_floats(const Job *job, int type, i64 o, const int outs,
 #ifdef BF16
 /* The same with pairs of bfloat16. */
 BF16 INLINE void dense_pairs(const Job *job, i64 o, const int outs, i64 first, const int count) {
-    const i64 in = job->in, step = dense_step(job);
-    const int place = fetching;
+    const i64 in = job->in, step = dense_step(job), ahead = run_of(job) * job->row_bytes;
+    const int place = fetching, lines = lines_of(job, first);
     const uint16_t *x = (const uint16_t *)job->blocks + first * step;
     const uint16_t *weight = (const uint16_t *)job->weight + o * in;
     __m512 sums[EIGHT][DOT_ROWS][2];
+    #pragma GCC unroll 8
     for (int k = 0; k < outs; k++)
+        #pragma GCC unroll 4
         for (int r = 0; r < count; r++) sums[k][r][0] = sums[k][r][1] = _mm512_setzero_ps();
     for (i64 i = 0; i < in; i += 64) {
         const __mmask32 even = in - i < 32 ? (1u << (in - i)) - 1 : ~0u;
         const __mmask32 odd = in - i < 33 ? 0 : in - i < 64 ? (1u << (in - i - 32)) - 1 : ~0u;
-        #pragma GCC unroll 8
-        for (int k = 0; k < outs; k++) {
-            const uint16_t *at = weight + k * in + i;
-            if (outs == 1) fetch(at, 128, place, AHEAD, 4);
-            const __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(even, at);
-            const __m512bh b = (__m512bh)_mm512_maskz_loadu_epi16(odd, at + 32);
+        #pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            __m512bh columns[DOT_ROWS];  /* loaded once for all outputs */
             #pragma GCC unroll 4
-            for (int r = 0; r < count; r++) {
-                const uint16_t *row = x + r * step + i;
-                sums[k][r][0] = _mm512_dpbf16_ps(sums[k][r][0], a, (__m512bh)_mm512_loadu_si512(row));
-                sums[k][r][1] = _mm512_dpbf16_ps(sums[k][r][1], b, (__m512bh)_mm512_loadu_si512(row + 32));
+            for (int r = 0; r < count; r++) columns[r] = (__m512bh)_mm512_loadu_si512(x + r * step + i + half * 32);
+            #pragma GCC unroll 8
+            for (int k = 0; k < outs; k++) {
+                const uint16_t *at = weight + k * in + i + half * 32;
+                if (outs == 1 && !half) fetch(at, 128, place, AHEAD, 4);
+                if (outs == THREE && !half && lines >> (i >> 6 & 3) & 1) fetch(at, 128, TO_L2, ahead, 1);
+                const __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(half ? odd : even, at);
+                #pragma GCC unroll 4
+                for (int r = 0; r < count; r++) sums[k][r][half] = _mm512_dpbf16_ps(sums[k][r][half], w, columns[r]);
             }
         }
     }
+    #pragma GCC unroll 8
     for (int k = 0; k < outs; k++)
+        #pragma GCC unroll 4
         for (int r = 0; r < count; r++)
             store_number(job->y, job->x_type, (first + r) * job->out + o + k,
                          _mm512_reduce_add_ps(_mm512_add_ps(sums[k][r][0], sums[k][r][1])));
@@ -142,6 +155,15 @@ static int has_bf16(void) { return __builtin_cpu_supports("avx512bf16") != 0; }
 static int has_bf16(void) { return 0; }
 #endif
 
+/* A product of up to DOT_ROWS of the rows that are left. */
+#define DENSE_COUNT(left, product, o, outs, r) \
+    switch (left) { \
+        case 1: product(o, outs, r, 1); break; \
+        case 2: product(o, outs, r, 2); break; \
+        case 3: product(o, outs, r, 3); break; \
+        default: product(o, outs, r, 4); \
+    }
+
 /* Outputs from..to of all rows. */
 #define DENSE_ROWS(suffix, target, product) \
     target static void dense_##suffix(const Job *job, i64 from, i64 to) { \
@@ -151,15 +173,9 @@ static int has_bf16(void) { return 0; }
             for (i64 r = 0; r < job->rows; r += DOT_ROWS) { \
                 const i64 end = from + run < to ? from + run : to; \
                 i64 o = from; \
-                if (job->rows > DOT_ROWS && job->rows - r >= DOT_ROWS) \
-                    for (; o + THREE <= end; o += THREE) { product(o, THREE, r, DOT_ROWS); } \
-                for (; o < end; o++) \
-                    switch (job->rows - r) { \
-                        case 1: product(o, 1, r, 1); break; \
-                        case 2: product(o, 1, r, 2); break; \
-                        case 3: product(o, 1, r, 3); break; \
-                        default: product(o, 1, r, 4); \
-                    } \
+                if (job->rows > 1) \
+                    for (; o + THREE <= end; o += THREE) { DENSE_COUNT(job->rows - r, product, o, THREE, r) } \
+                for (; o < end; o++) { DENSE_COUNT(job->rows - r, product, o, 1, r) } \
             } \
     }
 
