@@ -102,6 +102,17 @@ def begin(model: Any, context: int, random: bool = False) -> tuple[torch.Tensor,
     return prompt_of(model, context + 1), cache
 
 
+def decode(model: Any, ids: torch.Tensor, cache: ChatCache, past: int, tokens: int) -> list[float]:
+    """The seconds of each of some tokens, decoded from `past` tokens in the cache on, whatever it holds behind them."""
+    if cache.get_seq_length() > past:
+        cache.crop(past - cache.get_seq_length())
+    times = []
+    for _ in range(tokens):
+        ids, seconds = run(model, ids, cache)
+        times.append(seconds)
+    return times
+
+
 def take_turns(model: Any, context: int, random: bool = False) -> None:
     """Decodes six tokens at `context` tokens of context for every line on stdin, and reads the weights once; see
     `benchmarks.turns`."""
@@ -109,12 +120,7 @@ def take_turns(model: Any, context: int, random: bool = False) -> None:
     prompt, cache = begin(model, context, random)
     print("ready", flush=True)
     for _ in sys.stdin:
-        if cache.get_seq_length() > context:
-            cache.crop(context - cache.get_seq_length())
-        ids, times = prompt, []
-        for _ in range(6):
-            ids, seconds = run(model, ids, cache)
-            times.append(seconds)
+        times = decode(model, prompt, cache, context, 6)
         start = time.perf_counter()
         for weight in streamed:
             probes.read(backend, weight)
@@ -127,13 +133,7 @@ def share_beside_busy(model: Any, ids: torch.Tensor, cache: ChatCache, turns: in
     past = cache.get_seq_length()
 
     def seconds() -> float:
-        if cache.get_seq_length() > past:
-            cache.crop(past - cache.get_seq_length())
-        fed, taken = ids, []
-        for _ in range(8):
-            fed, one = run(model, fed, cache)
-            taken.append(one)
-        return statistics.mean(taken[1:])
+        return statistics.mean(decode(model, ids, cache, past, 8)[1:])
 
     shares = []
     for _ in range(turns):

@@ -18,9 +18,9 @@ from chatglm import kernels
 from chatglm.adapters import add_prefix
 from chatglm.cache import GrowingLayer, RowCache
 from chatglm.generation import ChatCache
-from chatglm.kernels import KernelUnavailable, cpu
+from chatglm.kernels import cpu
 from chatglm.serving.chat_engine import ChatEngine as Engine
-from kernel_variants import POSSIBLE
+from kernel_variants import POSSIBLE, load_or_skip
 from tiny_chat import pair
 
 SIZES: dict[str, Any] = {"num_layers": 3, "hidden_size": 192, "num_attention_heads": 6}
@@ -60,10 +60,7 @@ def network(generation: int, bits: int = 4, dtype: torch.dtype = torch.float32, 
 @pytest.fixture(autouse=True, params=POSSIBLE)
 def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Each variant of the kernels that this machine has; the numbers of blocks that it was called with."""
-    try:
-        backend = cpu.load(request.param)
-    except (KernelUnavailable, ValueError) as reason:
-        pytest.skip(str(reason))
+    backend = load_or_skip(request.param)
     found: list[int] = []
     run = cpu.CPUBackend.run_blocks
 

@@ -11,8 +11,8 @@ from benchmarks.decode_6b import make
 from chatglm import kernels
 from chatglm.cpu_path.prompt_attention import attention
 from chatglm.generation import ChatCache
-from chatglm.kernels import KernelUnavailable, cpu
-from kernel_variants import POSSIBLE
+from chatglm.kernels import cpu
+from kernel_variants import POSSIBLE, load_or_skip
 
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 6e-4}
 # heads, key heads, tokens, keys, head_dim: tiles of 32 keys and runs of 252 queries, six at a time, are left ragged
@@ -27,10 +27,7 @@ WIDTHS: dict[int, dict[str, Any]] = {
 @pytest.fixture(autouse=True, params=POSSIBLE)
 def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Each variant of the kernels that this machine has; the number of tokens of every call."""
-    try:
-        backend = cpu.load(request.param)
-    except (KernelUnavailable, ValueError) as reason:
-        pytest.skip(str(reason))
+    backend = load_or_skip(request.param)
     found: list[int] = []
     run = cpu.CPUBackend.attention
 

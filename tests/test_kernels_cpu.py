@@ -11,8 +11,7 @@ import torch
 
 from chatglm.kernels import cpu, reference
 from chatglm.kernels.cpu.fetching import PLACES
-from chatglm.kernels.errors import KernelUnavailable
-from kernel_variants import POSSIBLE
+from kernel_variants import POSSIBLE, load_or_skip
 
 BITS = (4, 8)
 PRECISIONS = {"exact": 1e-5, "default": 2e-4, "int8": 1e-2}
@@ -26,19 +25,13 @@ SHAPES = [
 
 @pytest.fixture(scope="module")
 def built() -> cpu.CPUBackend:
-    try:
-        return cpu.load()
-    except KernelUnavailable as reason:
-        pytest.skip(f"no CPU kernels here: {reason}")
+    return load_or_skip()
 
 
 @pytest.fixture(params=POSSIBLE)
 def kernels(request: pytest.FixtureRequest, built: cpu.CPUBackend) -> cpu.CPUBackend:
     """Each variant that this machine has."""
-    try:
-        return cpu.load(request.param)
-    except ValueError as reason:
-        pytest.skip(str(reason))
+    return load_or_skip(request.param)
 
 
 def random_weights(bits: int, outputs: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

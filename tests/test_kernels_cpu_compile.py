@@ -20,14 +20,12 @@ from chatglm.kernels.cache_files import damaged_files
 from chatglm.kernels.cpu import backend, library
 from chatglm.kernels.cpu import compile as compiler
 from chatglm.kernels.errors import KernelUnavailable
+from kernel_variants import load_or_skip
 
 
 @pytest.fixture(scope="module")
 def built() -> cpu.CPUBackend:
-    try:
-        return cpu.load()
-    except KernelUnavailable as reason:
-        pytest.skip(f"no CPU kernels here: {reason}")
+    return load_or_skip()
 
 
 @pytest.fixture

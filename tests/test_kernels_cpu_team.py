@@ -18,15 +18,12 @@ import torch
 
 from chatglm.kernels import cpu, reference
 from chatglm.kernels.cpu import compile as compiler
-from chatglm.kernels.errors import KernelUnavailable
+from kernel_variants import load_or_skip
 
 
 @pytest.fixture(scope="module")
 def backend() -> cpu.CPUBackend:
-    try:
-        return cpu.load()
-    except KernelUnavailable as reason:
-        pytest.skip(f"{reason}")
+    return load_or_skip()
 
 
 @pytest.fixture

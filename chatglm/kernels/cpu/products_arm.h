@@ -7,12 +7,12 @@
 
 #include "product.h"
 
+#if ARM_DOTPROD
 /* Whether these kernels compute a product. */
 INLINE int is_arm(const Job *job) {
     return (job->isa == DOTPROD || job->isa == I8MM) && job->levels && job->bits != DENSE_BITS;
 }
 
-#if ARM_DOTPROD
 enum { OUTS = 4, TOGETHER = 4 };  /* outputs at a time, and rows that share what I8MM prepares of the weights */
 
 INLINE int by_matrices(const Job *job) {
