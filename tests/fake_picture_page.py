@@ -1,8 +1,12 @@
-"""The page about pictures with answers that need no model: what the picture is like, and what was asked before."""
+"""The page about pictures with answers that need no model: what the picture is like, and what was asked before.
+
+"forever" is answered in halves until it is stopped.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -16,8 +20,11 @@ def answer(question: str, history: list[Any], settings: dict[str, Any], cancel: 
     picture = settings["image"]
     seen = "nothing" if picture is None else "x".join(map(str, read_picture(picture).size))
     text = f"{question} | {seen} | {len(history)} before"
-    for end in (len(text) // 2, len(text)):
-        reason = "stop" if end == len(text) else None
+    if question == "forever":
+        ends = itertools.takewhile(lambda _: not cancel.wait(0.01), itertools.repeat(len(text) // 2))
+    else:
+        ends = iter([len(text) // 2])
+    for end, reason in itertools.chain(((end, None) for end in ends), [(len(text), "stop")]):
         yield SimpleNamespace(
             text=text[:end], finish_reason=reason, history=[*history, (question, text)], completion_tokens=3,
             seconds=1.0,

@@ -53,7 +53,7 @@ def test_the_page(picture: Path) -> None:
     try:
         with sync_api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
-            context = browser.new_context(locale="en-US")
+            context = browser.new_context(locale="en-US", reduced_motion="reduce")
             context.set_default_timeout(PATIENCE)
             expect.set_options(timeout=PATIENCE)
             page = context.new_page()

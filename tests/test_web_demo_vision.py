@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from test_pictures_reading import BAD
-from test_web_demo import CHROMIUM, PATIENCE, Server, expect, sync_api
+from test_web_demo import CHROMIUM, PATIENCE, Server, expect, slow, sync_api
 from tiny_visualglm import picture_bytes
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -32,7 +32,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(params=["zh-CN", "en-US"])
 def page(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterator[Any]:
-    context = browser.new_context(locale=request.param)
+    context = browser.new_context(locale=request.param, reduced_motion="reduce")
     context.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
     opened = context.new_page()
@@ -76,7 +76,42 @@ def test_a_visit(page: Any) -> None:
     expect(answers(page)).to_have_count(0)
     expect(page.locator("#picture img")).to_have_count(0)
     ask(page, "你好")
-    expect(answers(page)).to_have_text([re.compile("你好 | nothing | 0 before")])
+    expect(answers(page)).to_have_text([re.compile(r"你好 \| nothing \| 0 before")])
+
+
+@pytest.mark.parametrize("page", ["en-US"], indirect=True)
+def test_a_question_during_an_answer_stays_in_the_box(page: Any) -> None:
+    ask(page, "forever")
+    expect(answers(page)).to_have_text([re.compile("forever")])
+    ask(page, "more")
+    expect(page.get_by_text("Still answering").first).to_be_visible()
+    expect(page.locator("#box textarea")).to_have_value("more")
+    page.locator("#box .stop-button").click()
+    expect(page.locator("#box .submit-button")).to_be_visible()
+    page.locator("#box textarea").press("Enter")
+    expect(answers(page).last).to_have_text(re.compile(r"more \| nothing \| 1 before"))
+
+
+@pytest.mark.parametrize("page", ["en-US"], indirect=True)
+@pytest.mark.parametrize("how", ["clear", "upload", "remove"])
+def test_an_answer_that_is_left_shows_no_more(page: Any, how: str) -> None:
+    upload(page, picture_bytes())
+    expect(answers(page)).to_have_text([re.compile(r"20x30 \| 0 before")])
+    slow(page)
+    ask(page, "forever")
+    expect(answers(page).last).to_have_text(re.compile("forever"))
+    if how == "clear":
+        page.locator("#clear").click()
+    elif how == "remove":
+        page.locator("#picture button[aria-label='Remove Image']").click()
+    else:
+        upload(page, picture_bytes(size=(40, 9)), "other.png")
+        expect(answers(page)).to_have_text([re.compile(r"40x9 \| 0 before")])
+        page.locator("#clear").click()
+    expect(answers(page)).to_have_count(0)
+    expect(page.locator("#picture img")).to_have_count(0)
+    ask(page, "next")
+    expect(answers(page)).to_have_text([re.compile(r"next \| nothing \| 0 before")])
 
 
 @pytest.mark.parametrize("page", ["en-US"], indirect=True)

@@ -6,7 +6,6 @@ A result is the question of the next round, so that the browser's copy of the ch
 from __future__ import annotations
 
 import html
-import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from ...engine import Waiting
 from ..messages import PAGE, TERMINAL
 from . import display, failures
 from .calls import pictures_of
+from .running import Running
 from .stored_chat import StoredChat
 
 if TYPE_CHECKING:
@@ -31,21 +31,12 @@ class Answer:
 
     Args:
         values: those of the page's knobs, by name.
-        cancel: set when the answer shall end; it is the visitor's for as long as `page.running` holds it.
     """
 
-    def __init__(
-        self, page: Page, chat: StoredChat, values: dict[str, Any], cancel: threading.Event, visitor: str, language: str
-    ) -> None:
-        self.page, self.chat, self.values, self.cancel = page, chat, values, cancel
-        self.visitor, self.language = visitor, language
+    def __init__(self, page: Page, chat: StoredChat, values: dict[str, Any], running: Running, language: str) -> None:
+        self.page, self.chat, self.values, self.running, self.language = page, chat, values, running, language
         self.said, self.step, self.drawn = "", None, 0.0
         self.is_complete = False
-
-    @property
-    def is_left(self) -> bool:
-        """Whether the visitor has gone to another conversation: nothing may be shown any more."""
-        return self.page.running.get(self.visitor) is not self.cancel
 
     def text(self, key: str) -> str:
         return PAGE[key][self.language]
@@ -56,13 +47,9 @@ class Answer:
         yield {page.speed: self.text("reading")}
         try:
             yield from self._rounds()
-            left = self.is_left
         except Exception as error:
-            left, failure = self.is_left, failures.reason(error, self.language)
-        finally:
-            if not self.is_left:
-                del page.running[self.visitor]
-        if left:
+            failure = failures.reason(error, self.language)
+        if self.running.is_left:
             return
         if self.is_complete and not failure:
             speed = "" if self.step is None else display.speed(self.step, self.language)
@@ -92,7 +79,7 @@ class Answer:
             settings["seed"] += self.chat.attempt
 
         def ask(question: str, history: list[Any], role: str) -> Iterator[Any]:
-            return page.answer(question, history, settings | {"role": role}, self.cancel)
+            return page.answer(question, history, settings | {"role": role}, self.running.cancel)
 
         results: list[Any] = []
         runner = page.calls.runner(values["mode"], session, self.chat, results.append)
@@ -104,7 +91,7 @@ class Answer:
 
             loop = tool_loop(
                 ask, page.chat_format, turn.question, before, turn.role, runner,
-                confirm=lambda call: True if values["auto"] else None, cancel=self.cancel,
+                confirm=lambda call: True if values["auto"] else None, cancel=self.running.cancel,
             )  # fmt: skip
             yield from self._with_calls(loop, head, results)
 
@@ -112,7 +99,7 @@ class Answer:
         """An answer whose calls somebody else runs."""
         step: Any = None
         for given in steps:
-            if self.is_left:
+            if self.running.is_left:
                 return
             if isinstance(given, Waiting):
                 yield {self.page.speed: display.waiting(given.before, self.language)}
@@ -127,7 +114,7 @@ class Answer:
         from ...tools import Call, Done, Observation, Text
 
         for given in loop:
-            if self.is_left:
+            if self.running.is_left:
                 return
             if isinstance(given, Waiting):
                 yield {self.page.speed: display.waiting(given.before, self.language)}
@@ -164,12 +151,12 @@ class Answer:
 
 
 def run_open_call(
-    page: Page, chat: StoredChat, written: str, values: dict[str, Any], allowed: bool, visitor: str, language: str
+    page: Page, chat: StoredChat, written: str, values: dict[str, Any], allowed: bool, running: Running, language: str
 ) -> Updates:
     """Runs the call at the end of a chat, as the visitor has edited it, or refuses it; then the model goes on."""
     found = page.calls.open_call(chat)
-    if visitor in page.running or found is None:
-        gr.Warning(PAGE["busy" if found else "no_call"][language])
+    if found is None:
+        gr.Warning(PAGE["no_call"][language])
         yield {page.speed: ""}
         return
     try:
@@ -186,23 +173,17 @@ def run_open_call(
     if written != found[1]:
         history = [*chat.history[:-1], {**chat.history[-1], "content": content}]
         chat = StoredChat(chat.chat_format, chat.id, history, chat.notes, chat.attempt, None, chat.pictures)
-    cancel = page.running[visitor] = threading.Event()
     busy = gr.update(submit_btn=False, stop_btn=True)
-    hidden, running = gr.update(visible=False), PAGE["running"][language]
-    shown = {page.chat: chat.shown(language), page.place: chat.write(), page.speed: running}
+    hidden = gr.update(visible=False)
+    shown = {page.chat: chat.shown(language), page.place: chat.write(), page.speed: PAGE["running"][language]}
     yield {**shown, page.box: busy, page.panel.group: hidden}
-    try:
-        seen = runner.run(call, cancel).content if allowed else "The user did not allow this call."
-    except BaseException:
-        page.running.pop(visitor, None)
-        raise
-    if page.running.get(visitor) is not cancel:
+    seen = runner.run(call, running.cancel).content if allowed else "The user did not allow this call."
+    if running.is_left:
         return
     chat = chat.called(seen, pictures_of(results))
     yield {page.chat: chat.shown(language), page.place: chat.write(), page.speed: PAGE["reading"][language]}
-    if cancel.is_set():  # stopped while it ran: the result stays, and waits for the visitor's next question
-        del page.running[visitor]
+    if running.cancel.is_set():  # stopped while it ran: the result stays, and waits for the visitor's next question
         chat = chat.answered([*chat.before, {"role": "observation", "content": seen}])
         yield {page.chat: chat.shown(language), page.place: chat.write(), page.speed: ""}
         return
-    yield from Answer(page, chat, values, cancel, visitor, language).updates()
+    yield from Answer(page, chat, values, running, language).updates()

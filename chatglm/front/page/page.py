@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import threading
@@ -20,6 +21,7 @@ from .answering import Answer
 from .browser_store import KNOBS
 from .calls import MODES, Calls
 from .panel import Panel
+from .running import RunningAnswers, connect_drawn, tell
 from .serving import serve
 from .stored_chat import StoredChat
 from .style import CLOSE_SIDE, STYLE
@@ -69,7 +71,7 @@ class Page:
         self.answer, self.chat_format, self.settings = answer, chat_format, dict(settings or {})
         self.adapters, self.signed_in = list(adapters), signed_in
         self.calls = Calls(chat_format, abilities or Abilities(), kernels)
-        self.running: dict[str, threading.Event] = {}  # by gradio's session: at most one answer for each visitor
+        self.running = RunningAnswers()
         texts = {
             language: {key: text[language].replace("{millions}", str(demo_millions)) for key, text in PAGE.items()}
             for language in LANGUAGES
@@ -85,13 +87,9 @@ class Page:
     def launch(self, **kwargs: Any) -> None:
         """Serves the page until it is interrupted; arguments as for `gr.Blocks.launch`."""
         serve(
-            self.blocks, self.name, self.threads, at_end=self._cancel_all, css=STYLE, js=behaviour.script(self.name),
-            i18n=self.labels, **kwargs,
+            self.blocks, self.name, self.threads, at_end=self.running.cancel_all, css=STYLE,
+            js=behaviour.script(self.name), i18n=self.labels, **kwargs,
         )  # fmt: skip
-
-    def _cancel_all(self) -> None:
-        for cancel in self.running.copy().values():
-            cancel.set()
 
     def _draw(self, system: str | None, tools: Any, is_demo: bool) -> None:
         text: Callable[[str], Any] = self.labels
@@ -103,6 +101,7 @@ class Page:
         self.growing = gr.JSON(visible=False)  # its answer so far, on its way into the store
         self.wanted = gr.JSON(visible=False)  # what to open, with its settings
         self.copied = gr.Textbox(visible=False)
+        self.refusal = gr.State("")  # why a question was not taken
         with gr.Sidebar(open=False, elem_id="side") as self.side:
             self.new = gr.Button(text("new"), variant="primary", elem_id="new")
             self.search = gr.Textbox(label=text("search"), elem_id="search")
@@ -169,37 +168,39 @@ class Page:
     def _connect(self) -> None:
         store, chat = browser_store, self.chat
         at_once: dict[str, Any] = {"queue": False, **PRIVATE}
+        begun = [*self._shown, self.refusal]
         begins = [
-            self.box.submit(self.ask, [self.box, self.place], self._shown, js=store.ASK, **at_once),
-            chat.example_select(self.ask_example, self.place, self._shown, js=store.LATEST, **at_once),
-            chat.retry(self.retry, self.place, self._shown, js=store.HERE, **at_once),
-            chat.edit(self.edit, self.place, self._shown, js=store.HERE, **at_once),
+            self.box.submit(self.ask, [self.box, self.place], begun, js=store.ASK, **at_once),
+            chat.example_select(self.ask_example, self.place, begun, js=store.LATEST, **at_once),
+            chat.retry(self.retry, self.place, begun, js=store.HERE, **at_once),
+            chat.edit(self.edit, self.place, begun, js=store.HERE, **at_once),
         ]
         replied = [*self._shown, self.growing]
         answers = [begin.success(self.reply, [self.place, *self.knobs], replied, **PRIVATE) for begin in begins]
-        answers += self.panel.connect(replied, PRIVATE)
+        calls, call_answers = self.panel.connect(replied, PRIVATE)
+        answers += call_answers
+        for begin in begins + calls:
+            begin.success(tell, self.refusal, None, **PRIVATE)
         for answer in answers:
-            answer.then(self.free, self.place, self.box, **at_once)
+            connect_drawn(answer, self.free, self.place, self.box, **at_once)
         self.box.stop(self.stop, **at_once)
-        # Leaving the conversation also ends its answer, of which nothing may arrive afterwards.
-        leaving = {"cancels": answers, **at_once}
-        self.new.click(self.start, None, self._shown, js=store.LEAVE, **leaving)
-        chat.clear(self.start, None, self._shown, js=store.LEAVE, **leaving)
-        chat.undo(self.undo, self.place, self._shown, js=store.HERE, **leaving)
-        self.chat_list.click(None, self.chat_list, self.wanted, js=store.call("choose"), cancels=answers)
+        self.new.click(self.start, None, self._shown, js=store.LEAVE, **at_once)
+        chat.clear(self.start, None, self._shown, js=store.LEAVE, **at_once)
+        chat.undo(self.undo, self.place, self._shown, js=store.HERE, **at_once)
+        self.chat_list.click(None, self.chat_list, self.wanted, js=store.call("choose"))
         self.wanted.change(self.open, self.wanted, [*self._shown, *self.knobs], **at_once)
         self.new.click(None, js=CLOSE_SIDE)
         self.chat_list.click(None, js=CLOSE_SIDE)
-        self.mode.input(None, self.mode, self.wanted, js=store.call("mode"), cancels=answers)
+        self.mode.input(None, self.mode, self.wanted, js=store.call("mode"))
         self.mode.change(self.show_mode, self.mode, [self.system, self.tools, self.panel.files], **at_once)
-        self._connect_store(leaving)
+        self._connect_store(at_once)
         # The box copies the rendered message; the visitor wants the text as it was written.
         chat.copy(self.copy, self.place, self.copied, **at_once).then(
             None, self.copied, None, js="text => { if (text) navigator.clipboard?.writeText(text) }"
         )
-        self.blocks.unload(self.leave)
+        self.blocks.unload(self.running.close)
 
-    def _connect_store(self, leaving: dict[str, Any]) -> None:
+    def _connect_store(self, at_once: dict[str, Any]) -> None:
         """Connects what happens in the browser alone."""
         call = browser_store.call
         listed = [self.chat_list, self.title, self.notice, self.box]
@@ -216,7 +217,7 @@ class Page:
         buttons = [self.export_markdown, self.export_json, self.export_all, self.logout]
         for button, function in zip(buttons, ("exportMarkdown", "exportJson", "exportAll", "logout"), strict=True):
             button.click(None, js=call(function))
-        self.delete.click(None, None, listed, js=call("forget")).then(self.start, None, self._shown, **leaving)
+        self.delete.click(None, None, listed, js=call("forget")).then(self.start, None, self._shown, **at_once)
 
     @property
     def _shown(self) -> list[Any]:
@@ -224,94 +225,118 @@ class Page:
 
     # ------------------------------------------------------------------------------------ a question and its answer
 
-    def ask(self, question: str, place: Any, request: gr.Request) -> dict[Any, Any]:
-        chat = self.read(place)
+    async def ask(self, question: str, place: Any, request: gr.Request) -> dict[Any, Any]:
         if not question.strip():
             raise gr.Error("", visible=False, print_exception=False)
-        role = self._session(chat).next_role
-        question = self.calls.announced(chat, question) if role == "user" else question
-        asked = self._begin(chat.asked(question, role), request)
-        return asked | {self.box: gr.Textbox("", submit_btn=False, stop_btn=True)}
 
-    def ask_example(self, place: Any, request: gr.Request, chosen: gr.SelectData) -> dict[Any, Any]:
-        return self._begin(self.read(place).asked(chosen.value["text"], "user"), request)
+        def asked() -> StoredChat:
+            chat = self.read(place)
+            role = self._session(chat).next_role
+            return chat.asked(self.calls.announced(chat, question) if role == "user" else question, role)
 
-    def retry(self, place: Any, request: gr.Request) -> dict[Any, Any]:
-        chat = self.read(place)
-        session = self._session(chat)
-        question, role = session.undo() or ("", "user")
-        kept = len(chat.cut(session.history).messages)
-        # The same seed would only give the same answer again.
-        return self._begin(chat.asked(question, role, kept, chat.attempt + 1), request)
+        begun = await self._begin(asked, request)
+        return begun | ({self.box: gr.Textbox("", submit_btn=False, stop_btn=True)} if self.box in begun else {})
 
-    def edit(self, place: Any, request: gr.Request, edited: gr.EditData) -> dict[Any, Any]:
-        chat = self.read(place)
-        index = chat.places()[edited.index if isinstance(edited.index, int) else edited.index[0]]
-        return self._begin(chat.asked(display.raw(edited.value), chat.messages[index]["role"], index), request)
+    async def ask_example(self, place: Any, request: gr.Request, chosen: gr.SelectData) -> dict[Any, Any]:
+        return await self._begin(lambda: self.read(place).asked(chosen.value["text"], "user"), request)
 
-    def _begin(self, chat: StoredChat, request: gr.Request) -> dict[Any, Any]:
+    async def retry(self, place: Any, request: gr.Request) -> dict[Any, Any]:
+        def asked() -> StoredChat:
+            chat = self.read(place)
+            session = self._session(chat)
+            question, role = session.undo() or ("", "user")
+            kept = len(chat.cut(session.history).messages)
+            # The same seed would only give the same answer again.
+            return chat.asked(question, role, kept, chat.attempt + 1)
+
+        return await self._begin(asked, request)
+
+    async def edit(self, place: Any, request: gr.Request, edited: gr.EditData) -> dict[Any, Any]:
+        def asked() -> StoredChat:
+            chat = self.read(place)
+            index = chat.places()[edited.index if isinstance(edited.index, int) else edited.index[0]]
+            return chat.asked(display.raw(edited.value), chat.messages[index]["role"], index)
+
+        return await self._begin(asked, request)
+
+    async def _begin(self, ask: Callable[[], StoredChat], request: gr.Request) -> dict[Any, Any]:
+        """Begins an answer to the question of the chat that `ask` returns."""
         language = language_of(request)
-        if request.session_hash in self.running:
-            raise gr.Error(PAGE["busy"][language], print_exception=False)
+        try:
+            chat = await asyncio.to_thread(ask)
+        except gr.Error as error:
+            return {self.refusal: error.message}
         if chat.turn and len(chat.turn.question) > MOST_CHARACTERS:
-            raise gr.Error(PAGE["too_long"][language], print_exception=False)
-        self.running[str(request.session_hash)] = threading.Event()
+            return {self.refusal: PAGE["too_long"][language]}
+        if not await self.running.begin(request):
+            return {self.refusal: PAGE["busy"][language]}
         return {
-            self.chat: chat.shown(language),
+            self.chat: await asyncio.to_thread(chat.shown, language),
             self.place: chat.write(),
             self.box: gr.Textbox(submit_btn=False, stop_btn=True),
             self.speed: "",
             self.panel.group: gr.update(visible=False),
+            self.refusal: "",
         }
+
+    async def begin_call(self, request: gr.Request) -> str:
+        """Begins the answer after a call that waited for the visitor. Returns why not."""
+        return "" if await self.running.begin(request) else PAGE["busy"][language_of(request)]
 
     def reply(
         self, place: Any, adapter: str, system: str, tools: str, max_length: int, top_p: float, temperature: float,
         mode: str, auto: bool, request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
         """Yields the answer as it grows. The history changes only at its end, together with the display."""
-        session_hash, language = str(request.session_hash), language_of(request)
-        chat, cancel = self.read(place), self.running.get(session_hash)
-        if cancel is None or chat.turn is None:  # the visitor left the conversation while waiting
-            return
-        values = dict(zip(KNOBS, (adapter, system, tools, max_length, top_p, temperature, mode, auto), strict=True))
-        yield from Answer(self, chat, values, cancel, session_hash, language).updates()
+        with self.running.answering(request) as running:
+            chat = self.read(place)
+            if running is not None and chat.turn is not None:
+                settings = (adapter, system, tools, max_length, top_p, temperature, mode, auto)
+                values = dict(zip(KNOBS, settings, strict=True))
+                yield from Answer(self, chat, values, running, language_of(request)).updates()
 
     def stop(self, request: gr.Request) -> None:
         """Ends the visitor's answer; the text so far stays."""
-        if cancel := self.running.get(str(request.session_hash)):
-            cancel.set()
-
-    def leave(self, request: gr.Request) -> None:
-        """Ends the visitor's answer and discards it."""
-        if cancel := self.running.pop(str(request.session_hash), None):
-            cancel.set()
+        if running := self.running.get(request):
+            running.cancel.set()
 
     # ------------------------------------------------------------------------------------------------ conversations
 
-    def free(self, place: Any, request: gr.Request) -> Any:
+    async def free(self, place: Any, request: gr.Request) -> Any:
         """After an answer: frees the box for a question."""
-        running = str(request.session_hash) in self.running
-        return gr.skip() if running else self._free_box(self.read(place), request)
+        if not await self.running.drawn(request):
+            return gr.skip()
+        return await asyncio.to_thread(lambda: self._free_box(self.read(place), request))
 
-    def start(self, request: gr.Request) -> list[Any]:
-        self.leave(request)
+    async def start(self, request: gr.Request) -> list[Any]:
+        await self.running.leave(request)
         return self._place(StoredChat(self.chat_format), request)
 
-    def open(self, wanted: Any, request: gr.Request) -> dict[Any, Any]:
+    async def open(self, wanted: Any, request: gr.Request) -> dict[Any, Any]:
         """Shows a chat of the browser with its settings; without a chat, sets only these."""
         wanted = wanted if isinstance(wanted, Mapping) else {}
         values = valid_settings(dict(zip(KNOBS, self.knobs, strict=True)), wanted.get("settings"))
-        faster = wanted.get("restored") and request.session_hash in self.running  # the visitor has asked already
+        faster = wanted.get("restored") and self.running.get(request)  # the visitor has asked already
         if wanted.get("place") is None or faster:
             return values or {self.speed: gr.skip()}
-        self.leave(request)
-        chat = self.read(wanted["place"])
-        shown = dict(zip(self._shown, self._place(chat, request), strict=True))
-        return values | shown | {self.place: chat.write() | {"opened": True}}
+        await self.running.leave(request)
 
-    def undo(self, place: Any, request: gr.Request) -> list[Any]:
+        def shown() -> dict[Any, Any]:
+            try:
+                chat = self.read(wanted["place"])
+            except gr.Error as error:
+                return {self.speed: error.message}
+            place = {self.place: chat.write() | {"opened": True}}
+            return dict(zip(self._shown, self._place(chat, request), strict=True)) | place
+
+        return values | await asyncio.to_thread(shown)
+
+    async def undo(self, place: Any, request: gr.Request) -> list[Any]:
         """Takes the last turn back and puts its question into the box."""
-        self.leave(request)
+        await self.running.leave(request)
+        return await asyncio.to_thread(self._undo, place, request)
+
+    def _undo(self, place: Any, request: gr.Request) -> list[Any]:
         chat = self.read(place)
         if chat.turn:
             return self._place(chat.without_turn(), request, chat.turn.question)

@@ -49,21 +49,24 @@ class Panel:
                 self.run_it = gr.Button(text("run"), size="sm", variant="primary", elem_id="run")
                 self.refuse_it = gr.Button(text("refuse"), size="sm", elem_id="refuse")
 
-    def connect(self, outputs: list[Any], private: dict[str, Any]) -> list[Any]:
-        """Returns the events that lead to an answer; `outputs` are the components that it changes."""
+    def connect(self, outputs: list[Any], private: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+        """Returns the events that begin an answer and those that give it, which change `outputs`."""
         at_once: dict[str, Any] = {"queue": False, **private}
         page = self.page
         self.upload.click(None, None, self.uploaded, js=browser_store.call("pickFiles"))
         self.uploaded.change(self.put_files, [self.uploaded, page.place], [page.place, page.speed], **at_once)
         gr.on([page.speed.change, page.place.change], self.list_files, page.place, self.made, **at_once)
-        self.fetch.click(self.read_file, [self.made, page.place], self.fetched, **at_once)
+        self.fetch.click(self.read_file, [self.made, page.place], [self.fetched, page.speed], **at_once)
         self.fetched.change(None, self.fetched, None, js=browser_store.call("keepFile"))
         self.restart.click(self.restart_kernel, page.place, page.speed, **at_once)
         given = [page.place, self.written, *page.knobs]
-        return [
-            button.click(function, given, outputs, js=browser_store.HERE_WITH, **private)
-            for button, function in ((self.run_it, self.run), (self.refuse_it, self.refuse))
+        buttons = (self.run_it, self.refuse_it)
+        begins = [button.click(page.begin_call, None, page.refusal, **at_once) for button in buttons]
+        answers = [
+            begin.success(function, given, outputs, js=browser_store.HERE_WITH, **private)
+            for begin, function in zip(begins, (self.run, self.refuse), strict=True)
         ]
+        return begins, answers
 
     def pending(self, chat: StoredChat) -> dict[Any, Any]:
         """Values that show the call that waits for the visitor, or nothing."""
@@ -89,9 +92,10 @@ class Panel:
     def _decide(
         self, place: Any, written: str, values: tuple[Any, ...], allowed: bool, request: gr.Request
     ) -> Iterator[dict[Any, Any]]:
-        knobs, chat = dict(zip(KNOBS, values, strict=True)), self.page.read(place)
-        visitor, language = str(request.session_hash), language_of(request)
-        yield from run_open_call(self.page, chat, written, knobs, allowed, visitor, language)
+        with self.page.running.answering(request) as running:
+            knobs, chat = dict(zip(KNOBS, values, strict=True)), self.page.read(place)
+            if running is not None:
+                yield from run_open_call(self.page, chat, written, knobs, allowed, running, language_of(request))
 
     # ---- the files ---------------------------------------------------------------------------------------------------
 
@@ -100,31 +104,27 @@ class Panel:
         language = language_of(request)
         sent = sent if isinstance(sent, Mapping) else {}
         if sent.get("tooLarge"):
-            gr.Warning(PAGE["upload_large"][language])
-            return [gr.skip(), ""]
+            return [gr.skip(), PAGE["upload_large"][language]]
         chat = self.page.read(place).named()
         try:
             names = self.page.calls.put_files(chat, sent.get("files") or [])
         except ValueError as error:
-            gr.Warning(html.escape(failures.reason(error, language)))
-            return [gr.skip(), ""]
+            return [gr.skip(), html.escape(failures.reason(error, language))]
         return [chat.write(), html.escape(PAGE["uploaded"][language].format(names=", ".join(names)))]
 
     def list_files(self, place: Any) -> Any:
         kernel = self.page.calls.kernel(self.page.read(place))
         return gr.update(choices=kernel.files() if kernel else [])
 
-    def read_file(self, name: str | None, place: Any, request: gr.Request) -> Any:
+    def read_file(self, name: str | None, place: Any, request: gr.Request) -> list[Any]:
         kernel = self.page.calls.kernel(self.page.read(place))
         try:
             content = kernel.read_file(name) if kernel and name else None
         except OSError as error:
-            gr.Warning(html.escape(f"{name}: {error.strerror or error}"))
-            return gr.skip()
+            return [gr.skip(), html.escape(f"{name}: {error.strerror or error}")]
         if content is None or len(content) > MOST_DOWNLOAD:
-            gr.Warning(PAGE["no_file"][language_of(request)])
-            return gr.skip()
-        return {"name": name, "data": base64.b64encode(content).decode("ascii"), "time": time.time()}
+            return [gr.skip(), PAGE["no_file"][language_of(request)]]
+        return [{"name": name, "data": base64.b64encode(content).decode("ascii"), "time": time.time()}, gr.skip()]
 
     def restart_kernel(self, place: Any, request: gr.Request) -> str:
         if kernel := self.page.calls.kernel(self.page.read(place)):

@@ -15,6 +15,7 @@ from ...language import LANGUAGES
 from ...pictures import MOST_BYTES
 from ..messages import PAGE, TERMINAL
 from ..page import display, failures
+from ..page.running import RunningAnswers, connect_drawn, tell
 from ..page.serving import serve
 from ..page.visitor import language_of
 
@@ -33,6 +34,9 @@ REFRESH = 0.05  # seconds between two updates of a growing answer
 MOST_CHARACTERS = 20_000
 #: Seconds between two looks at uploaded pictures, and their age at which they are deleted.
 DELETED = (600, 3600)
+#: The box's buttons.
+BUSY: dict[str, Any] = {"submit_btn": False, "stop_btn": True}
+FREE: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -58,6 +62,7 @@ class PicturePage:
         at_once: int = 64,
     ) -> None:
         self.answer, self.name, self.settings = answer, name, dict(settings or {})
+        self.running = RunningAnswers()
         texts = {
             language: {key: text[language].replace("{millions}", str(demo_millions)) for key, text in PAGE.items()}
             for language in LANGUAGES
@@ -72,7 +77,8 @@ class PicturePage:
     def launch(self, **kwargs: Any) -> None:
         """Serves the page until it is interrupted; arguments as for `gr.Blocks.launch`."""
         serve(
-            self.blocks, self.name, self.threads, upload_bytes=MOST_BYTES, css=STYLE, i18n=self.labels, **kwargs
+            self.blocks, self.name, self.threads, at_end=self.running.cancel_all, upload_bytes=MOST_BYTES, css=STYLE,
+            i18n=self.labels, **kwargs,
         )  # fmt: skip
 
     def _draw(self, sliders: Sequence[float], is_demo: bool) -> None:
@@ -116,17 +122,52 @@ class PicturePage:
     def _connect(self) -> None:
         sliders = [self.max_length, self.top_p, self.temperature]
         shown = [self.chat, self.history, self.speed]
-        asked = self.box.submit(lambda text: ("", text), self.box, [self.box, unsent := gr.State("")], **PRIVATE)
-        answers = [asked.then(self.ask, [unsent, self.picture, self.history, *sliders], shown, **PRIVATE)]
-        answers.append(self.picture.change(self.describe, [self.picture, *sliders], shown, cancels=answers, **PRIVATE))
-        self.clear.click(lambda: (None, [], [], ""), None, [self.picture, *shown], cancels=answers, **PRIVATE)
+        at_once: dict[str, Any] = {"queue": False, **PRIVATE}
+        unsent = gr.State("")
+        refusal = gr.State("")
+        asked = self.box.submit(self.take, self.box, [self.box, unsent, refusal], **at_once)
+        asked.success(tell, refusal, None, **PRIVATE)
+        changed = self.picture.input(self.renew, None, self.box, **at_once)
+        for answer in (
+            asked.success(self.ask, [unsent, self.picture, self.history, *sliders], shown, **PRIVATE),
+            changed.success(self.describe, [self.picture, *sliders], shown, **PRIVATE),
+        ):
+            connect_drawn(answer, self.free, None, self.box, **at_once)
+        self.box.stop(self.stop, **at_once)
+        self.clear.click(self.reset, None, [self.picture, *shown, self.box], **at_once)
+        self.blocks.unload(self.running.close)
+
+    async def take(self, question: str, request: gr.Request) -> tuple[Any, Any, str]:
+        """Takes a question out of the box, or says why not."""
+        if await self.running.begin(request):
+            return gr.Textbox("", **BUSY), question, ""
+        return gr.skip(), gr.skip(), PAGE["busy"][language_of(request)]
+
+    async def renew(self, request: gr.Request) -> Any:
+        """Leaves the conversation about the picture before."""
+        await self.running.leave(request)
+        await self.running.begin(request)
+        return gr.update(**BUSY)
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the answer; the text so far stays."""
+        if running := self.running.get(request):
+            running.cancel.set()
+
+    async def free(self, request: gr.Request) -> Any:
+        return gr.update(**FREE) if await self.running.drawn(request) else gr.skip()
+
+    async def reset(self, request: gr.Request) -> tuple[Any, ...]:
+        await self.running.leave(request)
+        return None, [], [], "", gr.update(**FREE)
 
     def describe(
         self, picture: str | None, max_length: int, top_p: float, temperature: float, request: gr.Request
     ) -> Iterator[dict[Any, Any]]:
         """A new picture begins a new conversation, with its description; no picture begins an empty one."""
         if picture is None:
-            yield {self.chat: [], self.history: [], self.speed: ""}
+            with self.running.answering(request):
+                yield {self.chat: [], self.history: [], self.speed: ""}
             return
         question = TERMINAL["describe"][language_of(request)]
         yield from self.ask(question, picture, [], max_length, top_p, temperature, request)
@@ -136,7 +177,20 @@ class PicturePage:
         request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
         """Yields the answer as it grows. The history changes only at its end."""
-        language = language_of(request)
+        with self.running.answering(request) as running:
+            if running is None:
+                return
+            settings = self.settings | {
+                "image": picture, "max_length": int(max_length) or None, "top_p": top_p, "temperature": temperature,
+            }  # fmt: skip
+            for update in self._answer(question, history, settings, running.cancel, language_of(request)):
+                if running.is_left:
+                    return
+                yield update
+
+    def _answer(
+        self, question: str, history: list[Any], settings: dict[str, Any], cancel: threading.Event, language: str
+    ) -> Iterator[dict[Any, Any]]:
         if not question.strip():
             yield {self.speed: ""}
             return
@@ -146,13 +200,10 @@ class PicturePage:
             for message in (display.question(asked), display.answer(said))
         ]
         shown = [*before, display.question(question)]
-        settings = self.settings | {
-            "image": picture, "max_length": int(max_length) or None, "top_p": top_p, "temperature": temperature,
-        }  # fmt: skip
         yield {self.chat: shown, self.speed: PAGE["reading"][language]}
         step, drawn = None, 0.0
         try:
-            for given in self.answer(question, [tuple(pair) for pair in history], settings, threading.Event()):
+            for given in self.answer(question, [tuple(pair) for pair in history], settings, cancel):
                 if isinstance(given, Waiting):
                     yield {self.speed: display.waiting(given.before, language)}
                     continue
@@ -166,6 +217,8 @@ class PicturePage:
             gr.Warning(told)
             yield {self.chat: [*shown, display.answer(told)], self.speed: ""}
             return
-        if step is not None:
+        if step is not None and step.finish_reason == "cancelled" and not step.text.strip():
+            yield {self.chat: before, self.speed: ""}
+        elif step is not None:
             said = [*shown, display.answer(step.text)]
             yield {self.chat: said, self.history: step.history, self.speed: display.speed(step, language)}
