@@ -92,7 +92,7 @@ def test_the_api_calls_its_tools(toy: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 PAGE = """
-import json, sys
+import asyncio, json, sys
 from types import SimpleNamespace
 import toy_generation
 from chatglm import load
@@ -107,7 +107,7 @@ with ChatEngine(model, tokenizer, max_batch=1) as engine:
         lambda question, history, settings, cancel: engine.chat(question, history, cancel=cancel, **settings),
         tokenizer.chat_format, {"max_new_tokens": 8},
     )
-    pending = page.ask("Hi", None, request)[page.place]
+    pending = asyncio.run(page.ask("Hi", None, request))[page.place]
     *_, last = page.reply(pending, "", "Be brief.", "", 0, 1, 0, "chat", False, request)
 print(json.dumps([page.name, page.system.visible, last[page.place]["history"]]))
 """

@@ -22,8 +22,9 @@ from .outputs import Outputs, Part, Picture
 from .watcher import Group, Limits, Watcher, descendants, is_running, size_of
 
 START_SECONDS = 60.0
-#: How long a cell may take to end after an interrupt.
-INTERRUPT_SECONDS = 5.0
+#: How long a cell may take to end after an interrupt, and after how long it is interrupted again: while a kernel
+#: prepares a cell, an interrupt can be lost.
+INTERRUPT_SECONDS, AGAIN_SECONDS = 10.0, 1.0
 #: How long to wait for the end of processes that were killed.
 END_SECONDS = 10.0
 MOST_UPLOAD = 20 * 2**20
@@ -191,8 +192,8 @@ class Kernel:
             return Result(status, outputs.parts, sorted(changed))
 
     def _run(self, code: str, cancel: threading.Event | None, seconds: float) -> tuple[str, Outputs]:
-        outputs, status, ended_at = Outputs(), "ok", 0.0
-        begun = interrupted = False
+        outputs, status, begun = Outputs(), "ok", False
+        give_up = next_interrupt = 0.0
         client, process = self._client, self._process
         assert process is not None
         message = client.execute(code, allow_stdin=False, store_history=True)
@@ -203,12 +204,14 @@ class Kernel:
                 why = "full" if outputs.full else "timeout" if now > end else ""
                 why = "interrupted" if cancel is not None and cancel.is_set() else why
                 if why:
-                    status, ended_at = why, now + INTERRUPT_SECONDS
-            elif now > ended_at:
+                    status, give_up = why, now + START_SECONDS
+            elif now > give_up:
                 self._end_badly(outputs, status, seconds)
                 return status, outputs
-            elif begun and not interrupted:  # before its cell has begun, a kernel ignores interrupts
-                interrupted = True
+            elif begun and now > next_interrupt:  # before its cell has begun, a kernel ignores interrupts
+                if not next_interrupt:
+                    give_up = now + INTERRUPT_SECONDS
+                next_interrupt = now + AGAIN_SECONDS
                 self.interrupt()
             try:
                 given = client.get_iopub_msg(timeout=0.1)
