@@ -4,7 +4,23 @@
 #include "spans_any.h"
 
 #if X86
-/* As span_of_few, without a tile of floats in between. */
+/* 2^x, for x up to 0, relative error 5e-5; NaN stays NaN. */
+AVX512 INLINE __m512 power_of_two(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-150.0f), x);
+    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 rest = _mm512_sub_ps(x, whole);
+    __m512 power = _mm512_set1_ps(9.6181291e-3f);
+    power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(5.5504109e-2f));
+    power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(2.4022651e-1f));
+    power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(6.9314718e-1f));
+    power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(power, whole);
+}
+
+static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
+
+/* As span_of_few, without a tile of floats in between. Each loop prefetches a part of the next tile: the CPU has few
+ * places for lines that are on their way, and a burst waits for them. */
 AVX512 INLINE void stream_few(const Tokens *tokens, const Block *block, const Span *span, int type) {
     enum { SUMS = 4 };
     const int size = (int)block->head_dim, vectors = (size + LANES - 1) / LANES, bytes = type == FLOAT32 ? 4 : 2;
@@ -26,13 +42,11 @@ AVX512 INLINE void stream_few(const Tokens *tokens, const Block *block, const Sp
                 const int end = here.width - 1;
                 int at[SUMS];
                 for (int k = 0; k < SUMS; k++) at[k] = t + k < end ? t + k : end, part[k] = _mm512_setzero_ps();
-                for (int b = 0; b < SUMS * size * bytes && !r; b += 64) {
-                    _mm_prefetch(keys + (t + TILE_TOKENS) * size * bytes + b, _MM_HINT_T1);
-                    _mm_prefetch(values + (t + SUMS) * size * bytes + b, _MM_HINT_T1);
-                }
                 for (int v = 0; v < vectors; v++) {
                     const __mmask16 mask = v == vectors - 1 ? last : (__mmask16)0xffff;
                     const __m512 q = _mm512_maskz_loadu_ps(mask, query + v * LANES);
+                    for (int b = 0; b < SUMS * LANES * bytes && !r; b += 64)
+                        _mm_prefetch(keys + ((t + TILE_TOKENS) * size + v * SUMS * LANES) * bytes + b, _MM_HINT_T1);
                     #pragma GCC unroll 4
                     for (int k = 0; k < SUMS; k++) part[k] = _mm512_fmadd_ps(q, LOAD(keys, at[k], v), part[k]);
                 }
@@ -56,6 +70,9 @@ AVX512 INLINE void stream_few(const Tokens *tokens, const Block *block, const Sp
                 if (count == SUMS)
                     for (int t = 0; t < here.width; t++) {
                         const __m512 weight = _mm512_set1_ps(weights[t]);
+                        const int at = (v * TILE_TOKENS + t * SUMS) * LANES;
+                        for (int b = 0; b < SUMS * LANES * bytes && !r; b += 64)
+                            _mm_prefetch(values + (TILE_TOKENS * size + at) * bytes + b, _MM_HINT_T1);
                         #pragma GCC unroll 4
                         for (int k = 0; k < SUMS; k++)
                             part[k] = _mm512_fmadd_ps(weight, LOAD(values, t, v + k), part[k]);
@@ -112,6 +129,8 @@ BF16 INLINE __m512i make_pairs(__m512 first, __m512 second) {
 BF16 INLINE void many_pairs(const Tokens *tokens, const Block *block, const Span *span, int size) {
     enum { SUMS = 16 };  /* more than AT_ONCE: the instruction takes longer */
     const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+    const __m512 unit = _mm512_set1_ps(block->scaling * LOG2_E);
+    __m512 largest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
     _Alignas(64) uint32_t query[MAX_HEAD / 2][LANES], weights[TILE_TOKENS / 2][LANES];
     _Alignas(64) uint32_t values[TILE_TOKENS / 2 * MAX_HEAD];  /* pairs of tokens */
     Lanes lanes;
@@ -133,29 +152,36 @@ BF16 INLINE void many_pairs(const Tokens *tokens, const Block *block, const Span
         const int width = here.width, pairs = (width + 1) / 2;
         const uint16_t *keys = (const uint16_t *)here.keys + here.start;
         const uint16_t *rows = (const uint16_t *)here.values + here.start;
+        __m512 top = largest;
         for (int t = 0; t < width; t += SUMS) {
             const uint16_t *key[SUMS];
             __m512 sums[SUMS];
             for (int k = 0; k < SUMS; k++) {
                 key[k] = keys + (t + k < width ? t + k : width - 1) * size;
                 sums[k] = _mm512_setzero_ps();
-                for (int i = 0; i < size; i += 32) {
-                    _mm_prefetch((const char *)(key[k] + TILE_TOKENS * size + i), _MM_HINT_T1);
-                    _mm_prefetch((const char *)(rows + (t + k + SUMS) * size + i), _MM_HINT_T1);
-                }
             }
             for (int i = 0; i < size; i += 2) {
                 const __m512i q = _mm512_load_si512(query[i / 2]);
+                _mm_prefetch((const char *)(keys + (t + TILE_TOKENS) * size + i * LANES), _MM_HINT_T1);
                 #pragma GCC unroll 16
                 for (int k = 0; k < SUMS; k++) sums[k] = add_pairs(sums[k], q, key[k] + i);
             }
-            for (int k = 0; k < SUMS; k++) _mm512_store_ps(lanes.scores[t + k], sums[k]);
+            #pragma GCC unroll 16
+            for (int k = 0; k < SUMS; k++) {
+                const __m512 score = _mm512_mul_ps(sums[k], unit);
+                top = _mm512_max_ps(score, top);
+                _mm512_store_ps(lanes.scores[t + k], score);
+            }
         }
-        weigh(&lanes, width, size, block->scaling);
-        __m512 sum = _mm512_loadu_ps(lanes.sum);
+        const __m512 factor = power_of_two(_mm512_sub_ps(largest, top));
+        largest = top;
+        sum = _mm512_mul_ps(sum, factor);
         for (int p = 0; p < pairs; p++) {
             const float *scores = lanes.scores[2 * p];
-            const __m512i made = make_pairs(_mm512_load_ps(scores), _mm512_load_ps(scores + LANES));
+            const __m512 even = power_of_two(_mm512_sub_ps(_mm512_load_ps(scores), top));
+            __m512 odd = power_of_two(_mm512_sub_ps(_mm512_load_ps(scores + LANES), top));
+            if (2 * p + 1 == width) odd = _mm512_setzero_ps();
+            const __m512i made = make_pairs(even, odd);
             _mm512_store_si512(weights[p], made);
             sum = _mm512_dpbf16_ps(sum, (__m512bh)made, (__m512bh)ones);  /* of what multiplies the values */
             const uint16_t *first = rows + 2 * p * size, *second = 2 * p + 1 < width ? first + size : first;
@@ -165,12 +191,13 @@ BF16 INLINE void many_pairs(const Tokens *tokens, const Block *block, const Span
                 _mm512_store_si512(values + p * size + i + 16, _mm512_permutex2var_epi16(a, high_pairs, b));
             }
         }
-        _mm512_storeu_ps(lanes.sum, sum);
         for (int i = 0; i < size; i += SUMS) {
+            const char *ahead = (const char *)(rows + (TILE_TOKENS * size + i * TILE_TOKENS));
             __m512 sums[SUMS];
-            for (int k = 0; k < SUMS; k++) sums[k] = _mm512_load_ps(lanes.sums[i + k]);
+            for (int k = 0; k < SUMS; k++) sums[k] = _mm512_mul_ps(_mm512_load_ps(lanes.sums[i + k]), factor);
             for (int p = 0; p < pairs; p++) {
                 const __m512i weight = _mm512_load_si512(weights[p]);
+                _mm_prefetch(ahead + p * 64, _MM_HINT_T1);
                 #pragma GCC unroll 16
                 for (int k = 0; k < SUMS; k++) sums[k] = add_pairs(sums[k], weight, values + p * size + i + k);
             }
@@ -178,6 +205,8 @@ BF16 INLINE void many_pairs(const Tokens *tokens, const Block *block, const Span
         }
         token += width;
     }
+    _mm512_storeu_ps(lanes.sum, sum);
+    _mm512_storeu_ps(lanes.largest, _mm512_mul_ps(largest, _mm512_set1_ps(LN_2)));
     end_lanes(&lanes, block, span);
 }
 

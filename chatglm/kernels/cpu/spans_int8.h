@@ -75,21 +75,6 @@ AVX512 INLINE float load_values(const char *rows, int width, int size, int step,
     return poison;
 }
 
-/* 2^x, for x up to 0, relative error 5e-5; NaN stays NaN. */
-AVX512 INLINE __m512 power_of_two(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-150.0f), x);
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 rest = _mm512_sub_ps(x, whole);
-    __m512 power = _mm512_set1_ps(9.6181291e-3f);
-    power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(5.5504109e-2f));
-    power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(2.4022651e-1f));
-    power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(6.9314718e-1f));
-    power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(power, whole);
-}
-
-static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
-
 /* sum + four products of the unsigned bytes of each lane and four signed ones. */
 AVX512 INLINE __m512i dot4_each(__m512i sum, __m512i many, const char *four) {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(many), "m"(*(const int32_t (*)[1])four));
@@ -137,7 +122,7 @@ AVX512 INLINE void many_bytes(const Tokens *tokens, const Block *block, const Sp
             for (int k = 0; k < SUMS; k++) sums[k] = offset;
             for (int i = 0; i < size; i += 4) {
                 const __m512i q = _mm512_load_si512(query[i / 4]);
-                _mm_prefetch(ahead, _MM_HINT_T1);
+                _mm_prefetch(ahead, _MM_HINT_T0);
                 ahead += fetched;
                 #pragma GCC unroll 16
                 for (int k = 0; k < SUMS; k++) sums[k] = dot4(sums[k], broadcast4(keys + k * step + i), q);
@@ -177,7 +162,7 @@ AVX512 INLINE void many_bytes(const Tokens *tokens, const Block *block, const Sp
             for (int k = 0; k < SUMS; k++) sums[k] = _mm512_setzero_si512();
             for (int q = 0; q < quads; q++) {
                 const __m512i weight = _mm512_load_si512(weights[q]);
-                _mm_prefetch(ahead, _MM_HINT_T1);
+                _mm_prefetch(ahead, _MM_HINT_T0);
                 ahead += fetched;
                 #pragma GCC unroll 16
                 for (int k = 0; k < SUMS; k++)
