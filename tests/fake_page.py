@@ -13,6 +13,7 @@ from typing import Any
 from chatglm.commands import web
 from chatglm.conversation import chat_format
 from chatglm.engine import Waiting
+from chatglm.front.page import running
 from chatglm.serving import chat_engine
 
 ANSWERS = {
@@ -125,6 +126,7 @@ class FakeEngine:
 
 
 if __name__ == "__main__":
+    running.WAIT = 600.0  # for a slow browser on a busy machine
     model = SimpleNamespace(name_or_path="/nowhere", adapter_names=["law", "poems"])
     fakes = model, SimpleNamespace(chat_format=chat_format(int(sys.argv.pop(1))))
     web.load_from_arguments = lambda args: fakes

@@ -1,6 +1,6 @@
 """The page about pictures with answers that need no model: what the picture is like, and what was asked before.
 
-"forever" is answered in halves until it is stopped.
+The answer to "forever" grows until it is stopped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from chatglm.front.page import running
 from chatglm.front.vision.page import PicturePage
 from chatglm.pictures import read_picture
 
@@ -20,18 +21,18 @@ def answer(question: str, history: list[Any], settings: dict[str, Any], cancel: 
     picture = settings["image"]
     seen = "nothing" if picture is None else "x".join(map(str, read_picture(picture).size))
     text = f"{question} | {seen} | {len(history)} before"
+    growing = iter([text[: len(text) // 2]])
     if question == "forever":
-        ends = itertools.takewhile(lambda _: not cancel.wait(0.01), itertools.repeat(len(text) // 2))
-    else:
-        ends = iter([len(text) // 2])
-    for end, reason in itertools.chain(((end, None) for end in ends), [(len(text), "stop")]):
+        counts = itertools.takewhile(lambda _: not cancel.wait(0.01), itertools.count())
+        growing = (f"forever {count}" for count in counts)
+    for said, reason in itertools.chain(((said, None) for said in growing), [(text, "stop")]):
         yield SimpleNamespace(
-            text=text[:end], finish_reason=reason, history=[*history, (question, text)], completion_tokens=3,
-            seconds=1.0,
+            text=said, finish_reason=reason, history=[*history, (question, text)], completion_tokens=3, seconds=1.0
         )
 
 
 if __name__ == "__main__":
+    running.WAIT = 600.0  # for a slow browser on a busy machine
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int)
     PicturePage(answer, "VisualGLM", (4096, 2048, 0.4, 0.8)).launch(

@@ -67,7 +67,10 @@ def test_formulas_of_several_lines_boxes_and_limits(visit: Callable[..., Visitor
     expect(answer.locator(".katex .fbox, .katex .boxpad")).not_to_have_count(0)
     expect(answer.locator("munderover")).to_have_count(1)  # limits above and below the sum, not beside it
     expect(answer.locator(".katex-error")).to_have_text(re.compile(r"\\frac\{1\}"))  # its source, not a hole
-    above, sign = (answer.locator(f".katex-html .mop .{part}").first.bounding_box() for part in ("mtight", "mop"))
+    above, sign = answer.evaluate(  # at the same moment: the page may be scrolling
+        """answer => ["mtight", "mop"].map(part =>
+            answer.querySelector(`.katex-html .mop .${part}`).getBoundingClientRect().toJSON())"""
+    )
     assert above["y"] < sign["y"] + sign["height"]
     visitor.check_inert()
 

@@ -163,11 +163,6 @@ class Visitor:
         assert not self.errors and not self.elsewhere
 
 
-def slow(page: Any) -> None:
-    """The browser becomes slow, and lags behind what it has received."""
-    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 8})
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
@@ -589,37 +584,6 @@ def test_a_question_during_an_answer_stays_in_the_box(visit: Callable[..., Visit
     expect(visitor.send).to_be_visible()
     visitor.box.press("Enter")
     expect(visitor.questions).to_have_text(["forever", "more"])
-
-
-@pytest.mark.parametrize("how", ["new", "another chat", "stop"])
-def test_a_browser_that_lags_behind_shows_no_more_of_what_was_left(visit: Callable[..., Visitor], how: str) -> None:
-    visitor = visit()
-    visitor.ask_and_wait("another")
-    visitor.new_chat()
-    visitor.ask("forever")
-    visitor.open_side()
-    slow(visitor.page)
-    expect(visitor.answers.last).to_contain_text("30 31 32")
-    if how == "stop":
-        visitor.stop.click()
-        expect(visitor.send).to_be_visible()
-        said = visitor.answers.last.inner_text()
-        visitor.page.locator("#new").click()
-        expect(visitor.questions).to_have_count(0)
-        visitor.chats.get_by_text("forever").click()
-        expect(visitor.answers).to_have_text([said], use_inner_text=True)
-        visitor.page.locator("#new").click()
-    elif how == "new":
-        visitor.page.locator("#new").click()
-    if how != "another chat":
-        expect(visitor.questions).to_have_count(0)
-        assert visitor.ask_and_wait("active") == "active: 0"
-        assert visitor.questions.all_inner_texts() == ["active"]
-        return
-    visitor.chats.get_by_text("another").click()
-    expect(visitor.questions).to_have_text(["another"])
-    assert visitor.ask_and_wait("active") == "active: 0"
-    assert visitor.questions.all_inner_texts() == ["another", "active"]
 
 
 def test_a_restart_of_the_server_under_an_open_tab_loses_nothing(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from test_pictures_reading import BAD
-from test_web_demo import CHROMIUM, PATIENCE, Server, expect, slow, sync_api
+from test_web_demo import CHROMIUM, PATIENCE, Server, expect, sync_api
 from tiny_visualglm import picture_bytes
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -93,21 +93,14 @@ def test_a_question_during_an_answer_stays_in_the_box(page: Any) -> None:
 
 
 @pytest.mark.parametrize("page", ["en-US"], indirect=True)
-@pytest.mark.parametrize("how", ["clear", "upload", "remove"])
-def test_an_answer_that_is_left_shows_no_more(page: Any, how: str) -> None:
+@pytest.mark.parametrize("button", ["#clear", "#picture button[aria-label='Remove Image']"])
+def test_an_answer_that_is_left_shows_no_more(page: Any, button: str) -> None:
     upload(page, picture_bytes())
     expect(answers(page)).to_have_text([re.compile(r"20x30 \| 0 before")])
-    slow(page)
+    expect(page.locator("#box .submit-button")).to_be_visible()
     ask(page, "forever")
-    expect(answers(page).last).to_have_text(re.compile("forever"))
-    if how == "clear":
-        page.locator("#clear").click()
-    elif how == "remove":
-        page.locator("#picture button[aria-label='Remove Image']").click()
-    else:
-        upload(page, picture_bytes(size=(40, 9)), "other.png")
-        expect(answers(page)).to_have_text([re.compile(r"40x9 \| 0 before")])
-        page.locator("#clear").click()
+    expect(answers(page).last).to_contain_text(re.compile(r"forever \d\d"))
+    page.locator(button).click()
     expect(answers(page)).to_have_count(0)
     expect(page.locator("#picture img")).to_have_count(0)
     ask(page, "next")

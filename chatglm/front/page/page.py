@@ -21,7 +21,7 @@ from .answering import Answer
 from .browser_store import KNOBS
 from .calls import MODES, Calls
 from .panel import Panel
-from .running import RunningAnswers, connect_drawn, tell
+from .running import RunningAnswers, connect_drawn, refused, tell
 from .serving import serve
 from .stored_chat import StoredChat
 from .style import CLOSE_SIDE, STYLE
@@ -101,7 +101,7 @@ class Page:
         self.growing = gr.JSON(visible=False)  # its answer so far, on its way into the store
         self.wanted = gr.JSON(visible=False)  # what to open, with its settings
         self.copied = gr.Textbox(visible=False)
-        self.refusal = gr.State("")  # why a question was not taken
+        self.refusal = gr.JSON(visible=False)  # why a question was not taken
         with gr.Sidebar(open=False, elem_id="side") as self.side:
             self.new = gr.Button(text("new"), variant="primary", elem_id="new")
             self.search = gr.Textbox(label=text("search"), elem_id="search")
@@ -177,10 +177,8 @@ class Page:
         ]
         replied = [*self._shown, self.growing]
         answers = [begin.success(self.reply, [self.place, *self.knobs], replied, **PRIVATE) for begin in begins]
-        calls, call_answers = self.panel.connect(replied, PRIVATE)
-        answers += call_answers
-        for begin in begins + calls:
-            begin.success(tell, self.refusal, None, **PRIVATE)
+        answers += self.panel.connect(replied, PRIVATE)
+        self.refusal.change(tell, self.refusal, None, **PRIVATE)
         for answer in answers:
             connect_drawn(answer, self.free, self.place, self.box, **at_once)
         self.box.stop(self.stop, **at_once)
@@ -265,23 +263,22 @@ class Page:
         try:
             chat = await asyncio.to_thread(ask)
         except gr.Error as error:
-            return {self.refusal: error.message}
+            return {self.refusal: refused(error.message)}
         if chat.turn and len(chat.turn.question) > MOST_CHARACTERS:
-            return {self.refusal: PAGE["too_long"][language]}
+            return {self.refusal: refused(PAGE["too_long"][language])}
         if not await self.running.begin(request):
-            return {self.refusal: PAGE["busy"][language]}
+            return {self.refusal: refused(PAGE["busy"][language])}
         return {
             self.chat: await asyncio.to_thread(chat.shown, language),
             self.place: chat.write(),
             self.box: gr.Textbox(submit_btn=False, stop_btn=True),
             self.speed: "",
             self.panel.group: gr.update(visible=False),
-            self.refusal: "",
         }
 
-    async def begin_call(self, request: gr.Request) -> str:
-        """Begins the answer after a call that waited for the visitor. Returns why not."""
-        return "" if await self.running.begin(request) else PAGE["busy"][language_of(request)]
+    async def begin_call(self, request: gr.Request) -> Any:
+        """Begins the answer after a call that waited for the visitor, or says why not."""
+        return gr.skip() if await self.running.begin(request) else refused(PAGE["busy"][language_of(request)])
 
     def reply(
         self, place: Any, adapter: str, system: str, tools: str, max_length: int, top_p: float, temperature: float,

@@ -49,8 +49,8 @@ class Panel:
                 self.run_it = gr.Button(text("run"), size="sm", variant="primary", elem_id="run")
                 self.refuse_it = gr.Button(text("refuse"), size="sm", elem_id="refuse")
 
-    def connect(self, outputs: list[Any], private: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-        """Returns the events that begin an answer and those that give it, which change `outputs`."""
+    def connect(self, outputs: list[Any], private: dict[str, Any]) -> list[Any]:
+        """Returns the events that lead to an answer; `outputs` are the components that it changes."""
         at_once: dict[str, Any] = {"queue": False, **private}
         page = self.page
         self.upload.click(None, None, self.uploaded, js=browser_store.call("pickFiles"))
@@ -62,11 +62,10 @@ class Panel:
         given = [page.place, self.written, *page.knobs]
         buttons = (self.run_it, self.refuse_it)
         begins = [button.click(page.begin_call, None, page.refusal, **at_once) for button in buttons]
-        answers = [
+        return [
             begin.success(function, given, outputs, js=browser_store.HERE_WITH, **private)
             for begin, function in zip(begins, (self.run, self.refuse), strict=True)
         ]
-        return begins, answers
 
     def pending(self, chat: StoredChat) -> dict[Any, Any]:
         """Values that show the call that waits for the visitor, or nothing."""

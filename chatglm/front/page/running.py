@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -114,7 +115,12 @@ def connect_drawn(answer: Any, function: Callable[..., Any], *given: Any, **opti
     answer.failure(function, *given, **options)
 
 
-def tell(refusal: str) -> None:
-    """Shows why a question was not taken. Of errors, gradio shows those of events that go through its queue."""
-    if refusal:
-        raise Error(refusal, print_exception=False)
+def refused(reason: str) -> dict[str, Any]:
+    """The value of a hidden component that says why a question was not taken; each is another one."""
+    return {"reason": reason, "time": time.time()}
+
+
+def tell(refusal: dict[str, Any]) -> None:
+    """Shows the reason when that component changes. Of errors, gradio shows those of events of its queue; one that runs
+    for every question could close the stream of messages that the answer is about to use."""
+    raise Error(refusal["reason"], print_exception=False)

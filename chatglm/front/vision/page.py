@@ -15,7 +15,7 @@ from ...language import LANGUAGES
 from ...pictures import MOST_BYTES
 from ..messages import PAGE, TERMINAL
 from ..page import display, failures
-from ..page.running import RunningAnswers, connect_drawn, tell
+from ..page.running import RunningAnswers, connect_drawn, refused, tell
 from ..page.serving import serve
 from ..page.visitor import language_of
 
@@ -124,9 +124,9 @@ class PicturePage:
         shown = [self.chat, self.history, self.speed]
         at_once: dict[str, Any] = {"queue": False, **PRIVATE}
         unsent = gr.State("")
-        refusal = gr.State("")
+        refusal = gr.JSON(visible=False)
         asked = self.box.submit(self.take, self.box, [self.box, unsent, refusal], **at_once)
-        asked.success(tell, refusal, None, **PRIVATE)
+        refusal.change(tell, refusal, None, **PRIVATE)
         changed = self.picture.input(self.renew, None, self.box, **at_once)
         for answer in (
             asked.success(self.ask, [unsent, self.picture, self.history, *sliders], shown, **PRIVATE),
@@ -137,11 +137,11 @@ class PicturePage:
         self.clear.click(self.reset, None, [self.picture, *shown, self.box], **at_once)
         self.blocks.unload(self.running.close)
 
-    async def take(self, question: str, request: gr.Request) -> tuple[Any, Any, str]:
+    async def take(self, question: str, request: gr.Request) -> tuple[Any, Any, Any]:
         """Takes a question out of the box, or says why not."""
         if await self.running.begin(request):
-            return gr.Textbox("", **BUSY), question, ""
-        return gr.skip(), gr.skip(), PAGE["busy"][language_of(request)]
+            return gr.Textbox("", **BUSY), question, gr.skip()
+        return gr.skip(), gr.skip(), refused(PAGE["busy"][language_of(request)])
 
     async def renew(self, request: gr.Request) -> Any:
         """Leaves the conversation about the picture before."""
