@@ -16,7 +16,7 @@ from ...engine import Waiting
 from ..messages import PAGE, TERMINAL
 from . import display, failures
 from .calls import pictures_of
-from .running import Running
+from .running import BUSY, Running
 from .stored_chat import StoredChat
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def run_open_call(
     if written != found[1]:
         history = [*chat.history[:-1], {**chat.history[-1], "content": content}]
         chat = StoredChat(chat.chat_format, chat.id, history, chat.notes, chat.attempt, None, chat.pictures)
-    busy = gr.update(submit_btn=False, stop_btn=True)
+    busy = gr.update(**BUSY)
     hidden = gr.update(visible=False)
     shown = {page.chat: chat.shown(language), page.place: chat.write(), page.speed: PAGE["running"][language]}
     yield {**shown, page.box: busy, page.panel.group: hidden}

@@ -21,7 +21,7 @@ from .answering import Answer
 from .browser_store import KNOBS
 from .calls import MODES, Calls
 from .panel import Panel
-from .running import RunningAnswers, connect_drawn, refused, tell
+from .running import BUSY, FREE, RunningAnswers, connect_drawn, refused, tell
 from .serving import serve
 from .stored_chat import StoredChat
 from .style import CLOSE_SIDE, STYLE
@@ -181,7 +181,7 @@ class Page:
         self.refusal.change(tell, self.refusal, None, **PRIVATE)
         for answer in answers:
             connect_drawn(answer, self.free, self.place, self.box, **at_once)
-        self.box.stop(self.stop, **at_once)
+        self.box.stop(self.running.stop, **at_once)
         self.new.click(self.start, None, self._shown, js=store.LEAVE, **at_once)
         chat.clear(self.start, None, self._shown, js=store.LEAVE, **at_once)
         chat.undo(self.undo, self.place, self._shown, js=store.HERE, **at_once)
@@ -233,7 +233,7 @@ class Page:
             return chat.asked(self.calls.announced(chat, question) if role == "user" else question, role)
 
         begun = await self._begin(asked, request)
-        return begun | ({self.box: gr.Textbox("", submit_btn=False, stop_btn=True)} if self.box in begun else {})
+        return begun | ({self.box: gr.Textbox("", **BUSY)} if self.box in begun else {})
 
     async def ask_example(self, place: Any, request: gr.Request, chosen: gr.SelectData) -> dict[Any, Any]:
         return await self._begin(lambda: self.read(place).asked(chosen.value["text"], "user"), request)
@@ -271,7 +271,7 @@ class Page:
         return {
             self.chat: await asyncio.to_thread(chat.shown, language),
             self.place: chat.write(),
-            self.box: gr.Textbox(submit_btn=False, stop_btn=True),
+            self.box: gr.Textbox(**BUSY),
             self.speed: "",
             self.panel.group: gr.update(visible=False),
         }
@@ -291,11 +291,6 @@ class Page:
                 settings = (adapter, system, tools, max_length, top_p, temperature, mode, auto)
                 values = dict(zip(KNOBS, settings, strict=True))
                 yield from Answer(self, chat, values, running, language_of(request)).updates()
-
-    def stop(self, request: gr.Request) -> None:
-        """Ends the visitor's answer; the text so far stays."""
-        if running := self.running.get(request):
-            running.cancel.set()
 
     # ------------------------------------------------------------------------------------------------ conversations
 
@@ -358,7 +353,7 @@ class Page:
 
     def _free_box(self, chat: StoredChat, request: gr.Request) -> Any:
         key = "observation" if self._session(chat).next_role == "observation" else "question"
-        return gr.update(submit_btn=True, stop_btn=False, placeholder=PAGE[key][language_of(request)])
+        return gr.update(**FREE, placeholder=PAGE[key][language_of(request)])
 
     def read(self, place: Any) -> StoredChat:
         try:

@@ -16,6 +16,9 @@ from typing import Any
 from gradio import Error, Request
 
 WAIT = 20.0  # seconds; then the browser is taken to be gone
+#: The buttons of the box for questions, while an answer comes and otherwise.
+BUSY: dict[str, Any] = {"submit_btn": False, "stop_btn": True}
+FREE: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
 
 
 class Running:
@@ -85,6 +88,11 @@ class RunningAnswers:
         self._forget(answer, request)
         answer.is_drawn.set()
         return not answer.is_awaited
+
+    def stop(self, request: Request) -> None:
+        """Ends the visitor's answer; the text so far stays."""
+        if answer := self.get(request):
+            answer.cancel.set()
 
     def close(self, request: Request) -> None:
         """The visitor has closed the page."""

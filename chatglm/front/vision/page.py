@@ -15,7 +15,7 @@ from ...language import LANGUAGES
 from ...pictures import MOST_BYTES
 from ..messages import PAGE, TERMINAL
 from ..page import display, failures
-from ..page.running import RunningAnswers, connect_drawn, refused, tell
+from ..page.running import BUSY, FREE, RunningAnswers, connect_drawn, refused, tell
 from ..page.serving import serve
 from ..page.visitor import language_of
 
@@ -34,9 +34,6 @@ REFRESH = 0.05  # seconds between two updates of a growing answer
 MOST_CHARACTERS = 20_000
 #: Seconds between two looks at uploaded pictures, and their age at which they are deleted.
 DELETED = (600, 3600)
-#: The box's buttons.
-BUSY: dict[str, Any] = {"submit_btn": False, "stop_btn": True}
-FREE: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -133,7 +130,7 @@ class PicturePage:
             changed.success(self.describe, [self.picture, *sliders], shown, **PRIVATE),
         ):
             connect_drawn(answer, self.free, None, self.box, **at_once)
-        self.box.stop(self.stop, **at_once)
+        self.box.stop(self.running.stop, **at_once)
         self.clear.click(self.reset, None, [self.picture, *shown, self.box], **at_once)
         self.blocks.unload(self.running.close)
 
@@ -148,11 +145,6 @@ class PicturePage:
         await self.running.leave(request)
         await self.running.begin(request)
         return gr.update(**BUSY)
-
-    def stop(self, request: gr.Request) -> None:
-        """Ends the answer; the text so far stays."""
-        if running := self.running.get(request):
-            running.cancel.set()
 
     async def free(self, request: gr.Request) -> Any:
         return gr.update(**FREE) if await self.running.drawn(request) else gr.skip()
