@@ -752,6 +752,7 @@ def test_two_tabs_with_the_same_chat_lose_no_turn(visit: Callable[..., Visitor])
     two.page.locator("#chat textarea").fill("edited")
     two.button("Submit").click()
     expect(two.questions).to_have_text(["first", "in one", "edited"])
+    expect(two.answers.last).to_have_text("[user] edited")
     two.wait_until_free()
     expect(two.chats).to_have_count(2)
     expect(two.page.get_by_text("kept, as two chats")).to_be_visible()
@@ -775,6 +776,57 @@ def test_two_tabs_with_the_same_chat_lose_no_turn(visit: Callable[..., Visitor])
     asked.remove([*main, "forever"])
     assert asked[0] in ([*main, "forever"], [*main, "forever", "forever"])
     two.page.close()
+
+
+#: Another tab adds a turn to the chat that is open.
+ELSEWHERE = """const key = Object.keys(localStorage).find(key => key.includes("/"))
+const other = JSON.parse(localStorage[key])
+other.history.push(["other tab", "answer"])
+localStorage[key] = JSON.stringify({...other, revision: "other"})
+"""
+LATE = """() => {
+    const place = chats.latest({})
+    %s
+    chats.save({...place, opened: undefined, turn: {id: "t", question: "edited", role: "user", kept: 0}})
+    chats.choose(%s)  // the visitor leaves before the last of the answer is drawn
+    const open = chats.latest({})
+    chats.save({...place, opened: undefined, history: [["edited", "late"]]})
+    chats.save({...open, opened: undefined, history: [...open.history, ["next", "answer"]]})
+}"""
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "chosen", "expected"),
+    [
+        (ELSEWHERE, 1, [["edited"], ["first", "other tab", "next"]]),  # what the other tab has
+        (ELSEWHERE, 0, [["edited"], ["first", "next"], ["first", "other tab"]]),  # the chat of the edit
+        ("", 0, [["edited"], ["first", "next"]]),  # there is no other tab
+    ],
+)
+def test_what_comes_late_from_a_chat_that_was_left_replaces_no_other(
+    visit: Callable[..., Visitor], elsewhere: str, chosen: int, expected: list[list[str]]
+) -> None:
+    visitor = visit()
+    visitor.ask_and_wait("first")
+    visitor.page.evaluate(LATE % (elsewhere, chosen))
+    asked = [[question for question, _ in chat["history"]] for chat in visitor.stored()]
+    assert sorted(asked) == expected
+
+
+@pytest.mark.parametrize("change", ['chats.rename("title")', 'chats.settings("", "", "[]", 9, 1, 1, "chat", false)'])
+def test_a_new_title_or_setting_hides_no_turn_of_another_tab(visit: Callable[..., Visitor], change: str) -> None:
+    visitor = visit()
+    visitor.ask_and_wait("first")
+    visitor.page.evaluate(
+        f"""() => {{
+            const place = chats.latest({{}})
+            {ELSEWHERE}
+            {change}
+            chats.save({{...place, opened: undefined, history: [["edited", "answer"]]}})
+        }}"""
+    )
+    asked = [[question for question, _ in chat["history"]] for chat in visitor.stored()]
+    assert sorted(asked) == [["edited"], ["first", "other tab"]]
 
 
 def test_no_chat_is_dropped_for_a_newer_one(visit: Callable[..., Visitor]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -172,7 +173,7 @@ def run_open_call(
     assert runner is not None
     if written != found[1]:
         history = [*chat.history[:-1], {**chat.history[-1], "content": content}]
-        chat = StoredChat(chat.chat_format, chat.id, history, chat.notes, chat.attempt, None, chat.pictures)
+        chat = replace(chat, history=history, turn=None)
     busy = gr.update(**BUSY)
     hidden = gr.update(visible=False)
     shown = {page.chat: chat.shown(language), page.place: chat.write(), page.speed: PAGE["running"][language]}

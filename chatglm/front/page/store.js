@@ -5,8 +5,10 @@
 // that the answer was interrupted. `turn` is a question whose answer is still coming: {id, question, role, kept,
 // answer}, where `kept` counts the messages before it. Entries belong to the user who is signed in.
 //
-// A write names its chat and replaces only the revision that this tab has seen last. If another tab has changed the
-// chat since, what this tab has becomes a second chat. Nothing is ever removed to make room.
+// Whenever a chat is opened or asked, the server gets it with the name of a new visit, and gives that name back with
+// all that follows. A visit replaces only the revision that it has seen last. If another tab has changed the chat since,
+// what this visit has becomes a second chat; what comes late from a visit that was left still goes to the chat it
+// belongs to. Nothing is ever removed to make room.
 //
 // This file and files.js are the body of one function, in which CONFIG holds what depends on the model.
 
@@ -17,12 +19,11 @@ const prefix = name + "/"
 const text = texts[navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"]
 
 const tab = {id: "", draft: "", settings: null}  // survives a reload; `id` is the open chat's
-const seen = new Map()  // id -> its revision as this tab saw it last
-const moved = new Map()  // id -> the id under which this tab goes on with the chat
-const unsaved = new Map()  // id -> a chat that the store did not take
+const visits = new Map()  // name -> {id, seen, isLeft}: the chat that this visit goes on with, the revision it saw last
+const unsaved = new Map()  // id -> {chat, visit}: a chat that the store did not take
 const forgotten = new Set()  // ids of chats that were deleted here
 let ready = false  // whether the state before a reload is restored
-let growing = null  // the chat whose answer is coming here
+let growing = null  // {chat, visit}: the chat whose answer is coming here
 let timer = 0
 let found = ""  // what the list is searched for
 let listed = []
@@ -34,7 +35,6 @@ const random = () =>
 const isItem = item => hasRoles ? typeof item?.role === "string" && typeof item.content === "string"
     : Array.isArray(item) && item.length === 2 && item.every(part => typeof part === "string")
 const isChat = chat => typeof chat?.id === "string" && Array.isArray(chat.history) && chat.history.every(isItem)
-const current = id => { while (moved.has(id)) id = moved.get(id); return id }
 
 // ---------------------------------------------------------------------------------------------------- the store
 
@@ -45,15 +45,15 @@ function read(id) {
     } catch { return null }
 }
 
-const load = id => id ? unsaved.get(id) ?? read(id) : null
+const load = id => id ? unsaved.get(id)?.chat ?? read(id) : null
 
-function write(chat) {
+function write(chat, visit = {id: chat.id, seen: chat.revision}) {
     try {
         localStorage.setItem(prefix + chat.id, JSON.stringify(chat))
-        seen.set(chat.id, chat.revision)
+        visit.seen = chat.revision
         unsaved.delete(chat.id)
     } catch (error) {  // what was stored before is still there
-        unsaved.set(chat.id, chat)
+        unsaved.set(chat.id, {chat, visit})
         refused = error.name === "QuotaExceededError" ? text.store_full : text.store_blocked
     }
     return !unsaved.has(chat.id)
@@ -61,15 +61,28 @@ function write(chat) {
 
 function remove(id) {
     try { localStorage.removeItem(prefix + id) } catch { /* it holds nothing */ }
-    seen.delete(id)
     unsaved.delete(id)
+}
+
+// There may be room again.
+function writeUnsaved() {
+    for (const {chat, visit} of unsaved.values())
+        if (!read(chat.id) || read(chat.id).revision === visit.seen) write(chat, visit)
+}
+
+// Changes the title or the settings. The revision stays: what other tabs have said in the chat was not seen by this.
+function change(chat, changes) {
+    const waiting = unsaved.get(chat.id)
+    if (waiting) Object.assign(waiting.chat, changes)
+    else write({...chat, ...changes})
+    writeUnsaved()
 }
 
 const keys = () => { try { return Object.keys(localStorage) } catch { return [] } }
 
 function all() {
     const stored = keys().filter(key => key.startsWith(prefix)).map(key => read(key.slice(prefix.length)))
-    const chats = [...unsaved.values(), ...stored.filter(chat => chat && !unsaved.has(chat.id))]
+    const chats = [...Array.from(unsaved.values(), ({chat}) => chat), ...stored.filter(chat => chat && !unsaved.has(chat.id))]
     return chats.sort((one, two) => (two.time || 0) - (one.time || 0))
 }
 
@@ -110,10 +123,19 @@ function whole(chat) {
     return {...rest, history, notes: {...notes, [size(history) - 1]: ""}}
 }
 
-// What the server gets of it.
+// What the server gets of it, for a new visit.
 function place(chat) {
+    const visit = random()
+    const known = unsaved.get(chat.id)?.visit ?? {id: chat.id, seen: chat.revision}
+    visits.set(visit, Object.assign(known, {isLeft: false}))
     const {id, history, notes, pictures, attempt} = whole(chat)
-    return {id, history, notes: notes ?? {}, pictures: pictures ?? {}, attempt: attempt ?? 0, opened: true}
+    return {id, visit, history, notes: notes ?? {}, pictures: pictures ?? {}, attempt: attempt ?? 0, opened: true}
+}
+
+// The visit to which something from the server belongs; a chat that has begun there has none yet.
+function visitOf({id, visit}) {
+    if (!visits.has(visit)) visits.set(visit, {id})
+    return visits.get(visit)
 }
 
 function title(chat) {
@@ -127,10 +149,10 @@ function begins(history, other) {
         && other.every((item, index) => JSON.stringify(item) === JSON.stringify(history[index]))
 }
 
-function secondOf(chat) {
+function secondOf(chat, visit) {
     const id = random()
-    moved.set(chat.id, id)
-    if (tab.id === chat.id) tab.id = id
+    Object.assign(visit, {id, seen: undefined})
+    if (!visit.isLeft && tab.id === chat.id) tab.id = id
     said = text.two_chats
     return {...chat, id, title: chat.title && `${chat.title} (2)`}
 }
@@ -149,8 +171,7 @@ function ifNew(name, update) {
 // Values for the list, the title, the notice and the box, to which a question may return; it is put before a draft.
 // What is undefined stays as it is.
 function shown(unsent = "") {
-    for (const [id, chat] of unsaved)  // there may be room again
-        if (!read(id) || read(id).revision === seen.get(id)) write(chat)
+    writeUnsaved()
     const wanted = found.trim().toLowerCase()
     const texts = chat => [title(chat), ...messages(whole(chat).history).map(message => message.content)]
     listed = all().filter(chat => !wanted || texts(chat).some(text => text.toLowerCase().includes(wanted)))
@@ -172,46 +193,50 @@ function shown(unsent = "") {
 // The server has changed the conversation of this tab.
 function save(given) {
     if (!isChat(given)) return shown()
-    const id = current(given.id)
-    if (forgotten.has(id)) return shown(given.unsent)
-    const {opened, unsent, ...content} = given
-    tab.id = id
-    if (opened) return shown(whole(load(id) ?? given).unsent)
-    if (id) store({...content, id, time: Date.now(), settings: tab.settings})
+    const {opened, unsent, visit: name, ...content} = given
+    const visit = given.id ? visitOf(given) : {id: ""}
+    if (forgotten.has(visit.id)) return shown(unsent)
+    if (!visit.isLeft) tab.id = visit.id
+    if (opened) return shown(visit.isLeft ? "" : whole(load(visit.id) ?? given).unsent)
+    if (visit.id) {
+        const settings = visit.isLeft ? load(visit.id)?.settings : tab.settings
+        store({...content, id: visit.id, time: Date.now(), settings}, visit)
+    }
     remember()
     return shown(unsent)
 }
 
-function store(chat) {
+function store(chat, visit) {
     if (chat.turn) said = ""
     const old = read(chat.id)
     chat.title = load(chat.id)?.title
-    if (old && old.revision !== seen.get(chat.id)) {
+    if (old && old.revision !== visit.seen) {
         const theirs = whole(old).history
         if (!chat.turn && begins(theirs, chat.history)) return  // the other tab has all of it
-        if (old.turn || !begins(chat.history, theirs)) chat = secondOf(chat)
+        if (old.turn || !begins(chat.history, theirs)) chat = secondOf(chat, visit)
     }
     chat.revision = random()
-    growing = chat.turn ? chat : null
-    if (chat.history.length || chat.turn) write(chat)
+    if (!visit.isLeft) growing = chat.turn ? {chat, visit} : null
+    if (chat.history.length || chat.turn) write(chat, visit)
     else remove(chat.id)
 }
 
 // The answer has grown.
 function grow(given) {
-    if (!growing || given?.turn !== growing.turn.id) return
-    growing.turn.answer = given.answer
+    if (!growing || given?.turn !== growing.chat.turn.id) return
+    growing.chat.turn.answer = given.answer
     timer ||= setTimeout(flush, 250)
 }
 
 function flush() {
     clearTimeout(timer)
     timer = 0
-    if (!growing || forgotten.has(growing.id)) return
-    const old = read(growing.id)
-    if (old && old.revision !== growing.revision && !unsaved.has(growing.id))
-        growing = {...secondOf(growing), revision: random()}
-    write({...growing, title: load(growing.id)?.title ?? growing.title})
+    if (!growing || forgotten.has(growing.chat.id)) return
+    const {chat, visit} = growing
+    const old = read(chat.id)
+    if (old && old.revision !== chat.revision && !unsaved.has(chat.id))
+        growing.chat = {...secondOf(chat, visit), revision: random()}
+    write({...growing.chat, title: load(growing.chat.id)?.title ?? growing.chat.title}, visit)
     remember()
 }
 
@@ -220,13 +245,11 @@ function flush() {
 function latest(given) {
     const chat = load(tab.id)
     if (growing || (tab.id && !chat)) return here(given)
-    if (!chat) return null
-    if (!unsaved.has(chat.id)) seen.set(chat.id, chat.revision)
-    return place(chat)
+    return chat && place(chat)
 }
 
 // The conversation as this tab shows it, to be changed at a place that the visitor sees.
-const here = given => given && {...given, id: current(given.id)}
+const here = given => given?.id ? {...given, id: visitOf(given).id} : given
 
 function draft(written) {
     tab.draft = written ?? ""
@@ -237,10 +260,10 @@ function settings(...values) {
     if (!ready) return
     tab.settings = Object.fromEntries(knobs.map((knob, index) => [knob, values[index]]))
     remember()
-    if (growing) growing.settings = tab.settings
+    if (growing) growing.chat.settings = tab.settings
     const chat = load(tab.id)
     const wanted = chat && {...tab.settings, mode: modeOf(chat)}  // a chat stays what it is
-    if (chat && JSON.stringify(chat.settings) !== JSON.stringify(wanted)) write({...chat, settings: wanted})
+    if (chat && JSON.stringify(chat.settings) !== JSON.stringify(wanted)) change(chat, {settings: wanted})
 }
 
 // Chats from before there were modes have tools or none.
@@ -254,9 +277,7 @@ function visit(chat) {
     if (chat) {
         tab.id = chat.id
         tab.settings = chat.settings ?? tab.settings
-        if (!unsaved.has(chat.id)) seen.set(chat.id, chat.revision)
         forgotten.delete(chat.id)
-        moved.delete(chat.id)
     }
     remember()
     const settings = chat?.settings ? {...chat.settings, mode: modeOf(chat)} : null
@@ -295,6 +316,7 @@ function restore(typed, ...values) {
 function leave() {
     flush()
     growing = null
+    for (const visit of visits.values()) visit.isLeft = true
     tab.id = ""
     said = ""
     remember()
@@ -312,7 +334,7 @@ function forget() {
 
 function rename(written) {
     const chat = load(tab.id)
-    if (chat && written.trim() !== title(chat)) write({...chat, title: written.trim() || undefined})
+    if (chat && written.trim() !== title(chat)) change(chat, {title: written.trim() || undefined})
     return shown()
 }
 

@@ -31,6 +31,7 @@ class StoredChat:
 
     Args:
         id: its name in the browser's store; "" for a chat without a question.
+        visit: the browser's name for this opening of it, by which it knows what comes late from an earlier one.
         history: in the model's form, without the system message.
         notes: index of a message -> what is said under it: why the answer failed, or "" if it was interrupted.
         pictures: index of a message -> pictures under it, PNG in Base64.
@@ -45,6 +46,7 @@ class StoredChat:
     attempt: int = 0
     turn: Turn | None = None
     pictures: dict[int, list[str]] = field(default_factory=dict)
+    visit: str = ""
 
     @classmethod
     def read(cls, chat_format: ChatFormat, value: Any) -> StoredChat:
@@ -63,14 +65,15 @@ class StoredChat:
             pictures = {int(index): list(map(str, some)) for index, some in (value.get("pictures") or {}).items()}
             for some in pictures.values():
                 _ = [display.picture(one) for one in some]
-            return cls(chat_format, str(value["id"]), history, notes, int(value.get("attempt") or 0), turn, pictures)
+            name, visit, attempt = str(value["id"]), str(value.get("visit") or ""), int(value.get("attempt") or 0)
+            return cls(chat_format, name, history, notes, attempt, turn, pictures, visit)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"this is not a chat of {chat_format.name} ({error})") from error
 
     def write(self) -> dict[str, Any]:
         """Returns what `read` reads."""
         written: dict[str, Any] = {
-            "id": self.id, "history": self.history, "notes": {str(index): note for index, note in self.notes.items()},
+            "id": self.id, "visit": self.visit, "history": self.history, "notes": {str(index): note for index, note in self.notes.items()},
             "attempt": self.attempt, "pictures": {str(index): some for index, some in self.pictures.items()},
         }  # fmt: skip
         return written | ({"turn": vars(self.turn)} if self.turn else {})
@@ -79,11 +82,11 @@ class StoredChat:
         """Returns the chat with a question after its first `kept` messages, or after all of them."""
         kept = len(self.messages) if kept is None else kept
         turn = Turn(uuid.uuid4().hex, question, role, kept)
-        return replace(self, id=self.id or uuid.uuid4().hex, attempt=attempt, turn=turn)
+        return replace(self.named(), attempt=attempt, turn=turn)
 
     def named(self) -> StoredChat:
         """Returns the chat with a name, which it otherwise gets with its first question."""
-        return replace(self, id=self.id or uuid.uuid4().hex)
+        return replace(self, id=self.id or uuid.uuid4().hex, visit=self.visit or uuid.uuid4().hex)
 
     def answered(self, history: list[Any]) -> StoredChat:
         """Returns the chat after the turn; `history` includes it."""
