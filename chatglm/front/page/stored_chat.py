@@ -73,7 +73,8 @@ class StoredChat:
     def write(self) -> dict[str, Any]:
         """Returns what `read` reads."""
         written: dict[str, Any] = {
-            "id": self.id, "visit": self.visit, "history": self.history, "notes": {str(index): note for index, note in self.notes.items()},
+            "id": self.id, "visit": self.visit, "history": self.history,
+            "notes": {str(index): note for index, note in self.notes.items()},
             "attempt": self.attempt, "pictures": {str(index): some for index, some in self.pictures.items()},
         }  # fmt: skip
         return written | ({"turn": vars(self.turn)} if self.turn else {})
