@@ -349,6 +349,7 @@ def test_while_one_answer_comes_no_second_is_asked_for(visit: Callable[..., Visi
     expect(visitor.answers.last).to_contain_text("3 4 5")
     visitor.box.fill("second")
     visitor.box.press("Enter")
+    expect(visitor.page.get_by_text("Still answering").first).to_be_visible()
     visitor.stop.click()
     expect(visitor.speed).to_contain_text("stopped")
     expect(visitor.box).to_have_value("second")

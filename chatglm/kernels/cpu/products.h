@@ -43,11 +43,13 @@ static void plan_kernels(Job *job, int precision) {
     job->block_bytes = !job->levels ? GROUP * 4 : job->levels == LEVELS8 ? GROUP : GROUP * 2;
     const i64 fitting = DOT_BYTES / (job->groups * job->block_bytes);
     const i64 most = fitting < 1 ? 1 : fitting > DOT_ROWS ? DOT_ROWS : fitting;
-    job->few = job->isa == VNNI && job->levels == LEVELS16 && job->groups <= MOST_RUNS * SHARE &&
-        job->rows <= FEW_ROWS && job->rows > (job->bits == 4 ? 2 : DOT_ROWS);
+    const i64 least = job->bits == 4 && job->levels == LEVELS16 && most > 2 ? 2 : most;
+    const int is_slow = job->bits == 4 && job->levels == LEVELS8 && job->rows > FOUR;  /* tiles are faster */
+    job->few = job->isa == VNNI && job->levels && !is_slow && job->groups <= MOST_RUNS * SHARE &&
+        job->rows <= FEW_ROWS && job->rows > least;
     job->tiles = job->isa == VNNI && job->levels && job->rows > most && !job->few;
     const int sharing = job->one && job->bits == 4 && job->levels == LEVELS16 && job->groups <= MOST_RUNS * SHARE;
-    job->share = job->few || sharing ? SHARE : 1;
+    job->share = (job->few && job->levels == LEVELS16) || sharing ? SHARE : 1;
     job->pass = job->isa != VNNI || job->tiles || job->few || job->rows < most ? job->rows : most;
 }
 
