@@ -34,12 +34,13 @@ AVX512 INLINE void fill_tile(const uint8_t *const *rows, i64 offset, i64 bytes, 
                              __m512i *tile) {
     uint8_t padded[16][GROUP];
     const uint8_t *inside[16];
+    const int place = fetching;
     for (int i = 0; i < 16; i++) {
-        if (!next) _mm_prefetch((const char *)rows[i] + offset + 256, _MM_HINT_T0);
-        if (!next && bits == 8) _mm_prefetch((const char *)rows[i] + offset + 320, _MM_HINT_T0);
+        if (!next) fetch_line(rows[i] + offset + 256, place);
+        if (!next && bits == 8) fetch_line(rows[i] + offset + 320, place);
         inside[i] = rows[i] + offset;
     }
-    for (int i = 0; i < bits * 4 && next; i++) _mm_prefetch((const char *)next + i * 64, _MM_HINT_T0);
+    for (int i = 0; i < bits * 4 && next; i++) fetch_line(next + i * 64, place);
     if (bytes < GROUP * bits / 8) {
         memset(padded, 0, sizeof padded);
         for (int i = 0; i < 16; i++) inside[i] = memcpy(padded[i], inside[i], (size_t)bytes);

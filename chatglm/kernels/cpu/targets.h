@@ -64,6 +64,11 @@ enum { PART_BYTES = 14336, PART_OUTS = 64 };
 enum { AHEAD = 16384 };  /* bytes of weights between those in use and those being prefetched */
 
 #if X86
+INLINE void fetch_line(const void *line, int place) {
+    if (place == TO_L1) _mm_prefetch(line, _MM_HINT_T0);
+    else _mm_prefetch(line, _MM_HINT_T1);
+}
+
 /* Prefetches what comes after the weights at `weight`: into the L2 cache, `ahead` bytes on, one line of `every`; or
  * into the L1 cache, 8 KB on. */
 INLINE void fetch(const void *weight, i64 bytes, int place, i64 ahead, int every) {
