@@ -95,8 +95,7 @@ class BlockRunner:
         if not 0 < rows <= getattr(backend, "block_rows", 0):
             return None
         plan = self._planner.plan(blocks)
-        batch = sequences > 1
-        if any(rows > backend.dense_rows(dtype, batch) for dtype in self._planner.dense_types):
+        if any(rows > backend.dense_rows(dtype, answers=True) for dtype in self._planner.dense_types):
             return None
         found = None if plan is None else _prefix_of(prefix, dtype)
         room = None if plan is None or found is None else _room(cache, sequences, count, len(plan), dtype)

@@ -7,7 +7,7 @@ weights are frozen), torch.compile, torch.export and activation checkpointing.
 
 A backend module has `load()`, which raises `KernelUnavailable` or returns an object with `linear(x, weight, scale,
 bits, precision)`, `dequantize(weight, scale, bits, dtype)` and `describe()`; on the CPU also `dense(x, weight)`,
-`dense_rows(dtype, batch)` and the methods that `chatglm.cpu_path` uses. They get contiguous tensors of one device,
+`dense_rows(dtype, answers)` and the methods that `chatglm.cpu_path` uses. They get contiguous tensors of one device,
 rows >= 1, x in float16, bfloat16 or float32, scales in float16 or float32.
 
 Precisions: "exact" is float32 arithmetic, and is used whenever a gradient is needed; "default" may round the

@@ -26,9 +26,9 @@ _DENSE_ROWS = {
     else {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8}
     for variant in VARIANTS
 }
-#: The same for rows of different sequences. More than four tokens of one sequence keep torch's numbers in float32:
-#: exported models are promised to give the same ones to the last bit.
-_BATCH_ROWS = _DENSE_ROWS | {"avx512": _DENSE_ROWS["avx512"] | {torch.float32: 16, torch.bfloat16: 16}}
+#: The same for tokens of answers. Prompts keep torch's numbers: exported models are promised to give the same ones to the
+#: last bit.
+_ANSWER_ROWS = _DENSE_ROWS | {"avx512": _DENSE_ROWS["avx512"] | {torch.float32: 16, torch.bfloat16: 16}}
 
 #: Weights of the product that chooses where to prefetch to: more than the caches of most CPUs hold.
 _PREFETCH_BYTES = 1 << 27
@@ -106,13 +106,13 @@ class CPUBackend:
         )  # fmt: skip
         return y
 
-    def dense_rows(self, dtype: torch.dtype, batch: bool = False) -> int:
+    def dense_rows(self, dtype: torch.dtype, answers: bool = False) -> int:
         """Rows up to which `dense` is used with weights of this type, because it is faster than torch.
 
         Args:
-            batch: whether the rows are tokens of different sequences, as in a server.
+            answers: whether the rows are tokens that follow what a KV cache holds.
         """
-        return (_BATCH_ROWS if batch else _DENSE_ROWS)[self.variant][dtype]
+        return (_ANSWER_ROWS if answers else _DENSE_ROWS)[self.variant][dtype]
 
     def dense(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T` with fp32 sums.
