@@ -68,8 +68,13 @@ def piece_end(model: PreTrainedModel, ids: torch.Tensor, start: int) -> int:
     if ids.device.type != "cpu" or tokens - start <= CPU_PROMPT_TOKENS:
         return tokens
     end = start + CPU_PROMPT_TOKENS
-    whole = model.reusable_prefix(ids[0].tolist(), end) < end  # generation 1: context attention is bidirectional
-    return tokens if whole else end
+    return end if is_piece(model, ids[0].tolist(), end) else tokens
+
+
+def is_piece(model: PreTrainedModel, ids: list[int], end: int) -> bool:
+    """Whether the first `end` tokens of a prompt may be read before the others: in generation 1, where context attention
+    is bidirectional, only with the `<sop>` that ends the context."""
+    return bool(model.reusable_prefix(ids, end - 1) == end - 1)
 
 
 @torch.no_grad()

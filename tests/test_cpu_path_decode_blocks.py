@@ -319,12 +319,23 @@ def test_float32_rows_of_a_server_take_the_one_call_where_it_is_faster(calls: li
     assert difference(found, wanted) < 2e-5
 
 
-def test_more_float32_tokens_of_one_sequence_keep_torchs_numbers(calls: list[int]) -> None:
+def test_prompts_in_float32_keep_torchs_numbers(calls: list[int]) -> None:
     model, ids = network(3, bits=16), 1000 + torch.arange(12).unsqueeze(0)
     with torch.no_grad():
-        cache = model(input_ids=ids[:, :4], use_cache=True, past_key_values=ChatCache()).past_key_values
-        model(input_ids=ids[:, 4:], use_cache=True, past_key_values=cache)
+        for cache in (ChatCache(), DynamicCache()):
+            model(input_ids=ids, use_cache=True, past_key_values=cache)
     assert not calls
+
+
+def test_float32_tokens_behind_a_cache_take_the_one_call_where_it_is_faster(calls: list[int]) -> None:
+    model, ids = network(3, bits=16), 1000 + torch.arange(12).unsqueeze(0)
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits[:, 4:]
+        cache = model(input_ids=ids[:, :4], use_cache=True, past_key_values=ChatCache()).past_key_values
+        found = model(input_ids=ids[:, 4:], use_cache=True, past_key_values=cache).logits
+    backend: Any = kernels.backend_for(torch.device("cpu"))
+    assert calls == ([3] if backend.variant == "avx512" else [])
+    assert difference(found, wanted) < 1e-5
 
 
 def test_rows_in_half_precision(calls: list[int]) -> None:

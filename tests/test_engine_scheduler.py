@@ -103,6 +103,16 @@ def test_every_step_is_that_of_the_decode_loop(version: int, sizes: dict[str, in
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_a_piece_may_be_all_of_a_prompt_but_one_token(version: int) -> None:
+    (question, settings), *_ = questions(1)
+    tokens = asked(version).ask(question, **settings).prompt_tokens
+    many = asked(version, prefill_tokens=tokens - 1)
+    request = many.ask(question, **settings)
+    many.run()
+    assert said(request.stream) == alone(many.model, many.tokenizer, question, **settings)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_requests_join_and_leave_between_steps(version: int) -> None:
     many = asked(version, max_batch=4)
     wanted = [alone(many.model, many.tokenizer, question, **settings) for question, settings in questions(12, seed=1)]

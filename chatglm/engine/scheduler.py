@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..adapters import use_adapter
-from ..generation import GenerationOptions, piece_end
+from ..generation import GenerationOptions, is_piece, piece_end
 from .batch import Batch, affordable_tokens
 from .logprobs import PromptLogprobs
 from .prefill import PREFILL_TOKENS, PrefillPace
@@ -259,8 +259,8 @@ class Scheduler:
         row, request = self._batch.rows[index], self._batch.request(index)
         start, ids = len(row.ids), request.ids
         end = piece_end(self._model, request.sequence[:, : min(start + most, len(ids))], start)
-        if self._model.reusable_prefix(ids, end) != end:
-            end = len(ids)  # generation 1: context attention is bidirectional
+        if not is_piece(self._model, ids, end):
+            end = len(ids)
         self._batch.cache.select_row(index, start)
         try:
             self.use(request.adapter)
