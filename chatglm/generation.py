@@ -72,8 +72,8 @@ def piece_end(model: PreTrainedModel, ids: torch.Tensor, start: int) -> int:
 
 
 def is_piece(model: PreTrainedModel, ids: list[int], end: int) -> bool:
-    """Whether the first `end` tokens of a prompt may be read before the others: in generation 1, where context attention
-    is bidirectional, only with the `<sop>` that ends the context."""
+    """Whether the first `end` tokens of a prompt may be read before the others: in generation 1, whose context is read
+    in both directions, only with the `<sop>` that ends it."""
     return bool(model.reusable_prefix(ids, end - 1) == end - 1)
 
 
