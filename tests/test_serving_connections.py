@@ -24,7 +24,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     defaults = live_server._Server.__init__
 
     def hasty(self: Any, *args: Any, **options: Any) -> None:
-        defaults(self, *args, header_seconds=0.5, **options)
+        defaults(self, *args, header_seconds=2.0, **options)
 
     monkeypatch.setattr(live_server._Server, "__init__", hasty)
     engine = Parrot(3, max_batch=8)
