@@ -55,9 +55,9 @@ AVX512 INLINE void dot_pair(const Job *job, i64 out, i64 stride, i64 from, i64 t
                 a = memcpy(padded[0], a, (size_t)bytes_in_group(job, i));
                 b = memcpy(padded[1], b, (size_t)bytes_in_group(job, i));
             }
-            if (!first) {  /* the pair of outputs after the next */
-                fetch(weight, size, place, 4 * job->row_bytes, 1);
-                fetch(weight, size, place, 5 * job->row_bytes, 1);
+            for (i64 p = 0; p < size && !first; p += 64) {  /* for the pair of outputs after the next */
+                fetch_line(weight + 4 * job->row_bytes + p, place);
+                fetch_line(weight + 5 * job->row_bytes + p, place);
             }
             const __m512i packed_a = _mm512_loadu_si512(a), packed_b = _mm512_loadu_si512(b);
             const __m512i before_a = bits == 4 ? even_columns(packed_a) : make_unsigned(packed_a);
