@@ -181,7 +181,7 @@ def test_rows_that_share_their_first_tokens(calls: list[int], length: int | None
                 model(input_ids=ids[row : row + 1, :30], past_key_values=cache, use_cache=True)
             if share:
                 cache.share(dict.fromkeys(rows, 30), 20)
-            cache.select_rows(0, [30, 30], torch.device("cpu"))
+            cache.select_places([0, 1], [30, 30], torch.device("cpu"))
             places = model.positions_from(ids, 30)
             logits = model(input_ids=ids[:, 30:], position_ids=places, past_key_values=cache, use_cache=True).logits
         return logits[:, -1].float()

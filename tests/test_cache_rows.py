@@ -33,8 +33,8 @@ def held(cache: RowCache, row: int, length: int) -> torch.Tensor:
     """The keys of a row in the second layer."""
     cache.select_row(row, length)
     room = cache.room_for_tokens()
-    assert room is not None and list(room.lengths) == [length]
-    return room.layers[1][0][0][:, :length]
+    assert room is not None and list(room.lengths) == [length] and list(room.lines) == [row]
+    return room.layers[1][0][row][:, :length]
 
 
 def test_it_answers_the_questions_of_our_caches() -> None:
@@ -44,7 +44,7 @@ def test_it_answers_the_questions_of_our_caches() -> None:
 def test_rows_step_together_at_places_of_their_own() -> None:
     lengths = [4, 1, 7]
     cache, before = filled(lengths)
-    cache.select_rows(0, lengths, CPU)
+    cache.select_places(range(3), lengths, CPU)
     assert cache.mask is not None
     assert cache.mask.tolist() == [[int(place <= length) for place in range(8)] for length in lengths]
     new = states(1, rows=3)
@@ -60,12 +60,29 @@ def test_rows_step_together_at_places_of_their_own() -> None:
 
 def test_rows_of_one_length_need_no_mask() -> None:
     cache, _ = filled([3, 3])
-    cache.select_rows(0, [3, 3], CPU)
+    cache.select_places([0, 1], [3, 3], CPU)
     assert cache.mask is None
-    cache.select_rows(0, [3, 2], CPU)
+    cache.select_places([0, 1], [3, 2], CPU)
     assert cache.mask is not None
     cache.select_row(1, 3)
     assert cache.mask is None
+
+
+def test_tokens_that_follow_each_other_in_one_row_step_with_other_rows() -> None:
+    cache, before = filled([4, 2, 5])
+    new = states(1, rows=4)
+    cache.select_places([2, 0, 0, 0], [5, 4, 5, 6], CPU)
+    assert cache.mask is not None and cache.mask.sum(-1).tolist() == [6, 5, 6, 7]
+    cache.update(*new, 0)
+    keys, _ = cache.update(*new, 1)
+    assert keys.shape == (4, 2, 7, 3)
+    assert torch.equal(keys[0, :, :5], before[2]) and torch.equal(keys[0, :, 5], new[0][0, :, 0])
+    for row in (1, 2, 3):
+        assert torch.equal(keys[row, :, :4], before[0])
+        assert torch.equal(keys[row, :, 4:7], new[0][1:, :, 0].transpose(0, 1))
+    room = cache.room_for_tokens()
+    assert (list(room.lines), list(room.lengths)) == ([2, 0, 0, 0], [5, 4, 5, 6])
+    assert torch.equal(held(cache, 1, 2), before[1])
 
 
 def test_a_prompt_is_read_in_pieces() -> None:
@@ -129,9 +146,9 @@ def test_rows_share_their_first_tokens() -> None:
     assert torch.equal(whole(cache, 0, 6), before[0]) and torch.equal(whole(cache, 2, 4), before[2])
     assert torch.equal(whole(cache, 1, 6), torch.cat((before[0][:, :5], own.unsqueeze(1)), dim=1))
     # They step together, with and without the third, which shares nothing.
-    for first, lengths in ((0, [6, 6]), (0, [6, 6, 4])):
+    for lengths in ([6, 6], [6, 6, 4]):
         new = states(1, rows=len(lengths))
-        cache.select_rows(first, lengths, CPU)
+        cache.select_places(range(len(lengths)), lengths, CPU)
         room = cache.room_for_tokens()
         assert [len(layers) for layers in room.shared] == [2, 2, 0][: len(lengths)]
         assert list(room.lengths) == [1, 1, 4][: len(lengths)]
@@ -148,7 +165,7 @@ def test_what_is_shared_is_told_to_one_call_decoding() -> None:
     cache, before = filled([6, 6])
     cache.copy(0, 1, 6)
     cache.share({0: 6, 1: 6}, 4)
-    cache.select_rows(0, [6, 6], CPU)
+    cache.select_places([0, 1], [6, 6], CPU)
     room = cache.room_for_tokens()
     assert list(room.lengths) == [2, 2] and room.shared[0] is room.shared[1]
     assert torch.equal(room.shared[0][1][0], before[0][:, :4])

@@ -258,7 +258,7 @@ def decode_rows(model: Any, lengths: list[int], together: bool) -> tuple[torch.T
             found = []
             for group in groups:
                 if together:
-                    cache.select_rows(1, places, torch.device("cpu"))
+                    cache.select_places(range(1, len(lengths) + 1), places, torch.device("cpu"))
                 else:
                     cache.select_row(group[0] + 1, places[group[0]])
                 out = model(
@@ -288,10 +288,62 @@ def test_rows_equal_the_modules(calls: list[int], generation: int, options: dict
     assert calls == [3] * 5
     assert difference(found, wanted) < 2e-5
     for cache in (fast, slow):
-        cache.select_rows(0, [1] * (len(lengths) + 2), torch.device("cpu"))
+        cache.select_places(range(len(lengths) + 2), [1] * (len(lengths) + 2), torch.device("cpu"))
     for ours, theirs in zip(fast.room_for_tokens().layers, slow.room_for_tokens().layers, strict=True):
         assert difference(ours[0], theirs[0]) < 2e-5
         assert difference(ours[1], theirs[1]) < 2e-5
+        assert not ours[0][0].any() and not ours[0][-1].any(), "somebody else's row"
+
+
+@pytest.mark.parametrize("shared", [0, 6])
+@pytest.mark.parametrize(("generation", "options"), NETWORKS, ids=str)
+def test_tokens_of_any_places_equal_the_modules(
+    calls: list[int], generation: int, options: dict[str, Any], shared: int
+) -> None:
+    """One token of two answers and a piece of a prompt, in one forward: as the modules compute them one row after the
+    other, and as they compute them together."""
+    model = network(generation, pre_seq_len=5, **options)
+    cpu_device, lengths, piece = torch.device("cpu"), (20, 11), range(9, 14)
+    ids = 1000 + torch.arange(75).view(3, 25) * 7 % 900
+    if generation == 1:
+        ids[:, 4], ids[:, 5] = model.config.gmask_token_id, model.config.bos_token_id
+    ids[:, :6] = ids[0, :6]
+    positions = model.positions_from(ids, 0)
+    if len(positions) == 1:
+        positions = positions.expand(3, -1)
+
+    def run(cache: RowCache, rows: list[int], places: list[int]) -> torch.Tensor:
+        cache.select_places(rows, places, cpu_device)
+        pairs = zip(rows, places, strict=True)
+        at = torch.cat([positions[row - 1 : row, ..., place : place + 1] for row, place in pairs])
+        tokens = ids[[row - 1 for row in rows], places].unsqueeze(1)
+        out = model(input_ids=tokens, position_ids=at, attention_mask=cache.mask, past_key_values=cache, use_cache=True)
+        return out.logits[:, -1].float()
+
+    def caches() -> RowCache:
+        cache = RowCache()
+        cache.resize(5, 30)
+        for row, length in ((1, lengths[0]), (2, lengths[1]), (3, piece[0])):
+            cache.select_row(row, 0)
+            first = {"input_ids": ids[row - 1 : row, :length], "position_ids": positions[row - 1 : row, ..., :length]}
+            model(**first, past_key_values=cache, use_cache=True)
+        if shared:
+            cache.share({1: lengths[0], 3: piece[0]}, shared)
+        return cache
+
+    rows, places = [1, 2, *[3] * len(piece)], [*lengths, *piece]
+    with torch.no_grad():
+        with modules_alone(model):
+            slow, apart = caches(), caches()
+            wanted = run(slow, rows, places)
+            each = torch.cat([run(apart, [row], [place]) for row, place in zip(rows, places, strict=True)])
+        assert not calls
+        fast = caches()
+        found = run(fast, rows, places)
+    assert calls == [3]
+    assert difference(wanted, each) < 2e-5 and difference(found, wanted) < 2e-5
+    for ours, theirs in zip(fast.room_for_tokens().layers, slow.room_for_tokens().layers, strict=True):
+        assert difference(ours[0], theirs[0]) < 2e-5 and difference(ours[1], theirs[1]) < 2e-5
         assert not ours[0][0].any() and not ours[0][-1].any(), "somebody else's row"
 
 

@@ -74,7 +74,7 @@ class Server:
 
     def __init__(self, model: Any, **sizes: Any) -> None:
         self.model = model
-        self.scheduler = Scheduler(model, decode, clock=lambda: 0.0, **sizes)
+        self.scheduler = Scheduler(model, decode, **{"clock": lambda: 0.0} | sizes)
         self.batch = self.scheduler._batch
         config = model.config
         size = 2 * config.num_layers * config.num_key_value_heads * config.head_dim

@@ -8,7 +8,7 @@ import pytest
 
 from chatglm.chat import ids_to_text
 from chatglm.engine import Request, Scheduler
-from chatglm.engine.prefill import LEAST, SHARE, PrefillPace
+from chatglm.engine.prefill import BESIDE_RUN, LEAST, LEAST_BESIDE, SHARE, PrefillPace
 from chatglm.generation import GenerationOptions
 from tiny_chat import pair
 
@@ -28,6 +28,41 @@ def test_pieces_follow_the_measured_times() -> None:
         pace.answered(2.0)
     pace.read(100, 0.1)
     assert pace.piece(0.0, 0, 3) == 512
+
+
+def test_pieces_beside_answers_follow_the_measured_times() -> None:
+    pace = PrefillPace(512)
+    pace.answered(0.2)
+    assert pace.beside(0.0, 0, 60) == 0  # nothing is known of prompts yet
+    pace.read(16, 0.4)
+    assert pace.beside(0.0, 0, LEAST_BESIDE - 1) == 0
+    assert pace.beside(0.0, 0, 12) == 12 and pace.beside(0.0, 500, 60) == 12  # all that there is room for
+    assert pace.beside(0.0, 0, 60) == LEAST  # as if they took as long as those read on their own
+    pace.read_beside(16, 0.36)  # 0.01 each
+    assert pace.beside(0.0, 0, 60) == int(SHARE * 0.2 / 0.01) and pace.beside(0.05, 0, 60) == 20
+    for _ in range(BESIDE_RUN - 1):
+        assert pace.beside(0.0, 0, 60)
+        pace.read_beside(16, 0.36)
+    assert pace.beside(0.0, 0, 60) == 0  # the answers' own time has to be measured
+    pace.answered(0.2)
+    assert pace.beside(0.0, 0, 60) == 25
+    pace.read(100, 0.1)
+    assert pace.beside(0.0, 0, 60) == 0  # a much larger piece of its own takes as long
+
+
+def test_answers_that_were_measured_while_the_machine_was_busy_are_not_believed_for_long() -> None:
+    pace = PrefillPace(512)
+    pace.answered(5.0)
+    pace.read(16, 5.0)
+    sizes = []
+    for _ in range(40):  # now answers take 0.1, and each token beside them 0.01
+        sizes.append(pace.beside(0.0, 0, 60))
+        if sizes[-1]:
+            pace.read_beside(sizes[-1], 0.1 + 0.01 * sizes[-1])
+        else:
+            pace.read(16, 0.26)
+            pace.answered(0.1)
+    assert max(sizes[:20]) == 60 and max(sizes[-10:]) <= 20
 
 
 class Machine:

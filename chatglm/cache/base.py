@@ -14,9 +14,10 @@ class TokenRoom:
     """Where one-call decoding writes the next tokens of each sequence; the cache is as before until `commit`."""
 
     lengths: Sequence[int]  # of each sequence, without the new tokens and those of `shared`
-    #: Keys and values of each layer, (sequences, heads, more than the longest length, head_dim); or rows of int8, see
+    #: Keys and values of each layer, (rows, heads, more than the longest length, head_dim); or rows of int8, see
     #: `int8`.
     layers: list[tuple[torch.Tensor, torch.Tensor]]
+    lines: Sequence[int]  # of each sequence, its row in `layers`; several may be tokens of one row
     commit: Callable[[], None]  # makes the written tokens a part of the cache
     #: Of each sequence: keys and values (heads, tokens, head_dim) of each layer in front of those in `layers`, or
     #: nothing. Empty: of no sequence.

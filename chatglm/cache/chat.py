@@ -69,7 +69,8 @@ class ChatCache(ChatGLMCache, DynamicCache):
             for layer, (keys, values) in zip(self.layers, held, strict=True):
                 layer.keys, layer.values = keys, values
 
-        return TokenRoom([length] * len(held[0][0]), held, commit)
+        rows = len(held[0][0])
+        return TokenRoom([length] * rows, held, range(rows), commit)
 
     def _empty(self, stamp: object) -> None:
         # New layers, because device or dtype may have changed.

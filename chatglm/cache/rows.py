@@ -32,8 +32,8 @@ class RowCache(ChatGLMCache):
     The first tokens of a row may be in a `Beginning` that it shares with others (see `share`); then the row itself
     holds those behind them, and `capacity` counts only these. Lengths and places in the arguments count all tokens.
 
-    A forward runs on one row (`select_row`, any number of tokens) or on adjacent rows (`select_rows`, one token each,
-    at positions that may differ). Values after the tokens of a row are finite, and `mask` hides them.
+    A forward runs on one row (`select_row`, any number of tokens) or on one token at each of several places
+    (`select_places`), such as the ends of all rows. Values after the tokens of a row are finite, and `mask` hides them.
 
     Args:
         kv_cache_dtype: "auto" holds keys and values as they are, "int8" as bytes with scales (see `int8`).
@@ -55,10 +55,9 @@ class RowCache(ChatGLMCache):
         #: Of each row; change them by `share`, `copy` and `leave` only.
         self.beginnings: list[Beginning | None] = []
         self._single = False
-        self._first = 0
         self._past = 0
+        self._lines: Sequence[int] = ()  # the rows that were selected
         self._lengths: Sequence[int] = ()  # without the beginnings
-        self._lines = self._places = torch.zeros(0, dtype=torch.long)
         self._joined: list[torch.Tensor] = []
         self.mask = None
 
@@ -79,16 +78,15 @@ class RowCache(ChatGLMCache):
 
     def select_row(self, row: int, start: int) -> None:
         """The next forward writes to `row` from token `start` on."""
-        self._single, self._first, self._past, self.mask = True, row, start, None
-        self._lengths, self._joined = (start - self.shared(row),), []
+        self._single, self._past, self.mask, self._joined = True, start, None, []
+        self._lines, self._lengths = (row,), (start - self.shared(row),)
 
-    def select_rows(self, first: int, lengths: Sequence[int], device: torch.device) -> None:
-        """The next forward writes one token to each row from `first` on, after the `lengths` tokens that it holds."""
-        self._single, self._first, self._past, self._joined = False, first, max(lengths), []
-        self._lengths = [length - self.shared(first + i) for i, length in enumerate(lengths)]
-        self._places = torch.tensor(self._lengths, device=device)
-        self._lines = torch.arange(first, first + len(lengths), device=device)
-        self.mask = None
+    def select_places(self, rows: Sequence[int], lengths: Sequence[int], device: torch.device) -> None:
+        """The next forward writes one token to each of `rows`, after so many tokens of it. A row may be named several
+        times, for tokens that follow each other."""
+        self._single, self._past, self._joined, self.mask = False, max(lengths), [], None
+        self._lines = rows
+        self._lengths = [length - self.shared(row) for row, length in zip(rows, lengths, strict=True)]
         if min(lengths) != max(lengths):
             ends = torch.tensor(lengths, device=device).unsqueeze(-1)
             self.mask = (torch.arange(self._past + 1, device=device) <= ends).long()
@@ -103,19 +101,26 @@ class RowCache(ChatGLMCache):
             for parts, states in ((self._keys, key_states), (self._values, value_states)):
                 # Zeros: masked values have weight 0, and 0 times NaN would be NaN.
                 parts.append(states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3]))
-        tokens, rows = key_states.shape[2], slice(self._first, self._first + len(self._lengths))
+        tokens = key_states.shape[2]
         for parts, states in ((self._keys, key_states), (self._values, value_states)):
             held = parts[layer_idx]
             if self._single:
-                held[self._first, :, self._lengths[0] : self._lengths[0] + tokens] = states[0]
+                held[self._lines[0], :, self._lengths[0] : self._lengths[0] + tokens] = states[0]
             else:
-                held[self._lines.to(held.device), :, self._places.to(held.device)] = states[:, :, 0]
-        end = self._past + tokens
-        if any(one is not None for one in self.beginnings[rows]):
+                lines, places = (torch.tensor(part, device=held.device) for part in (self._lines, self._lengths))
+                held[lines, :, places] = states[:, :, 0]
+        if any(self.beginnings[row] is not None for row in self._lines):
             keys, values = self._join(layer_idx, tokens)
         else:
-            keys, values = self._keys[layer_idx][rows, :, :end], self._values[layer_idx][rows, :, :end]
+            keys, values = (self._selected(part[layer_idx], tokens) for part in (self._keys, self._values))
         return (decode(keys, dtype), decode(values, dtype)) if self._as_bytes else (keys, values)
+
+    def _selected(self, held: torch.Tensor, tokens: int) -> torch.Tensor:
+        """The selected rows of a layer's keys or values: a copy only where they are not next to each other."""
+        first, end = self._lines[0], self._past + tokens
+        if list(self._lines) == list(range(first, first + len(self._lines))):
+            return held[first : first + len(self._lines), :, :end]
+        return held[torch.tensor(self._lines, device=held.device), :, :end]
 
     def _join(self, layer: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The selected rows with their beginnings in front, in tensors that the next layer overwrites."""
@@ -124,8 +129,8 @@ class RowCache(ChatGLMCache):
         kept = [(one.shape, one.device, one.dtype) for one in self._joined]
         if kept != [(shape, part.device, part.dtype) for shape, part in zip(shapes, held, strict=True)]:
             self._joined = [part.new_zeros(shape) for shape, part in zip(shapes, held, strict=True)]
-        for i, length in enumerate(self._lengths):
-            row, own = self._first + i, length + tokens
+        for i, (row, length) in enumerate(zip(self._lines, self._lengths, strict=True)):
+            own = length + tokens
             beginning, start = self.beginnings[row], self.shared(row)
             for which, part in enumerate(held):
                 if beginning is not None:
@@ -135,10 +140,9 @@ class RowCache(ChatGLMCache):
 
     def room_for_tokens(self, tokens: int = 1) -> TokenRoom:
         """Room in the selected rows. Whoever selects rows counts their tokens, so there is nothing to commit."""
-        place = slice(self._first, self._first + len(self._lengths))
-        held = [(keys[place], values[place]) for keys, values in zip(self._keys, self._values, strict=True)]
-        shared = [[] if one is None else one.layers for one in self.beginnings[place]]
-        return TokenRoom(self._lengths, held, lambda: None, shared if any(shared) else ())
+        shared = [[] if one is None else one.layers for one in (self.beginnings[row] for row in self._lines)]
+        held = list(zip(self._keys, self._values, strict=True))
+        return TokenRoom(self._lengths, held, self._lines, lambda: None, shared if any(shared) else ())
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._past

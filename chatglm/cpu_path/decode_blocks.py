@@ -69,6 +69,18 @@ class BlockRunner:
             hidden_states = block(hidden_states, key, value, past_key_values, **kwargs)
         return hidden_states
 
+    def most_rows(self, blocks: Iterable[Any], device: torch.device) -> int:
+        """The most tokens that one call runs; 0 if the modules have to run."""
+        backend: Any = kernels.ready_backend_for(device)
+        if device.type != "cpu" or not hasattr(backend, "block_rows") or self._planner.plan(blocks) is None:
+            return 0
+        return self._most_of(backend)
+
+    def _most_of(self, backend: Any) -> int:
+        """The most rows of one call for the blocks that were planned last."""
+        dense = [backend.dense_rows(dtype, answers=True) for dtype in self._planner.dense_types]
+        return int(min(backend.block_rows, *dense)) if dense else int(backend.block_rows)
+
     def _in_one_call(
         self,
         blocks: Iterable[Any],
@@ -95,7 +107,7 @@ class BlockRunner:
         if not 0 < rows <= getattr(backend, "block_rows", 0):
             return None
         plan = self._planner.plan(blocks)
-        if any(rows > backend.dense_rows(dtype, answers=True) for dtype in self._planner.dense_types):
+        if rows > self._most_of(backend):
             return None
         found = None if plan is None else _prefix_of(prefix, dtype)
         room = None if plan is None or found is None else _room(cache, sequences, count, len(plan), dtype)
@@ -104,8 +116,7 @@ class BlockRunner:
         fronts = _fronts(found, room.shared, rows)
         for block, (keys, values) in zip(plan, room.layers, strict=True):
             block.keys, block.values, block.cache_type = keys.data_ptr(), values.data_ptr(), _type_of(keys)
-            # Tokens of one sequence are rows of the same place in the cache, each with one more past token.
-            block.cache_row, block.cache_step = keys.stride(0) if count == 1 else 0, keys.stride(1)
+            block.cache_row, block.cache_step = keys.stride(0), keys.stride(1)
         some = next((front for front in fronts if front), None)
         for layer, block in enumerate(plan):
             block.prefix_type = TYPE_CODES[dtype] if some is None else _type_of(some[layer][0])
@@ -115,8 +126,10 @@ class BlockRunner:
         hidden_states = hidden_states.contiguous()
         result = torch.empty_like(hidden_states)
         tokens = Tokens(x=hidden_states.data_ptr(), y=result.data_ptr(), type=TYPE_CODES[result.dtype], rows=rows)
+        # Tokens of one sequence are rows with the same line of the cache, each with one more past token.
         past = room.lengths if count == 1 else range(room.lengths[0], room.lengths[0] + count)
         tokens.past = (ctypes.c_int64 * rows)(*past)
+        tokens.lines = (ctypes.c_int64 * rows)(*room.lines if count == 1 else [room.lines[0]] * count)
         tokens.prefix = (ctypes.c_int64 * rows)(*(front[0][0].shape[1] if front else 0 for front in fronts))
         tokens.turns = len(tables)
         for i, (cos, sin) in enumerate(tables):
@@ -194,7 +207,7 @@ def _room(cache: Cache, rows: int, tokens: int, count: int, dtype: torch.dtype) 
 
     def fits(held: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
         types = (dtype, torch.int8)
-        usable = (len(keys) == rows and keys.dtype in types and keys.device.type == "cpu" for keys, _ in held)
+        usable = (keys.dtype in types and keys.device.type == "cpu" for keys, _ in held)
         return len(held) == count and all(usable)
 
     if isinstance(cache, ChatGLMCache):
@@ -207,8 +220,10 @@ def _room(cache: Cache, rows: int, tokens: int, count: int, dtype: torch.dtype) 
         return None
     if not all(type(layer) is DynamicLayer and layer.get_seq_length() == length for layer in cache.layers):
         return None
-    if not fits([(layer.keys, layer.values) for layer in cache.layers]):
+    held = [(layer.keys, layer.values) for layer in cache.layers]
+    if any(len(keys) != rows for keys, _ in held) or not fits(held):
         return None
     for layer in cache.layers:  # one after the other: never twice the memory
         layer.keys, layer.values = (F.pad(part, (0, 0, 0, 1)) for part in (layer.keys, layer.values))
-    return TokenRoom([length] * rows, [(layer.keys, layer.values) for layer in cache.layers], commit=lambda: None)
+    held = [(layer.keys, layer.values) for layer in cache.layers]
+    return TokenRoom([length] * rows, held, range(rows), commit=lambda: None)

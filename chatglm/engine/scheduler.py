@@ -1,8 +1,9 @@
 """The scheduler: decides which requests run together and computes their next tokens, in the caller's thread.
 
 Requests join and leave between two steps. A step reads the prompts of those that join, row by row as `chat` does, then
-computes one token of every row together. All generations are treated the same: positions come from the model's
-`positions_from`, and a mask hides the unused end of a row.
+computes one token of every row together; where that reads the weights once instead of twice, a piece of a prompt goes
+with them. All generations are treated the same: positions come from the model's `positions_from`, and a mask hides the
+unused end of a row.
 
 Requests belong to clients. The client with the fewest running answers starts its next request first, and one that has
 more than others gives rows back to them: its newest request returns to the queue.
@@ -16,15 +17,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from ..adapters import use_adapter
-from ..generation import GenerationOptions, is_piece, piece_end
+from ..generation import GenerationOptions
 from .batch import Batch, affordable_tokens
+from .forwards import Forwards
 from .logprobs import PromptLogprobs
 from .prefill import PREFILL_TOKENS, PrefillPace
 from .request import AS_LOADED, AdapterName, AsLoaded, Request, answer_limit
@@ -67,14 +67,13 @@ class Scheduler:
         self._context: int = model.config.max_position_embeddings
         self.cache_tokens = min(cache_tokens or affordable_tokens(model), max_batch * self._context)
         self.statistics = Statistics()
-        self._as_loaded = self._adapter = model.current_adapter
+        self._as_loaded = model.current_adapter
         self._adapters = [None, *model.adapter_names]
-        self._batch = Batch(model, max_batch, self.cache_tokens)
+        self._begin()
         self._arrived: deque[Request] = deque()  # added by any thread, not yet seen by a step
         self._waiting: deque[Request] = deque()
         self._numbers = itertools.count(1)
         self._turns: dict[str, int] = {}  # client -> when one of its requests last started
-        self._faults = 0
 
     # ------------------------------------------------------------------------------------------- for any thread
 
@@ -150,14 +149,11 @@ class Scheduler:
         broken, and the caller should call `fail_all`.
         """
         self._drop_cancelled()
-        self._read_prompts()
-        self._answer_step()
+        self._answer_step(self._read_prompts())
 
     def use(self, adapter: str | None) -> None:
         """Switches the model to this adapter until the next step."""
-        if adapter != self._adapter:
-            use_adapter(self._model, adapter)
-            self._adapter = adapter
+        self._forwards.use(adapter)
 
     def fail_waiting(self, error: Exception) -> None:
         """Ends all requests that are not running yet."""
@@ -171,11 +167,16 @@ class Scheduler:
         for row in self._batch.rows[: self._batch.busy]:
             if row.request is not None:
                 self._fail(row.request, error)
-        self._batch = Batch(self._model, self._max_batch, self.cache_tokens)
+        self._begin()
 
     def restore_adapter(self) -> None:
         """Switches the model back to the adapter that it used at the start."""
         self.use(self._as_loaded)
+
+    def _begin(self) -> None:
+        """Makes an empty KV cache."""
+        self._batch = Batch(self._model, self._max_batch, self.cache_tokens)
+        self._forwards = Forwards(self._model, self._batch, self.statistics, self._ended, self._fail)
 
     def _receive(self) -> None:
         while self._arrived:
@@ -241,147 +242,47 @@ class Scheduler:
         self._preempt(richest)
         return True
 
-    def _read_prompts(self) -> None:
-        """Reads prompts of requests that join, for about the time that running answers may wait."""
-        began, read = self._clock(), 0
+    def _read_prompts(self) -> int:
+        """Reads prompts of requests that join, for about the time that running answers may wait. Returns how many
+        tokens are to be read in one forward with the answers."""
+        began, read, beside = self._clock(), 0, 0
         while most := self._prefill.piece(self._clock() - began, read, self._batch.answering):
             if self._batch.busy == self._batch.answering and not self._admit():
                 break
+            if self._batch.answering:
+                room = self._forwards.room_beside()
+                if beside := self._prefill.beside(self._clock() - began, read, room):
+                    break
             before = self._clock()
-            tokens = self._read_prompt(self._batch.answering, most)
+            tokens = self._forwards.read(most)
             self._prefill.read(tokens, self._clock() - before)
             read += tokens
         for before, request in enumerate(self._waiting):
             request.stream.wait(before)
+        return beside
 
-    def _read_prompt(self, index: int, most: int) -> int:
-        """Reads up to about `most` tokens of a prompt and returns how many. The last piece gives the first token."""
-        row, request = self._batch.rows[index], self._batch.request(index)
-        start, ids = len(row.ids), request.ids
-        end = piece_end(self._model, request.sequence[:, : min(start + most, len(ids))], start)
-        if not is_piece(self._model, ids, end):
-            end = len(ids)
-        self._batch.cache.select_row(index, start)
-        try:
-            self.use(request.adapter)
-            scores = self._forward(
-                request.sequence[:, start:end],
-                request.positions[..., start:end],
-                request.scores_needed(start, end),
-                request.options.prompt_inputs(start),
-            )
-            request.read(scores[0], end)
-        except Exception as error:  # most likely out of memory, because of this request
-            self._blame(error)
-            self._fail(self._batch.release(index, damaged=True), error)
-            return end - start
-        row.ids = ids[:end]
-        if end == len(ids) and request.answers:
-            self._batch.answering += 1
-            self._deliver(scores[:, -1], index)
-        elif end == len(ids):
-            request.end_read()
-            self._ended(self._batch.release(index), "length")
-        return end - start
-
-    def _answer_step(self) -> None:
-        """Computes one token of every answer."""
+    def _answer_step(self, beside: int) -> None:
+        """Computes one token of every answer, and reads `beside` tokens of a prompt with them."""
         began, answers = self._clock(), self._batch.answering
         while self._batch.busy and not self._batch.make_room(self._batch.busy, self._batch.longest() + 1):
             self._preempt()
+        if self._batch.busy == self._batch.answering:
+            beside = 0  # it was the prompt's row that had to give way
+        joins = self._batch.rows[self._batch.answering].adapter if beside else None
         self._batch.group()
         # From the last group to the first: a row that ends is swapped only with rows after it.
-        end = self._batch.answering
+        end, left = self._batch.answering, beside
         while end:
             first = end - 1
             while first and self._batch.rows[first - 1].adapter == self._batch.rows[end - 1].adapter:
                 first -= 1
-            self._step_of(first, end)
-            end = first
-        if answers:
+            here = left if self._batch.rows[first].adapter == joins else 0
+            self._forwards.answer(first, end, here)
+            end, left = first, left - here
+        if beside > left:
+            self._prefill.read_beside(beside - left, self._clock() - began)
+        elif answers:
             self._prefill.answered(self._clock() - began)
-
-    def _step_of(self, first: int, end: int) -> None:
-        """Computes one token of each of these rows, which have the same adapter; for a row alone, see `_step_alone`."""
-        if end - first == 1:
-            self._step_alone(first)
-            return
-        requests = [self._batch.request(index) for index in range(first, end)]
-        lengths = [len(row.ids) for row in self._batch.rows[first:end]]
-        tokens = torch.tensor([[request.ids[-1]] for request in requests], device=self._model.device)
-        places = zip(requests, lengths, strict=True)
-        positions = torch.cat([one.positions[..., past : past + 1] for one, past in places])
-        self._batch.cache.select_rows(first, lengths, self._model.device)
-        try:
-            self.use(requests[0].adapter)
-            scores = self._forward(tokens, positions)[:, -1]
-        except Exception as error:
-            self._blame(error)
-            for index in reversed(range(first, end)):
-                self._fail(self._batch.release(index, damaged=True), error)
-            return
-        for row, request in zip(self._batch.rows[first:end], requests, strict=True):
-            row.ids.append(request.ids[-1])
-        self.statistics.steps += 1
-        self._deliver(scores, first)
-
-    def _step_alone(self, index: int) -> None:
-        """Computes the next token of one row, and with it those that its request guesses."""
-        row, request = self._batch.rows[index], self._batch.request(index)
-        began, start = time.perf_counter(), len(row.ids)
-        try:
-            guess = request.guess(self._batch.room(index) - 1)
-            request.expect(guess)
-            fed = slice(start, start + 1 + len(guess))
-            self._batch.cache.select_row(index, start)
-            self.use(request.adapter)
-            scores = self._forward(request.sequence[:, fed], request.positions[..., fed], 1 + len(guess))
-        except Exception as error:
-            self._blame(error)
-            self._fail(self._batch.release(index, damaged=True), error)
-            return
-        self.statistics.steps += 1
-        for right, guessed in enumerate([*guess, None]):
-            row.ids.append(request.ids[-1])
-            self._deliver(scores[:, right], index)
-            if row.request is not request or request.ids[-1] != guessed:
-                break
-        request.took(len(guess), right, time.perf_counter() - began)
-
-    def _forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, keep: int = 1, more: Mapping[str, Any] | None = None
-    ) -> torch.Tensor:
-        """Returns the scores (rows, keep, vocabulary) after the last `keep` of `ids` (rows, tokens)."""
-        outputs = self._model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=self._batch.cache.mask,
-            past_key_values=self._batch.cache,
-            use_cache=True,
-            logits_to_keep=keep,
-            **(more or {}),
-        )
-        self._faults = 0
-        return outputs.logits[:, -keep:].float().to(self._model.device)
-
-    def _blame(self, error: Exception) -> None:
-        """One failed forward may be the fault of its request; three in a row are not."""
-        self._faults += 1
-        if self._faults == 3:
-            raise error
-
-    def _deliver(self, scores: torch.Tensor, first: int) -> None:
-        """Chooses the next token of each row from `first` on by its row of `scores`, and releases rows that end."""
-        for offset in reversed(range(len(scores))):
-            index = first + offset
-            try:
-                reason = self._batch.request(index).advance(scores[offset : offset + 1])
-            except Exception as error:  # NaN, or a fault in the caller's processor: other requests continue
-                self._fail(self._batch.release(index, damaged=True), error)
-                continue
-            self.statistics.completion_tokens += 1
-            if reason is not None:
-                self._ended(self._batch.release(index), reason)
 
     def _preempt(self, client: str | None = None) -> None:
         """Sends the newest request (of this client) back to the queue; its tokens are read again when there is room."""

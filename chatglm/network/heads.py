@@ -32,6 +32,14 @@ class CausalLMHead(HeadAttributes, ChatGLMPreTrainedModel, compat.ChatGLMGenerat
 
     transformer: Any
 
+    def tokens_at_once(self) -> int:
+        """How many tokens, of any places in a KV cache, a forward computes while it reads all weights only once; 0 if
+        there is no such limit, or the weights are not what takes the time."""
+        if self.config._attn_implementation != "sdpa":
+            return 0
+        blocks = self.get_submodule(self.part_names.blocks)
+        return int(self.transformer.run_blocks.most_rows(blocks, self.device))
+
     @can_return_tuple
     def forward(
         self,

@@ -59,7 +59,7 @@ INLINE void place_head(const Tokens *tokens, const Block *block, i64 row, i64 he
     }
     const i64 key = block->key_start + own * block->key_step, value = block->value_start + own * block->key_step;
     const i64 at = tokens->past[row] * row_numbers(block->cache_type, size);
-    const i64 to = row * block->cache_row + own * block->cache_step + at;
+    const i64 to = tokens->lines[row] * block->cache_row + own * block->cache_step + at;
     add_bias(&block->fused, key, size, fused + key);
     add_bias(&block->fused, value, size, fused + value);
     rotate(tokens, row, block->distance, fused + key);

@@ -34,6 +34,7 @@ typedef struct {
 typedef struct {
     const void *x, *cos[2], *sin[2];            /* x (rows, hidden) */
     void *y;                                    /* (rows, hidden) */
+    const i64 *lines;                           /* for each row, the row of the cache that has its tokens */
     const i64 *past;                            /* for each row, how many tokens the cache holds */
     const i64 *prefix;                          /* for each row, how many tokens it sees before those of the cache */
     i64 rows;
@@ -85,7 +86,7 @@ const Entry *chatglm_layouts(void) {
         FIELD(Block, gated), FIELD(Block, residual_normed),
 
         STRUCT(Tokens), FIELD(Tokens, x), FIELD(Tokens, cos), FIELD(Tokens, sin), FIELD(Tokens, y),
-        FIELD(Tokens, past), FIELD(Tokens, prefix), FIELD(Tokens, rows), FIELD(Tokens, turns), FIELD(Tokens, angles),
+        FIELD(Tokens, lines), FIELD(Tokens, past), FIELD(Tokens, prefix), FIELD(Tokens, rows), FIELD(Tokens, turns), FIELD(Tokens, angles),
         FIELD(Tokens, angle_row), FIELD(Tokens, angle_step), FIELD(Tokens, type), FIELD(Tokens, angle_type),
 
         STRUCT(Attention), FIELD(Attention, query), FIELD(Attention, key), FIELD(Attention, value),

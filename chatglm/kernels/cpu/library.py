@@ -102,7 +102,7 @@ class Tokens(ctypes.Structure):
     __slots__ = ()
     _fields_ = [
         ("x", c_void_p), ("cos", c_void_p * 2), ("sin", c_void_p * 2), ("y", c_void_p),
-        ("past", POINTER(c_int64)), ("prefix", POINTER(c_int64)),
+        ("lines", POINTER(c_int64)), ("past", POINTER(c_int64)), ("prefix", POINTER(c_int64)),
         ("rows", c_int64),
         ("turns", c_int64), ("angles", c_int64), ("angle_row", c_int64), ("angle_step", c_int64),
         ("type", c_int), ("angle_type", c_int),

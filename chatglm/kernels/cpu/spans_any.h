@@ -33,7 +33,7 @@ INLINE Tile tile_at(const Tokens *tokens, const Block *block, const Span *span, 
                  before ? block->prefix_values[span->row] : block->values, 0, 0,
                  before ? block->prefix_type : block->cache_type};
     tile.start = before ? (span->kv_head * prefix + token) * row_numbers(block->prefix_type, size)
-        : span->row * block->cache_row + span->kv_head * block->cache_step
+        : tokens->lines[span->row] * block->cache_row + span->kv_head * block->cache_step
             + (token - prefix) * row_numbers(block->cache_type, size);
     tile.width = end - token < TILE_TOKENS ? (int)(end - token) : TILE_TOKENS;
     return tile;

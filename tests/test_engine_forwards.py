@@ -1,0 +1,180 @@
+"""A piece of a prompt goes through the network together with the next tokens of answers, where that reads the weights
+once instead of twice."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from chatglm import kernels
+from chatglm.adapters import add_prefix
+from chatglm.cache.int8 import SCALE_BYTES
+from chatglm.engine import Request
+from chatglm.generation import NonFiniteLogitsError
+from chatglm.quantization import quantize
+from test_engine_batch import Server, alone, model_of, prompt, said, words
+from test_engine_prefill import Machine
+
+VERSIONS = (1, 2, 3, 4)
+
+
+@pytest.fixture(autouse=True)
+def with_kernels() -> None:
+    if kernels.backend_for(torch.device("cpu")) is None:
+        pytest.skip("no CPU kernels here: every forward reads the weights for itself")
+
+
+@cache
+def quantised(version: int, prefix: int | None = None) -> Any:
+    """A tiny model of 4 bits, computed so that rounding does not turn a choice; do not change it."""
+    model = quantize(copy.deepcopy(model_of(version)), 4, precision="exact")
+    if prefix is not None:
+        add_prefix(model, prefix, name="prefix")
+        with torch.no_grad():
+            model.transformer.prefix_encoder.embedding.weight.normal_(std=3.0)
+    return model.eval()
+
+
+class Watched(Server):
+    """A server that counts forwards: `together`, for a prompt and answers, and `apart`, for either."""
+
+    def __init__(self, model: Any, request: pytest.FixtureRequest, **sizes: Any) -> None:
+        self.machine = Machine()
+        super().__init__(model, clock=self.machine, **sizes)
+        if model.kv_cache_dtype == "int8":
+            config = model.config
+            self.bytes_per_token = 2 * config.num_layers * config.num_key_value_heads * (config.head_dim + SCALE_BYTES)
+        self.together = self.apart = 0
+        self.broken = False
+        hook = model.register_forward_pre_hook(self.note, with_kwargs=True)
+        request.addfinalizer(hook.remove)
+
+    def note(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.machine.work(module, args, kwargs)
+        if isinstance(kwargs["logits_to_keep"], int):
+            self.apart += 1
+            return
+        self.together += 1
+        if self.broken:
+            raise RuntimeError("not this time")
+
+    def begin(self, version: int, count: int = 3) -> list[tuple[Request, list[int]]]:
+        """Long answers, under way."""
+        prompts = [prompt(version, words(20 + 3 * number, number)) for number in range(count)]
+        found = [(self.ask(ids, 60), ids) for ids in prompts]
+        while any(one.answer_tokens < 2 for one, _ in found):
+            self.step()
+        self.together = self.apart = 0
+        return found
+
+
+@pytest.mark.parametrize("kind", ["plain", "prefix", "int8 cache", "shared beginning"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_answers_are_those_given_alone(version: int, kind: str, request: pytest.FixtureRequest) -> None:
+    model = quantised(version, 5 if kind == "prefix" else None)
+    if kind == "int8 cache":
+        model = copy.deepcopy(model)
+        model.kv_cache_dtype = "int8"
+    server = Watched(model, request, max_batch=8)
+    begun = server.begin(version)
+    system = words(200, "system") if kind == "shared beginning" else words(9, "hello")
+    prompts = [prompt(version, system, words(100 + 7 * number, f"later {number}")) for number in range(3)]
+    begun += [(server.ask(ids, 10), ids) for ids in prompts]
+    while server.scheduler.has_work:
+        answered = [one.answer_tokens for one, _ in begun]
+        server.step()
+        growth = [one.answer_tokens - before for (one, _), before in zip(begun, answered, strict=True)]
+        assert all(more == 1 or one.answer_tokens == 60 for more, (one, _) in zip(growth[:3], begun[:3], strict=True))
+    assert server.together > 5
+    assert [said(one) for one, _ in begun] == [
+        alone(model, ids, 60 if number < 3 else 10) for number, (_, ids) in enumerate(begun)
+    ]
+    if kind == "shared beginning":
+        assert [one.cached_tokens >= (200 if version > 1 else 0) for one, _ in begun[4:]] == [True, True]
+
+
+def test_it_takes_fewer_walks_over_the_weights(request: pytest.FixtureRequest) -> None:
+    """Every token of the prompt and every answer of the step in one forward, and the steps are no longer."""
+    server = Watched(quantised(3), request)
+    server.begin(3)
+    one = server.ask(words(150, "a long prompt"), 1)
+    steps, longest = 0, 0.0
+    while not one.answer_tokens:
+        before = server.machine.time
+        server.step()
+        steps, longest = steps + 1, max(longest, server.machine.time - before)
+    assert server.together + server.apart < 1.4 * steps
+    assert longest <= 2.5 * (1 + 3 * 0.05) + 1
+
+
+def test_a_forward_that_fails_is_tried_again_in_two(request: pytest.FixtureRequest) -> None:
+    server = Watched(quantised(3), request)
+    begun = server.begin(3)
+    server.broken = True
+    ids = words(150, "a long prompt")
+    begun.append((server.ask(ids, 60), ids))
+    server.run()
+    assert server.together > 3
+    assert [said(one) for one, _ in begun] == [alone(server.model, ids, 60) for _, ids in begun]
+    assert server.scheduler.statistics.finished == {"length": 4}
+
+
+def test_nan_in_a_prompt_ends_its_request_alone(request: pytest.FixtureRequest) -> None:
+    model, bad = copy.deepcopy(quantised(3)), 7
+
+    def poison(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((args[0] == bad).unsqueeze(-1), float("nan"))
+
+    model.get_input_embeddings().register_forward_hook(poison)
+    server = Watched(model, request)
+    begun = server.begin(3)
+    poisoned = server.ask([*words(120, "a long prompt"), bad, *words(9, "more")], 5)
+    server.run()
+    assert server.together > 3
+    with pytest.raises(NonFiniteLogitsError):
+        list(poisoned.stream)
+    assert [said(one) for one, _ in begun] == [alone(quantised(3), ids, 60) for _, ids in begun]
+    ids = words(140, "another one")  # in the row of the poisoned one
+    again = server.ask(ids, 5)
+    server.run()
+    assert said(again) == alone(quantised(3), ids, 5)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_probabilities_of_a_prompt(answers: bool, request: pytest.FixtureRequest) -> None:
+    server = Watched(quantised(3), request)
+    server.begin(3)
+    ids = words(90, "told")
+    one = server.ask(ids, 4, prompt_logprobs=2, answers=answers)
+    server.run()
+    assert server.together > 2
+    other = Server(quantised(3))
+    wanted = other.ask(ids, 4, prompt_logprobs=2, answers=answers)
+    other.run()
+    found, expected = list(one.stream), list(wanted.stream)
+    assert [step.token_id for step in found] == [step.token_id for step in expected]
+    assert found[-1].finish_reason == expected[-1].finish_reason == "length"
+    told, right = found[0].prompt_logprobs, expected[0].prompt_logprobs
+    assert told is not None and right is not None and told[0] is None and len(told) == len(right) == 90
+    for mine, theirs in zip(told[1:], right[1:], strict=True):
+        assert mine is not None and theirs is not None and mine.token_id == theirs.token_id
+        assert mine.logprob == pytest.approx(theirs.logprob, abs=2e-3)
+
+
+def test_a_network_that_runs_module_by_module_reads_prompts_apart(request: pytest.FixtureRequest) -> None:
+    model = copy.deepcopy(quantised(3))
+    assert model.tokens_at_once() > 8
+    inner = next(module for name, module in model.named_modules() if name.endswith("layers.1.mlp"))
+    inner.register_forward_hook(lambda *args: None)
+    assert model.tokens_at_once() == 0
+    server = Watched(model, request)
+    begun = server.begin(3)
+    ids = words(150, "a long prompt")
+    begun.append((server.ask(ids, 60), ids))
+    server.run()
+    assert server.together == 0
+    assert [said(one) for one, _ in begun] == [alone(model, ids, 60) for _, ids in begun]
