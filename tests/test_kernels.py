@@ -193,13 +193,14 @@ def test_autocast() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize("rows", [1, 4, 16, 100])
 def test_the_dense_product(rows: int, dtype: torch.dtype, path: str) -> None:
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(1, rows, 96, generator=generator).to(dtype)
     weight = torch.randn(51, 96, generator=generator).to(dtype)
     exact = x.double() @ weight.double().T
-    assert relative_error(kernels.dense_linear(x, weight), exact) < HALF_TOLERANCE.get(dtype, 1e-5)
+    for answers in (False, True):
+        assert relative_error(kernels.dense_linear(x, weight, answers), exact) < HALF_TOLERANCE.get(dtype, 1e-5)
     assert kernels.dense_linear(x[:, :0], weight).shape == (1, 0, 51)
 
 
@@ -216,7 +217,7 @@ def test_the_operators_are_well_formed(bits: int, path: str) -> None:
         torch.library.opcheck(torch.ops.chatglm.quantized_linear.default, (x, weight, scale, bias, bits, "exact"))
         torch.library.opcheck(torch.ops.chatglm.dequantize.default, (weight, scale, bits, dtype))
     dense = torch.randn(12, 16, dtype=torch.float16, requires_grad=True)
-    torch.library.opcheck(torch.ops.chatglm.dense_linear.default, (x, dense))
+    torch.library.opcheck(torch.ops.chatglm.dense_linear.default, (x, dense, True))
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)

@@ -274,12 +274,13 @@ def _(weight: torch.Tensor, weight_scale: torch.Tensor, bits: int, dtype: torch.
 # ---- the product with weights that are not quantised, for the output head --------------------------------------------
 
 
-def dense_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def dense_linear(x: torch.Tensor, weight: torch.Tensor, answers: bool = False) -> torch.Tensor:
     """`x @ weight.T`, through our CPU kernel for the few rows of a decoding step.
 
     Args:
         x: (..., in)
         weight: (out, in), of x's dtype
+        answers: see `CPUBackend.dense_rows`
 
     Returns:
         (..., out)
@@ -288,32 +289,32 @@ def dense_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.linear(x, weight)
     if torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight)
-    return _dense_linear(x, weight)
+    return _dense_linear(x, weight, answers)
 
 
 @torch.library.custom_op("chatglm::dense_linear", mutates_args=())
-def _dense_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _dense_linear(x: torch.Tensor, weight: torch.Tensor, answers: bool) -> torch.Tensor:
     backend: Any = ready_backend_for(x.device)
-    if backend is None or not 0 < x.numel() <= backend.dense_rows(weight.dtype) * x.shape[-1]:
+    if backend is None or not 0 < x.numel() <= backend.dense_rows(weight.dtype, answers) * x.shape[-1]:
         return F.linear(x, weight)
     out = backend.dense(x.reshape(-1, x.shape[-1]).contiguous(), weight.contiguous())
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
 @_dense_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _(x: torch.Tensor, weight: torch.Tensor, answers: bool) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _dense_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:2])
 
 
 def _dense_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     grad_x = grad @ weight if ctx.needs_input_grad[0] else None
     grad_weight = grad.flatten(0, -2).T @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
-    return grad_x, grad_weight
+    return grad_x, grad_weight, None
 
 
 _dense_linear.register_autograd(_dense_backward, setup_context=_dense_context)

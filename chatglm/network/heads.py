@@ -12,17 +12,22 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassi
 from transformers.utils import can_return_tuple
 
 from ..kernels import dense_linear
+from ..quantization import DenseHead
 from . import compat
 from .attribute_names import HeadAttributes
 from .pretrained import ChatGLMPreTrainedModel
 
 
-def project(head: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """`head(hidden_states)`; a plain head on a CPU takes the kernel that is faster for few rows."""
+def project(head: Any, hidden_states: torch.Tensor, answers: bool = False) -> torch.Tensor:
+    """`head(hidden_states)`; a plain head on a CPU takes the kernel that is faster for few rows.
+
+    Args:
+        answers: see `CPUBackend.dense_rows`.
+    """
     replaced = head._forward_pre_hooks or head._forward_hooks or "forward" in head.__dict__
-    plain = type(head) is nn.Linear and head.bias is None and type(head.weight) is nn.Parameter and not replaced
-    if plain and not torch.is_grad_enabled():
-        return dense_linear(hidden_states, head.weight)
+    known = type(head) in (nn.Linear, DenseHead) and head.bias is None and type(head.weight) is nn.Parameter
+    if known and not replaced and not torch.is_grad_enabled():
+        return dense_linear(hidden_states, head.weight, answers)
     logits: torch.Tensor = head(hidden_states)
     return logits
 
@@ -81,6 +86,8 @@ class CausalLMHead(HeadAttributes, ChatGLMPreTrainedModel, compat.ChatGLMGenerat
             keywords: the caller's other keywords, for the network and the loss.
             inputs: for the network.
         """
+        cache = inputs.get("past_key_values")
+        answers = cache is not None and not torch.compiler.is_compiling() and int(cache.get_seq_length()) > 0
         outputs = self.transformer(**inputs, **keywords)
         hidden_states = outputs.last_hidden_state
         if isinstance(logits_to_keep, int):
@@ -89,7 +96,7 @@ class CausalLMHead(HeadAttributes, ChatGLMPreTrainedModel, compat.ChatGLMGenerat
             hidden_states = hidden_states[logits_to_keep]
         else:
             hidden_states = hidden_states[:, logits_to_keep]
-        logits = project(self.get_output_embeddings(), hidden_states)
+        logits = project(self.get_output_embeddings(), hidden_states, answers)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **keywords)
