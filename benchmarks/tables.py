@@ -40,7 +40,9 @@ DECODERS: list[tuple[Text, str]] = [
     (("ChatGLM2-6B, ChatGLM3-6B", "ChatGLM2-6B、ChatGLM3-6B"), "--generation 3"),
     (("the same, `precision=\"int8\"`", "同上，`precision=\"int8\"`"), "--generation 3 --precision int8"),
     (("the same at 4,096 tokens", "同上，4,096 个词元处"), "--generation 3 --context 4096 --random-cache"),
+    (("the same, output head INT4 too", "同上，输出头也为 INT4"), "--generation 3 --head 4"),
     (("ChatGLM-6B", "ChatGLM-6B"), "--generation 1"),
+    (("ChatGLM-6B, output head INT4 too", "ChatGLM-6B，输出头也为 INT4"), "--generation 1 --head 4"),
 ]
 LLAMA: Text = ("llama.cpp, Q4_0 with a Q4_0 head", "llama.cpp，Q4_0，输出头 Q4_0")
 

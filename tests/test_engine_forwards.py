@@ -12,7 +12,6 @@ import torch
 
 from chatglm import kernels
 from chatglm.adapters import add_prefix
-from chatglm.cache.int8 import SCALE_BYTES
 from chatglm.engine import Request
 from chatglm.generation import NonFiniteLogitsError
 from chatglm.quantization import quantize
@@ -45,9 +44,6 @@ class Watched(Server):
     def __init__(self, model: Any, request: pytest.FixtureRequest, **sizes: Any) -> None:
         self.machine = Machine()
         super().__init__(model, clock=self.machine, **sizes)
-        if model.kv_cache_dtype == "int8":
-            config = model.config
-            self.bytes_per_token = 2 * config.num_layers * config.num_key_value_heads * (config.head_dim + SCALE_BYTES)
         self.together = self.apart = 0
         self.broken = False
         hook = model.register_forward_pre_hook(self.note, with_kwargs=True)
@@ -72,13 +68,10 @@ class Watched(Server):
         return found
 
 
-@pytest.mark.parametrize("kind", ["plain", "prefix", "int8 cache", "shared beginning"])
+@pytest.mark.parametrize("kind", ["plain", "prefix", "shared beginning"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_answers_are_those_given_alone(version: int, kind: str, request: pytest.FixtureRequest) -> None:
     model = quantised(version, 5 if kind == "prefix" else None)
-    if kind == "int8 cache":
-        model = copy.deepcopy(model)
-        model.kv_cache_dtype = "int8"
     server = Watched(model, request, max_batch=8)
     begun = server.begin(version)
     system = words(200, "system") if kind == "shared beginning" else words(9, "hello")
