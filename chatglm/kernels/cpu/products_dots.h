@@ -68,10 +68,15 @@ AVX512 static void prepare_vnni(const Job *job, i64 run, i64 row) {
     }
 }
 
-/* sum + four products of unsigned and signed bytes in each lane. With the intrinsic, GCC 12 keeps copying the sums. */
+/* sum + four products of unsigned and signed bytes in each lane. With the intrinsic, GCC 12 keeps copying the sums; where
+ * a register or memory may be given, Clang stores the register first. */
 AVX512 INLINE __m512i dot4(__m512i sum, __m512i weight, __m512i x) {
+#ifdef __clang__
+    return _mm512_dpbusd_epi32(sum, weight, x);
+#else
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "vm"(x));
     return sum;
+#endif
 }
 
 /* 64 bytes of weights, loaded once: GCC would load them a second time rather than keep them. */
