@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tools import issue, lock, releases
+from tools import environments, issue, lock, releases
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -140,9 +140,10 @@ class Stand:
 
     answers: dict[str, tuple[int, str]]
     calls: list[tuple[str, ...]]
+    borrowed: list[bool]
 
-    def __init__(self, folder: Path) -> None:
-        pass
+    def __init__(self, folder: Path, borrows: bool) -> None:
+        type(self).borrowed.append(borrows)
 
     def run(self, *arguments: str) -> tuple[int, str]:
         if arguments[0] == "pip":
@@ -159,7 +160,7 @@ class Stand:
 
 @pytest.fixture
 def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
-    Stand.calls = []
+    Stand.calls, Stand.borrowed = [], []
     Stand.answers = {"pip": (0, ""), "tools.lock": (1, "peft 0.22.0, locked 0.21.2\n")}
     Stand.answers["pytest"] = (0, "...\n3 passed in 1s\n")
     monkeypatch.setattr(releases, "Environment", Stand)
@@ -174,7 +175,44 @@ def test_the_lock_but_for_one_release(stand: type[Stand], capsys: Any) -> None:
         ("tools.lock", "--installed"),
         ("pytest", "-q", "-rfE", "@tests/quick.txt"),
     ]
+    assert stand.borrowed == [False]
     assert "3 passed in 1s" in capsys.readouterr().out
+
+
+def test_what_is_borrowed_is_not_installed_again(stand: type[Stand], capsys: Any) -> None:
+    assert releases.main(["transformers==5.20.2", "--quick", "--borrow"]) == 0
+    assert stand.borrowed == [True]
+    assert [call[0] for call in stand.calls] == ["pip", "tools.lock", "pytest"]
+    assert stand.calls[0] == ("pip", "transformers==5.20.2")
+    with pytest.raises(SystemExit):
+        releases.main(["newest", "--borrow"])
+    assert "--borrow" in capsys.readouterr().err
+
+
+def test_a_borrowed_library_gives_way_to_one_that_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent, own = tmp_path / "lent", tmp_path / "own"
+    for folder, version in ((lent, "1"), (own, "2")):
+        (folder / f"borrowed_thing-{version}.dist-info").mkdir(parents=True)
+        text = f"Metadata-Version: 2.1\nName: borrowed-thing\nVersion: {version}\n"
+        (folder / f"borrowed_thing-{version}.dist-info" / "METADATA").write_text(text)
+        (folder / "borrowed_thing.py").write_text(f"version = {version}\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(lent))
+    environments.borrow_libraries(python)
+    monkeypatch.undo()
+    code = "import borrowed_thing as one; from tools import lock; print(one.version, lock.installed_here())"
+
+    def said() -> str:
+        return subprocess.run([python, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+    assert said() == "1 {'borrowed-thing': '1'}\n"
+    (library,) = (tmp_path / "venv").rglob("site-packages")
+    for path in own.iterdir():
+        path.rename(library / path.name)
+    assert said() == "2 {'borrowed-thing': '2'}\n"
 
 
 def test_the_newest_of_everything_knows_no_lock(stand: type[Stand], tmp_path: Path) -> None:

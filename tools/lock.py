@@ -129,8 +129,11 @@ def differences(installed: Mapping[str, str], environment: Mapping[str, str] | N
 
 
 def installed_here() -> dict[str, str]:
-    """The versions installed in the current environment, by name."""
-    return {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    """The versions installed in the current environment, by name; what is there twice is the one that is imported."""
+    versions: dict[str, str] = {}
+    for each in importlib.metadata.distributions():
+        versions.setdefault(each.metadata["Name"], each.version)
+    return versions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

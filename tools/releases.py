@@ -6,7 +6,7 @@
     transformers==5.20.2  the lock, but this release; several may be given
 
 Prints the results, and writes them to `--report FILE`; the exit status is 1 if something fails. Removes the environment
-at the end.
+at the end. `--borrow`: the lock is installed where this runs, so that only what differs is installed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.environments import borrow_libraries
 from tools.lock import ROOT, TESTED, lock_lines, requirement_lines
 
 QUICK = "@tests/quick.txt"  # for pytest: every line of the file is an argument
@@ -65,11 +66,14 @@ def requested(wish: str, keep: Sequence[str] = ()) -> list[str]:
 
 
 class Environment:
-    """A new virtual environment in a folder, with the Python that runs this."""
+    """A new virtual environment in a folder, with the Python that runs this, and with its libraries if it borrows."""
 
-    def __init__(self, folder: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    def __init__(self, folder: Path, borrows: bool = False) -> None:
+        without = ["--without-pip"] if borrows else []  # pip is borrowed too
+        subprocess.run([sys.executable, "-m", "venv", *without, str(folder)], check=True)
         self.python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+        if borrows:
+            borrow_libraries(self.python)
         self.variables = os.environ | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUTF8": "1"}
 
     def run(self, *arguments: str) -> tuple[int, str]:
@@ -90,9 +94,11 @@ class Environment:
         return self.run("pip", "install", "-q", *arguments)
 
 
-def try_releases(wishes: Sequence[str], keep: Sequence[str], quick: bool) -> tuple[bool, str]:
+def try_releases(
+    wishes: Sequence[str], keep: Sequence[str] = (), quick: bool = False, borrow: bool = False
+) -> tuple[bool, str]:
     """Installs the requested releases and runs the tests with them; returns whether all passed, and the report."""
-    options = ["--quick"] * quick + [f"--keep {name}" for name in keep]
+    options = ["--quick"] * quick + ["--borrow"] * borrow + [f"--keep {name}" for name in keep]
     command = " ".join(["python -m tools.releases", *wishes, *options])
 
     def report(outcome: str, moved: str = "", output: str = "") -> str:
@@ -103,9 +109,9 @@ def try_releases(wishes: Sequence[str], keep: Sequence[str], quick: bool) -> tup
         return "\n\n".join(parts) + "\n"
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        environment = Environment(Path(folder) / "venv")
+        environment = Environment(Path(folder) / "venv", borrows=borrow)
         status, output = 0, ""
-        if "newest" not in wishes:
+        if "newest" not in wishes and not borrow:
             status, output = environment.install("-r", "requirements.txt", "-r", "tests/requirements.txt")
         if status == 0:
             file = Path(folder) / "requested.txt"
@@ -128,13 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("wishes", nargs="+", metavar="RELEASES", help="newest, allowed, oldest or requirements")
     parser.add_argument("--quick", action="store_true", help="only the tests that tests/quick.txt lists")
+    parser.add_argument("--borrow", action="store_true", help="take the libraries here, with the lock installed")
     parser.add_argument("--keep", action="append", default=[], metavar="PACKAGE", help="with newest: stays as locked")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the results to this file, as Markdown")
     options = parser.parse_args(arguments)
+    if options.borrow and "newest" in options.wishes:
+        parser.error("--borrow: newest has nothing of the lock")
     unknown = sorted({*options.keep} - {name_of(line) for line in lock_lines()})
     if unknown:
         parser.error(f"--keep: not in the lock: {', '.join(unknown)}")
-    well, text = try_releases(options.wishes, options.keep, options.quick)
+    well, text = try_releases(options.wishes, options.keep, options.quick, options.borrow)
     print(text, flush=True)
     if options.report:
         options.report.write_text(text, encoding="utf-8")

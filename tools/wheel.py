@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 import time
@@ -25,6 +24,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tools.environments import borrow_libraries
 from tools.lock import ROOT
 
 FOLDERS = (".ci", "benchmarks", "chatglm", "docs", "evaluation", "ptuning", "tests", "tools")
@@ -108,10 +108,7 @@ class Environment:
         pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "-q", "--no-index", "--no-deps"]
         subprocess.run([*pip, str(wheel)], check=True)
         if libraries:
-            code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-            here = subprocess.run([self.python, "-c", code], check=True, capture_output=True, encoding="utf-8").stdout
-            paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-            (Path(here.strip()) / "borrowed.pth").write_text("\n".join(sorted(paths)), encoding="utf-8")
+            borrow_libraries(self.python)
         self.work = folder / "work"
         self.work.mkdir()
         own = ("PYTHON", "CHATGLM", "LC_", "LANG")
