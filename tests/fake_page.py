@@ -7,8 +7,12 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+if __name__ == "__main__":  # by this name it is one of our programs, which wait for torch only if they need it
+    sys.argv[0] = str(Path(__file__).resolve().parents[1] / "web_demo.py")
 
 from chatglm.commands import web
 from chatglm.conversation import chat_format

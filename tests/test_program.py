@@ -72,7 +72,7 @@ def test_help_takes_less_than_half_a_second_of_cpu(words: list[str]) -> None:
         assert process.returncode == 0
         return used.ru_utime + used.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    assert any(seconds() < 0.5 for _ in range(3))  # the others are a busy machine's
 
 
 @pytest.mark.parametrize(
