@@ -8,13 +8,16 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+if __name__ == "__main__":  # by such a name it is one of our programs, which wait for torch only if they need it
+    sys.argv[0] = str(Path(__file__).resolve().parents[1] / {"chat": "cli_demo.py", "web": "web_demo.py"}[sys.argv[1]])
 
 from chatglm.commands import chat, web
 from chatglm.conversation import chat_format
 from chatglm.conversation.history import has_tools
-from chatglm.serving import chat_engine
 
 FORMAT = chat_format(3)
 PLOT = """interpreter
@@ -93,5 +96,8 @@ class Engine:
 if __name__ == "__main__":
     door = {"chat": chat, "web": web}[sys.argv.pop(1)]
     vars(door)["load_from_arguments"] = lambda args: (Model(), SimpleNamespace(chat_format=FORMAT))
-    chat_engine.ChatEngine = Engine  # type: ignore[assignment,misc]
+    if door is web:
+        from chatglm.serving import chat_engine
+
+        chat_engine.ChatEngine = Engine  # type: ignore[assignment,misc]
     sys.exit(door.main())

@@ -135,9 +135,11 @@ def test_equals_the_modules(calls: list[int], generation: int, options: dict[str
         assert difference(layer.values, other.values) < 2e-5
 
 
-@pytest.mark.parametrize("length", [None, 37])
-@pytest.mark.parametrize("cache", [ChatCache, DynamicCache])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize(  # each two of a dtype, a cache and a prefix meet: none knows of the others
+    ("dtype", "bound", "cache", "length"),
+    [(torch.bfloat16, 2e-2, ChatCache, 37), (torch.bfloat16, 2e-2, DynamicCache, None),
+     (torch.float16, 4e-3, ChatCache, None), (torch.float16, 4e-3, DynamicCache, 37)],
+)  # fmt: skip
 @pytest.mark.parametrize("generation", [1, 2])
 def test_half_precision(
     calls: list[int], generation: int, dtype: torch.dtype, bound: float, cache: Any, length: int | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from functools import cache
 from typing import Any
 
 import pytest
@@ -81,6 +82,12 @@ def questions(count: int, seed: int = 0) -> list[tuple[str, dict[str, Any]]]:
     return asked
 
 
+@cache
+def answers_alone(version: int) -> list[list[Any]]:
+    """What the decode loop answers to `questions(20)`."""
+    return [alone(*pair(version), question, **settings) for question, settings in questions(20)]
+
+
 # ---------------------------------------------------------------------------------------------------- answers
 
 
@@ -92,7 +99,7 @@ def questions(count: int, seed: int = 0) -> list[tuple[str, dict[str, Any]]]:
 )
 def test_every_step_is_that_of_the_decode_loop(version: int, sizes: dict[str, int]) -> None:
     many = asked(version, **sizes)
-    wanted = [alone(many.model, many.tokenizer, question, **settings) for question, settings in questions(20)]
+    wanted = answers_alone(version)
     requests = [many.ask(question, **settings) for question, settings in questions(20)]
     many.run()
     assert [said(request.stream) for request in requests] == wanted

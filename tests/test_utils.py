@@ -168,8 +168,8 @@ def test_no_copy_of_all_weights_in_memory(tmp_path: Path) -> None:
 def test_on_logical_gpus() -> None:
     """All of split_on_logical_gpus.py, in a separate process, where torch permanently gets an accelerator."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "split_on_logical_gpus.py"],
-        cwd=HERE, capture_output=True, text=True, timeout=600, check=False,
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "--tb=short", "-p", "no:cacheprovider",
+         "split_on_logical_gpus.py"], cwd=HERE, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
