@@ -171,19 +171,38 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+class Servers:
+    """One server for each generation, started when it is first asked for."""
+
+    def __init__(self) -> None:
+        self.running: dict[int, Server] = {}
+
+    def of(self, version: int) -> Server:
+        if version not in self.running:
+            self.running[version] = Server("tests/fake_page.py", str(version))
+        return self.running[version]
+
+    def __call__(self, version: int) -> str:
+        """Its address."""
+        return self.of(version).url
+
+
 @pytest.fixture(scope="module")
-def serve() -> Iterator[Callable[[int], str]]:
-    servers: dict[int, Server] = {}
-
-    def start(version: int) -> str:
-        if version not in servers:
-            servers[version] = Server("tests/fake_page.py", str(version))
-        return servers[version].url
-
-    yield start
+def serve() -> Iterator[Servers]:
+    servers = Servers()
+    yield servers
     with contextlib.ExitStack() as stack:  # if one ends badly, the others are stopped all the same
-        for server in servers.values():
+        for server in servers.running.values():
             stack.callback(server.close)
+
+
+@pytest.fixture
+def mortal_server(serve: Servers) -> Iterator[Server]:
+    """The server of generation 2, which a test may kill; at the end it runs."""
+    server = serve.of(2)
+    yield server
+    if server.process.poll() is not None:
+        server.start()
 
 
 @pytest.fixture
@@ -588,9 +607,9 @@ def test_a_question_during_an_answer_stays_in_the_box(visit: Callable[..., Visit
 
 
 def test_a_restart_of_the_server_under_an_open_tab_loses_nothing(
-    visit: Callable[..., Visitor], own_server: Callable[..., Server]
+    visit: Callable[..., Visitor], mortal_server: Server
 ) -> None:
-    server = own_server("tests/fake_page.py", "2")
+    server = mortal_server
     visitor = visit(url=server.url)
     visitor.ask_and_wait("one")
     visitor.ask_and_wait("two")
@@ -612,9 +631,9 @@ def test_a_restart_of_the_server_under_an_open_tab_loses_nothing(
 
 
 def test_a_question_that_finds_no_server_is_asked_when_it_is_back(
-    visit: Callable[..., Visitor], own_server: Callable[..., Server]
+    visit: Callable[..., Visitor], mortal_server: Server
 ) -> None:
-    server = own_server("tests/fake_page.py", "2")
+    server = mortal_server
     visitor = visit(url=server.url)
     visitor.ask_and_wait("one")
     server.kill()
