@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from chatglm import load
 from chatglm.parallel import Group, ParallelError, load_parallel
+from chatglm.parallel import group as parallel
 from chatglm.parallel.group import parse_address
 from chatglm.parallel.layers import ShardedLinear
 from ports import free_port
@@ -87,6 +89,20 @@ def test_the_program_starts_the_others_and_an_end_of_one_is_an_error(tmp_path: P
     child.kill()
     child.wait()
     assert "has ended" in error_of(lambda: answers(model, tokenizer), ParallelError)
+    group.close()
+
+
+def test_a_process_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "ANSWER_SECONDS", 2)
+    folder = make_folder(tmp_path / "folder", 1)
+    group = Group.start(2, arguments=["--model", str(folder), "--dtype", "float32"])
+    model, tokenizer = load_parallel(folder, group, "float32")
+    (child,) = group._children
+    child.send_signal(signal.SIGSTOP)
+    try:
+        assert "not answered for 2 s" in error_of(lambda: answers(model, tokenizer), ParallelError)
+    finally:
+        child.kill()
     group.close()
 
 

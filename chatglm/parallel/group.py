@@ -19,8 +19,11 @@ from torch import nn
 
 #: Seconds in which all processes must have joined.
 JOIN_SECONDS = 600
+#: Seconds in which another process must have taken what it is sent, or given a product. Gloo notices most closed
+#: connections at once, but not one that closes just when something is being sent.
+ANSWER_SECONDS = 60
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_NEVER = timedelta(days=3650)  # an idle server sends nothing, and a connection that breaks is noticed at once
+_NEVER = timedelta(days=3650)  # others wait for the first process, and an idle server sends nothing
 _END = -1
 
 
@@ -41,8 +44,9 @@ class Group:
     ) -> None:
         self.rank, self.size = rank, size
         self._lock, self._children, self._open = threading.Lock(), list(children), True
+        timeout = _NEVER if rank else timedelta(seconds=ANSWER_SECONDS)
         with _one_line():
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_NEVER)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
         # In every process: an interpreter that ends beside gloo's threads may end in an abort.
         atexit.register(self.close)
 
@@ -97,8 +101,12 @@ class Group:
 
     def wait(self) -> None:
         """Returns once all processes have come here. Raises ParallelError if one has ended."""
+        options = dist.BarrierOptions()
+        options.timeout = _NEVER  # they may be loading
+        world = dist.group.WORLD
+        assert world is not None  # made by __init__
         with _one_line():
-            dist.barrier()
+            world.barrier(options).wait()
 
     def multiply(self, index: int, states: torch.Tensor, own: nn.Module, out_features: int) -> torch.Tensor:
         """In the first process: the product of a matrix whose rows all processes share.
@@ -202,4 +210,8 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "timed out" in str(error).lower():
+            raise ParallelError(
+                f"another process of the tensor parallelism has not answered for {ANSWER_SECONDS} s: restart them all"
+            ) from error
         raise ParallelError("another process of the tensor parallelism has ended: its message says why") from error
