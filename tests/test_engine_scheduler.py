@@ -120,6 +120,21 @@ def test_a_piece_may_be_all_of_a_prompt_but_one_token(version: int) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_a_step_may_have_one_token_left_for_a_prompt(version: int) -> None:
+    def ask(many: Asked) -> list[Request]:
+        return [many.ask(question, top_logprobs=0, do_sample=False, max_new_tokens=3) for question in ("你好", "what?")]
+
+    whole = asked(version)
+    wanted = ask(whole)
+    many = asked(version, prefill_tokens=wanted[0].prompt_tokens + 1)
+    found = ask(many)
+    whole.run(), many.run()
+    for one, other in zip(found, wanted, strict=True):
+        chosen = [[step.logprob.logprob for step in each.stream] for each in (one, other)]  # type: ignore[union-attr]
+        assert chosen[0] == pytest.approx(chosen[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_requests_join_and_leave_between_steps(version: int) -> None:
     many = asked(version, max_batch=4)
     wanted = [alone(many.model, many.tokenizer, question, **settings) for question, settings in questions(12, seed=1)]
