@@ -293,7 +293,7 @@ def dense_linear(x: torch.Tensor, weight: torch.Tensor, answers: bool = False) -
 
 
 @torch.library.custom_op("chatglm::dense_linear", mutates_args=())
-def _dense_linear(x: torch.Tensor, weight: torch.Tensor, answers: bool) -> torch.Tensor:
+def _dense_linear(x: torch.Tensor, weight: torch.Tensor, answers: bool = False) -> torch.Tensor:
     backend: Any = ready_backend_for(x.device)
     if backend is None or not 0 < x.numel() <= backend.dense_rows(weight.dtype, answers) * x.shape[-1]:
         return F.linear(x, weight)
@@ -302,7 +302,7 @@ def _dense_linear(x: torch.Tensor, weight: torch.Tensor, answers: bool) -> torch
 
 
 @_dense_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, answers: bool) -> torch.Tensor:
+def _(x: torch.Tensor, weight: torch.Tensor, answers: bool = False) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
