@@ -4,6 +4,7 @@ once instead of twice."""
 from __future__ import annotations
 
 import copy
+import random
 from functools import cache
 from typing import Any
 
@@ -88,6 +89,29 @@ def test_answers_are_those_given_alone(version: int, kind: str, request: pytest.
     ]
     if kind == "shared beginning":
         assert [one.cached_tokens >= (200 if version > 1 else 0) for one, _ in begun[4:]] == [True, True]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_answers_are_those_given_alone_whatever_the_schedule(version: int, request: pytest.FixtureRequest) -> None:
+    """Requests of two clients come at random, beginnings in common, into caches with room for all or hardly for two."""
+    model, rng = quantised(version), random.Random(version)
+    prompts = [prompt(version, words(70, number % 2), words(8 + 15 * number, number)) for number in range(6)]
+    wanted = [alone(model, ids, 100) for ids in prompts]
+    together = preempted = 0
+    for cache_tokens in (260, 400, 600, 3000):
+        server = Watched(model, request, max_batch=3, cache_tokens=cache_tokens)
+        asked: list[tuple[Request, int, int]] = []
+        while len(asked) < 12 or server.scheduler.has_work:
+            if len(asked) < 12 and (rng.random() < 0.5 or not server.scheduler.has_work):
+                number, tokens = rng.randrange(6), rng.choice([1, 2, 30, 100])
+                asked.append((server.ask(prompts[number], tokens), number, tokens))
+                asked[-1][0].client = "first" if len(asked) <= 6 else "second"  # gives rows back to the second
+            server.step()
+        assert [said(one) for one, *_ in asked] == [wanted[number][:tokens] for _, number, tokens in asked]
+        seen = server.scheduler.statistics
+        assert seen.finished == {"length": 12} and seen.completion_tokens == sum(tokens for *_, tokens in asked)
+        together, preempted = together + server.together, preempted + seen.preempted
+    assert together > 20 and preempted > 0
 
 
 def test_it_takes_fewer_walks_over_the_weights(request: pytest.FixtureRequest) -> None:
