@@ -86,8 +86,9 @@ const Entry *chatglm_layouts(void) {
         FIELD(Block, gated), FIELD(Block, residual_normed),
 
         STRUCT(Tokens), FIELD(Tokens, x), FIELD(Tokens, cos), FIELD(Tokens, sin), FIELD(Tokens, y),
-        FIELD(Tokens, lines), FIELD(Tokens, past), FIELD(Tokens, prefix), FIELD(Tokens, rows), FIELD(Tokens, turns), FIELD(Tokens, angles),
-        FIELD(Tokens, angle_row), FIELD(Tokens, angle_step), FIELD(Tokens, type), FIELD(Tokens, angle_type),
+        FIELD(Tokens, lines), FIELD(Tokens, past), FIELD(Tokens, prefix), FIELD(Tokens, rows), FIELD(Tokens, turns),
+        FIELD(Tokens, angles), FIELD(Tokens, angle_row), FIELD(Tokens, angle_step), FIELD(Tokens, type),
+        FIELD(Tokens, angle_type),
 
         STRUCT(Attention), FIELD(Attention, query), FIELD(Attention, key), FIELD(Attention, value),
         FIELD(Attention, mask), FIELD(Attention, y), FIELD(Attention, heads), FIELD(Attention, kv_heads),
