@@ -128,7 +128,8 @@ def test_a_step_may_have_one_token_left_for_a_prompt(version: int) -> None:
     wanted = ask(whole)
     many = asked(version, prefill_tokens=wanted[0].prompt_tokens + 1)
     found = ask(many)
-    whole.run(), many.run()
+    whole.run()
+    many.run()
     for one, other in zip(found, wanted, strict=True):
         chosen = [[step.logprob.logprob for step in each.stream] for each in (one, other)]  # type: ignore[union-attr]
         assert chosen[0] == pytest.approx(chosen[1], abs=1e-4)
