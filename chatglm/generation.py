@@ -74,8 +74,8 @@ def piece_end(model: PreTrainedModel, ids: torch.Tensor, start: int) -> int:
 def is_piece(model: PreTrainedModel, ids: list[int], end: int) -> bool:
     """Whether the first `end` tokens of a prompt may be read before the others: in generation 1, whose context is read
     in both directions, only with the `<sop>` that ends it."""
-    before = max(end - 1, 1)  # of no tokens, all could be reused in every generation
-    return bool(model.reusable_prefix(ids, before) == before)
+    end = max(end, 1)  # of no tokens, all could be reused in every generation
+    return bool(model.reusable_prefix(ids, end) == end)
 
 
 @torch.no_grad()

@@ -358,6 +358,6 @@ class ChatGLM1ForCausalLM(ChatGLM1PreTrainedModel, glm.GLMHead):
         return self.transformer.get_position_ids(input_ids, attention_mask)[..., start:]
 
     def reusable_prefix(self, input_ids: list[int], common: int) -> int:
-        """How many of the first `common` cached tokens hold for `input_ids`: context tokens see the whole context."""
-        sop = self.config.bos_token_id
-        return common if sop in input_ids and common >= input_ids.index(sop) else 0
+        """How many of the first `common` cached tokens hold for `input_ids`: context tokens see the whole context, so
+        none if that does not end among them, with `<sop>`."""
+        return common if self.config.bos_token_id in input_ids[:common] else 0

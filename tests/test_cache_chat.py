@@ -29,6 +29,16 @@ def keep(cache: ChatCache, ids: list[int], model: Any) -> int:
     return common
 
 
+def test_generation_1_keeps_no_part_of_a_longer_context() -> None:
+    model, _ = pair(1)
+    mask, sop = model.config.mask_token_id, model.config.bos_token_id
+    cache = filled(model, [200, 201, mask, 300, sop, 400])
+    assert keep(cache, [200, 201, mask, 300, sop, 400, 401], model) == 6
+    assert keep(cache, [200, 201, mask, 300, sop], model) == 4  # its last token is read again
+    cache = filled(model, [200, 201, mask, 300, sop, 400])
+    assert keep(cache, [200, 201, mask, sop], model) == 0
+
+
 def test_it_is_a_cache_of_transformers_and_of_ours() -> None:
     cache = ChatCache()
     assert isinstance(cache, DynamicCache) and isinstance(cache, ChatGLMCache)

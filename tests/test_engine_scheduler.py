@@ -233,6 +233,23 @@ def test_generation_1_reuses_only_a_prompt_that_is_the_same() -> None:
     assert same.text == first.text
 
 
+def test_generation_1_reuses_no_part_of_a_longer_context() -> None:
+    """A text in which [MASK] is to be filled, then the same one without its end: all tokens of the first saw that."""
+    many = asked(1)
+    config, text = many.model.config, [200, 201, 202, 203]
+    options = GenerationOptions(do_sample=False, max_new_tokens=3)
+    cached = []
+    for end in ([300, 301], []):
+        ids = [*text, config.mask_token_id, *end, config.bos_token_id]
+        request = many.scheduler.make_request(ids, options)
+        many.scheduler.add(request)
+        many.run()
+        cached.append(list(request.stream)[-1].cached_tokens)
+        with torch.no_grad():
+            assert request.ids[len(ids)] == int(many.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+    assert cached == [0, 0]
+
+
 def test_memory_is_flat_over_many_requests() -> None:
     many = asked(3, max_batch=4)
     sizes = []

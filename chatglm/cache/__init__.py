@@ -1,6 +1,6 @@
 """KV caches: one that grows in place, one of bytes, one that a chat keeps between turns, and the rows of the engine."""
 
-from .base import ChatGLMCache, TokenRoom
+from .base import ChatGLMCache, TokenRoom, reusable_tokens
 from .chat import ChatCache
 from .growing import GrowingLayer
 from .int8 import KV_CACHE_DTYPES, Int8Layer, check_kv_cache_dtype
@@ -15,4 +15,5 @@ __all__ = [
     "RowCache",
     "TokenRoom",
     "check_kv_cache_dtype",
+    "reusable_tokens",
 ]

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
+
+
+def reusable_tokens(model: PreTrainedModel, held: list[int], ids: list[int]) -> int:
+    """How many of the tokens `held`, whose keys and values are in a cache, hold for the sequence `ids` too; never its
+    last one, because its logits are needed."""
+    common = min(len(held), len(ids))
+    if held[:common] != ids[:common]:
+        common = next(i for i in range(common) if held[i] != ids[i])
+    return min(int(model.reusable_prefix(ids, common)), len(ids) - 1)
 
 
 @dataclass(frozen=True)

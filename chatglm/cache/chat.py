@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import DynamicCache, PreTrainedModel
 
-from .base import ChatGLMCache, TokenRoom
+from .base import ChatGLMCache, TokenRoom, reusable_tokens
 from .growing import GrowingLayer
 from .int8 import Int8Layer, check_kv_cache_dtype
 
@@ -43,9 +43,7 @@ class ChatCache(ChatGLMCache, DynamicCache):
         if not whole or self.stamp != stamp:
             self._empty(stamp)
             return 0
-        common = min(len(self.token_ids), len(ids) - 1)
-        common = next((i for i in range(common) if self.token_ids[i] != ids[i]), common)
-        common = model.reusable_prefix(list(ids), common)
+        common = reusable_tokens(model, self.token_ids, list(ids))
         if common == 0:
             self._empty(stamp)
         else:

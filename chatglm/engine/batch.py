@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
-from ..cache import RowCache
+from ..cache import RowCache, reusable_tokens
 from ..cache.int8 import SCALE_BYTES
 from ..cache.rows import ROW_STEP
 from ..checkpoints import memory
@@ -247,10 +247,7 @@ class Batch:
         for index, row in enumerate(self.rows):
             if (row.adapter, row.picture) != (request.adapter, request.picture):
                 continue
-            common = min(len(row.ids), len(ids) - 1, request.reusable)
-            if row.ids[:common] != ids[:common]:
-                common = next(i for i in range(common) if row.ids[i] != ids[i])
-            common = self._model.reusable_prefix(ids, common)
+            common = min(reusable_tokens(self._model, row.ids, ids), request.reusable)
             if common > most:
                 best, most = index, common
         return best, most

@@ -64,8 +64,7 @@ class PromptLogprobs:
 
     def _is_predicted(self, index: int) -> bool:
         """Whether the tokens before this one see no later token."""
-        sizes = [size for size in (index - 1, index) if size]
-        return all(self._model.reusable_prefix(self._ids, size) == size for size in sizes)
+        return bool(self._model.reusable_prefix(self._ids, index) == index)
 
     @property
     def reusable(self) -> int:
