@@ -58,6 +58,7 @@ class RowCache(ChatGLMCache):
         self._past = 0
         self._lines: Sequence[int] = ()  # the rows that were selected
         self._lengths: Sequence[int] = ()  # without the beginnings
+        self._at = (torch.zeros(0, dtype=torch.long),) * 2  # both as tensors, made once for all layers
         self._joined: list[torch.Tensor] = []
         self.mask = None
 
@@ -87,6 +88,7 @@ class RowCache(ChatGLMCache):
         self._single, self._past, self._joined, self.mask = False, max(lengths), [], None
         self._lines = rows
         self._lengths = [length - self.shared(row) for row, length in zip(rows, lengths, strict=True)]
+        self._at = (torch.tensor(self._lines, device=device), torch.tensor(self._lengths, device=device))
         if min(lengths) != max(lengths):
             ends = torch.tensor(lengths, device=device).unsqueeze(-1)
             self.mask = (torch.arange(self._past + 1, device=device) <= ends).long()
@@ -107,8 +109,8 @@ class RowCache(ChatGLMCache):
             if self._single:
                 held[self._lines[0], :, self._lengths[0] : self._lengths[0] + tokens] = states[0]
             else:
-                lines, places = (torch.tensor(part, device=held.device) for part in (self._lines, self._lengths))
-                held[lines, :, places] = states[:, :, 0]
+                lines, places = self._at
+                held[lines.to(held.device), :, places.to(held.device)] = states[:, :, 0]
         if any(self.beginnings[row] is not None for row in self._lines):
             keys, values = self._join(layer_idx, tokens)
         else:
@@ -120,7 +122,7 @@ class RowCache(ChatGLMCache):
         first, end = self._lines[0], self._past + tokens
         if list(self._lines) == list(range(first, first + len(self._lines))):
             return held[first : first + len(self._lines), :, :end]
-        return held[torch.tensor(self._lines, device=held.device), :, :end]
+        return held[self._at[0].to(held.device), :, :end]
 
     def _join(self, layer: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The selected rows with their beginnings in front, in tensors that the next layer overwrites."""

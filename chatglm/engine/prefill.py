@@ -51,7 +51,7 @@ class PrefillPace:
             spent, read: see `piece`.
             room: how many tokens fit.
         """
-        if room < LEAST_BESIDE or not self._answer or not self._token or self._run == BESIDE_RUN:
+        if room < LEAST_BESIDE or not self._answer or not self._token or self._run >= BESIDE_RUN:
             return 0
         time = SHARE * self._answer - spent
         if time / self._token > max(room, LEAST):

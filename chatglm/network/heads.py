@@ -87,7 +87,8 @@ class CausalLMHead(HeadAttributes, ChatGLMPreTrainedModel, compat.ChatGLMGenerat
             inputs: for the network.
         """
         cache = inputs.get("past_key_values")
-        answers = cache is not None and not torch.compiler.is_compiling() and int(cache.get_seq_length()) > 0
+        on_cpu = not torch.compiler.is_compiling() and self.device.type == "cpu"
+        answers = on_cpu and cache is not None and int(cache.get_seq_length()) > 0
         outputs = self.transformer(**inputs, **keywords)
         hidden_states = outputs.last_hidden_state
         if isinstance(logits_to_keep, int):
