@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,15 +94,8 @@ class Forwards:
         if end - first == 1:
             self._answer_alone(first)
             return
-        requests = [self._batch.request(index) for index in range(first, end)]
-        lengths = [len(row.ids) for row in self._batch.rows[first:end]]
-        tokens = torch.tensor([[request.ids[-1]] for request in requests], device=self._model.device)
-        places = zip(requests, lengths, strict=True)
-        positions = torch.cat([one.positions[..., past : past + 1] for one, past in places])
-        self._batch.cache.select_places(range(first, end), lengths, self._model.device)
         try:
-            self.use(requests[0].adapter)
-            scores = self._run(tokens, positions, 1)[:, 0]
+            scores = self._run_at(range(first, end), self._lengths(first, end), 1)[:, 0]
         except Exception as error:
             self._blame(error)
             for index in reversed(range(first, end)):
@@ -113,23 +106,16 @@ class Forwards:
     def _answer_and_read(self, first: int, end: int, most: int) -> bool:
         """As `answer`; False if that failed, and is to be tried apart to see which request it is the fault of."""
         row, request = self._reading()
-        requests = [self._batch.request(index) for index in range(first, end)]
-        start, stop = len(row.ids), min(len(row.ids) + most, len(request.ids))
+        start, stop, answers = len(row.ids), min(len(row.ids) + most, len(request.ids)), end - first
         lines = [*range(first, end), *[self._batch.answering] * (stop - start)]
-        places = [*(len(one.ids) for one in self._batch.rows[first:end]), *range(start, stop)]
-        device, tokens = self._model.device, [*(one.ids[-1] for one in requests), *request.ids[start:stop]]
-        owners = [*requests, *[request] * (stop - start)]
-        positions = torch.cat([one.positions[..., at : at + 1] for one, at in zip(owners, places, strict=True)])
-        kept = torch.ones(len(tokens), 1, dtype=torch.bool, device=device)
-        kept[len(requests) : len(tokens) - request.scores_needed(start, stop)] = False
-        self._batch.cache.select_places(lines, places, device)
+        kept = torch.ones(len(lines), 1, dtype=torch.bool, device=self._model.device)
+        kept[answers : len(lines) - request.scores_needed(start, stop)] = False
         try:
-            self.use(request.adapter)
-            scores = self._run(torch.tensor(tokens, device=device).unsqueeze(-1), positions, kept)
+            scores = self._run_at(lines, [*self._lengths(first, end), *range(start, stop)], kept)
         except Exception:
             return False
-        self._has_read(stop, scores[len(requests) :])
-        self._have_answered(first, end, scores[: len(requests)])
+        self._has_read(stop, scores[answers:])
+        self._have_answered(first, end, scores[:answers])
         return True
 
     def _answer_alone(self, index: int) -> None:
@@ -154,6 +140,10 @@ class Forwards:
             if row.request is not request or request.ids[-1] != guessed:
                 break
         request.took(len(guess), right, time.perf_counter() - began)
+
+    def _lengths(self, first: int, end: int) -> list[int]:
+        """How many tokens each of these rows holds."""
+        return [len(row.ids) for row in self._batch.rows[first:end]]
 
     def _reading(self) -> tuple[Row, Request]:
         """The row behind the answers, whose prompt is being read, and its request."""
@@ -182,6 +172,15 @@ class Forwards:
             self._batch.rows[index].ids.append(self._batch.request(index).ids[-1])
         self._statistics.steps += 1
         self._deliver(scores, first)
+
+    def _run_at(self, lines: Sequence[int], places: Sequence[int], keep: int | torch.Tensor) -> torch.Tensor:
+        """`_run` for one token of each of these rows, which have the same adapter: the one at that place."""
+        requests = [self._batch.request(line) for line in lines]
+        tokens = [[one.ids[at]] for one, at in zip(requests, places, strict=True)]
+        positions = [one.positions[..., at : at + 1] for one, at in zip(requests, places, strict=True)]
+        self._batch.cache.select_places(lines, places, self._model.device)
+        self.use(requests[0].adapter)
+        return self._run(torch.tensor(tokens, device=self._model.device), torch.cat(positions), keep)
 
     def _run(
         self,

@@ -38,8 +38,8 @@ class CausalLMHead(HeadAttributes, ChatGLMPreTrainedModel, compat.ChatGLMGenerat
     transformer: Any
 
     def tokens_at_once(self) -> int:
-        """How many tokens, of any places in a KV cache, a forward computes while it reads all weights only once; 0 if
-        there is no such limit, or the weights are not what takes the time."""
+        """The most tokens, at any places in a KV cache, that a forward computes in one call of the CPU kernels, which
+        reads the weights once; 0 where the modules run one after the other."""
         if self.config._attn_implementation != "sdpa":
             return 0
         blocks = self.get_submodule(self.part_names.blocks)
