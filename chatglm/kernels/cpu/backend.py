@@ -26,8 +26,8 @@ _DENSE_ROWS = {
     else {torch.float32: 1, torch.bfloat16: 2, torch.float16: 8}
     for variant in VARIANTS
 }
-#: The same for tokens of answers. Prompts keep torch's numbers: exported models are promised to give the same ones to
-#: the last bit.
+#: The same for tokens of answers, and pieces of prompts that a server reads together with them. Other prompts keep
+#: torch's numbers: exported models are promised to give the same ones to the last bit.
 _ANSWER_ROWS = _DENSE_ROWS | {"avx512": _DENSE_ROWS["avx512"] | {torch.float32: 16, torch.bfloat16: 16}}
 
 #: Weights of the product that chooses where to prefetch to: more than the caches of most CPUs hold.
