@@ -81,6 +81,18 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("GRADIO")}
 
 
+# Counts the answers that have ended: the button that stops one is gone.
+COUNT_ENDED = """{
+    let runs = false
+    window.ended = 0
+    new MutationObserver(() => {
+        const before = runs
+        runs = Boolean(document.querySelector("#box .stop-button"))
+        if (before && !runs) window.ended += 1
+    }).observe(document, {subtree: true, childList: true})
+}"""
+
+
 class Visitor:
     """A browser tab with the page."""
 
@@ -91,6 +103,7 @@ class Visitor:
         self.elsewhere: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", self._check_request)
+        self.page.add_init_script(COUNT_ENDED)
         self.page.goto(url)
         self.box = self.page.locator("#box textarea")
         self.answers = self.page.locator("#chat [data-testid=bot]")
@@ -109,21 +122,33 @@ class Visitor:
 
     def ask(self, question: str) -> None:
         """Asks and waits until the question is in the chat; the answer is yet to come."""
-        self.box.fill(question)
-        self.box.press("Enter")
+        self.send_question(question)
         expect(self.box).to_have_value("")
 
-    def ask_and_wait(self, question: str) -> str:
+    def send_question(self, question: str) -> None:
+        """Asks without waiting for anything: the question may come back into the box."""
+        self.page.evaluate("window.asked = window.ended")
+        self.box.fill(question)
+        self.box.press("Enter")
+
+    def ask_and_wait(self, question: str, drawn: int = 1) -> str:
+        """Returns the answer. `drawn` counts the messages of the model's side: the result of a tool is one of them."""
         before = self.answers.count()
         self.ask(question)
-        expect(self.answers).to_have_count(before + 1)
         self.wait_until_free()
+        expect(self.answers).to_have_count(before + drawn)
         expect(self.answers.last).to_have_text(re.compile(r"\S"), use_inner_text=True)  # it is drawn
         return self.answers.last.inner_text().strip()
 
     def wait_until_free(self) -> None:
+        """Waits until the answer to what `ask` has asked last is complete and the next question may come."""
+        self.wait_for_end()
         expect(self.speed).to_contain_text("tokens/s")
         expect(self.send).to_be_visible()
+
+    def wait_for_end(self) -> None:
+        """Waits until nothing more comes to the last question, answered or not."""
+        self.page.wait_for_function("!(window.ended <= window.asked)")  # after a reload, nothing was asked
 
     def history(self) -> Any:
         """What the model gets as history."""
@@ -446,8 +471,10 @@ def test_system_prompt_and_tools_of_generation_3(visit: Callable[..., Visitor]) 
     assert visitor.history() == [system]
     assert [turn["role"] for turn in visitor.history()] == ["system", "user", "assistant"]
     visitor.page.locator("#tools textarea").fill("[{")
-    visitor.ask("x")
+    visitor.send_question("x")
     expect(visitor.page.get_by_text("The tools must be a list in JSON or YAML")).to_be_visible()
+    visitor.wait_for_end()
+    expect(visitor.box).to_have_value("x")
     visitor.page.locator("#tools textarea").fill("")
     visitor.page.locator("#system textarea").fill("")
     assert visitor.history()[0]["role"] == "user"

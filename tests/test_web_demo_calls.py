@@ -129,8 +129,8 @@ def test_code_can_be_edited_and_stopped(visit: Callable[..., Visitor], code_page
     pending.fill("print(2 * 3)")
     visitor.page.locator("#run").click()
     expect(visitor.answers.last).to_have_text("Six.")
-    assert "print(2 * 3)" in history(visitor)[1]["content"]
     visitor.wait_until_free()
+    assert "print(2 * 3)" in history(visitor)[1]["content"]
     visitor.ask("Loop")
     expect(pending).to_have_value("while True: pass")
     visitor.wait_until_free()

@@ -33,5 +33,5 @@ def test_a_question_and_a_call(visit: Callable[..., Visitor], page: str) -> None
     visitor.wait_until_free()
     visitor.page.locator("#chat").get_by_text("get_weather").first.click()
     expect(visitor.answers.last).to_contain_text('{"city": "London"}')
-    visitor.ask_and_wait('{"weather": "sunny", "temperature": 12}')
+    visitor.ask_and_wait('{"weather": "sunny", "temperature": 12}', drawn=2)
     expect(visitor.answers.last).to_have_text(re.compile("The weather in London: sunny, 12 degrees"))
