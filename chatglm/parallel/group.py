@@ -44,6 +44,7 @@ class Group:
     ) -> None:
         self.rank, self.size = rank, size
         self._lock, self._children, self._open = threading.Lock(), list(children), True
+        self._failure: str | None = None
         timeout = _NEVER if rank else timedelta(seconds=ANSWER_SECONDS)
         with _one_line():
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
@@ -105,7 +106,7 @@ class Group:
         options.timeout = _NEVER  # they may be loading
         world = dist.group.WORLD
         assert world is not None  # made by __init__
-        with _one_line():
+        with self._lasting(), _one_line():
             world.barrier(options).wait()
 
     def multiply(self, index: int, states: torch.Tensor, own: nn.Module, out_features: int) -> torch.Tensor:
@@ -119,16 +120,18 @@ class Group:
         Returns:
             (rows, out_features)
         """
-        with self._lock, _one_line():
+        with self._lock, self._lasting():
             states = states.contiguous()
-            dist.broadcast(torch.tensor([index, len(states), _DTYPES.index(states.dtype)]), 0)
-            dist.broadcast(_bytes(states), 0)
+            with _one_line():
+                dist.broadcast(torch.tensor([index, len(states), _DTYPES.index(states.dtype)]), 0)
+                dist.broadcast(_bytes(states), 0)
             parts = [own(states)]
-            for rank in range(1, self.size):
-                first, last = self.bounds(out_features, rank)
-                part = torch.empty(len(states), last - first, dtype=parts[0].dtype)
-                dist.recv(_bytes(part), rank)
-                parts.append(part)
+            with _one_line():
+                for rank in range(1, self.size):
+                    first, last = self.bounds(out_features, rank)
+                    part = torch.empty(len(states), last - first, dtype=parts[0].dtype)
+                    dist.recv(_bytes(part), rank)
+                    parts.append(part)
         return torch.cat(parts, dim=-1)
 
     def serve(self, layers: Sequence[Any]) -> None:
@@ -156,8 +159,21 @@ class Group:
 
     def release(self) -> None:
         """In the first process: the others return from `serve`. Raises ParallelError if one has ended."""
-        with self._lock, _one_line():
+        with self._lock, self._lasting(), _one_line():
             dist.broadcast(torch.tensor([_END, 0, 0]), 0)
+
+    @contextlib.contextmanager
+    def _lasting(self) -> Iterator[None]:
+        """After a failure within, all later calls fail for the same reason: connections are closed, or what others sent
+        for this call would be taken for the answer to the next."""
+        if self._failure is not None:
+            raise ParallelError(self._failure)
+        try:
+            yield
+        except BaseException as error:
+            interrupted = f"a product was interrupted ({type(error).__name__}), so the processes are out of step"
+            self._failure = str(error) if isinstance(error, ParallelError) else f"{interrupted}: restart them all"
+            raise
 
     def close(self) -> None:
         """Leaves the group; in the first process, also ends the others. Once is enough, twice does no harm."""
