@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,3 +119,25 @@ def test_penalties_reach_the_answer(live: Live, monkeypatch: pytest.MonkeyPatch,
         token = torch.tensor([[*ids, 7, 7]])
         scores = options.logits_processor[0](token, torch.zeros(1, max(max(ids), 7) + 1))
         assert scores[0, 7] == pytest.approx(-1.1 + 2 * 0.5) and scores.count_nonzero() == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "match"),
+    [
+        ({"max_tokens": True}, "max_tokens", "max_tokens is true"),
+        ({"temperature": False}, "temperature", "temperature is false"),
+        ({"stop": True}, "stop", "stop is true"),
+        ({"min_tokens": 9}, "min_tokens", r"min_tokens \(9\) is more than max_tokens \(4\)"),
+        ({"min_tokens": 9, "max_tokens": None, "max_completion_tokens": 8}, "min_tokens", r"max_tokens \(8\)"),
+        ({"messages": [{"role": "user"}]}, "messages", "a message of the role user has no content"),
+        ({"messages": [{"role": "system", "content": None}]}, "messages", "of the role system has no content"),
+    ],
+)
+def test_what_asks_for_nonsense_is_refused(live: Live, fields: dict[str, Any], param: str, match: str) -> None:
+    answer = chat(live, **fields)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param and re.search(match, error["message"]), answer.text
+
+
+def test_numbers_that_clients_send_as_texts_are_taken(live: Live) -> None:
+    assert chat(live, max_tokens="2", temperature="0").json()["usage"]["completion_tokens"] == 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import LogitsProcessor
@@ -41,7 +41,17 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_neutral(cls, values: Any) -> Any:
-        return without_neutral(values, cls.model_fields)
+        kept = without_neutral(values, cls.model_fields)
+        for name, field in cls.model_fields.items() if isinstance(kept, Mapping) else ():
+            value = kept.get(name)
+            if isinstance(value, bool) and not _takes_bool(field.annotation):
+                raise ApiError(400, f"{name} is {str(value).lower()}: give a value of another type", param=name)
+        return kept
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Whether a field takes true and false, which pydantic would also take for the numbers 1 and 0."""
+    return annotation in (bool, Any, True, False) or any(map(_takes_bool, get_args(annotation)))
 
 
 class StreamOptions(BaseModel):
@@ -82,6 +92,9 @@ class Sampling(Body):
             raise ApiError(400, "stream_options are for stream = true", param="stream_options")
         if (isinstance(self.stop, str) and not self.stop) or (isinstance(self.stop, list) and "" in self.stop):
             raise ApiError(400, "a stop string must not be empty", param="stop")
+        most = self.settings().get("max_new_tokens")
+        if most is not None and (self.min_tokens or 0) > most:
+            raise ApiError(400, f"min_tokens ({self.min_tokens}) is more than max_tokens ({most})", param="min_tokens")
 
     def settings(self) -> dict[str, Any]:
         """Returns the given fields as keyword arguments of `GenerationOptions`."""
