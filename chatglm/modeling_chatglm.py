@@ -297,7 +297,7 @@ class ChatGLM1Model(ChatGLM1PreTrainedModel, Backbone):
             mask = glm.additive_mask(
                 input_ids, attention_mask, past_key_values, inputs_embeds, position_ids, self.config
             )
-        prefix, mask = self.prefix_for(inputs_embeds, mask, packed)
+        prefix, mask = self.prefix_for(inputs_embeds, mask, packed, past_key_values)
 
         kinds = position_ids.unbind(1) if position_ids.dim() == 3 else (position_ids,)
         if len(kinds) != (2 if self.config.position_encoding_2d else 1):

@@ -308,7 +308,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel, Backbone):
         else:  # of the embeddings, only the shape matters
             mask = [make_mask(inputs_embeds.new_empty(*group.index.shape, 0), None, None) for group in packed.groups]
             kwargs["packed"] = packed
-        prefix, mask = self.prefix_for(inputs_embeds, mask, packed)
+        prefix, mask = self.prefix_for(inputs_embeds, mask, packed, past_key_values)
 
         rotary = self.rotary_pos_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds.float() if self.config.fp32_residual_connection else inputs_embeds

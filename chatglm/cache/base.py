@@ -22,7 +22,9 @@ def reusable_tokens(model: PreTrainedModel, held: list[int], ids: list[int]) -> 
 class TokenRoom:
     """Where one-call decoding writes the next tokens of each sequence; the cache is as before until `commit`."""
 
-    lengths: Sequence[int]  # of each sequence, without the new tokens and those of `shared`
+    #: What each new token comes after, without the tokens of `shared`. Of several new tokens of one row, the later
+    #: ones count the earlier ones.
+    lengths: Sequence[int]
     #: Keys and values of each layer, (rows, heads, more than the longest length, head_dim); or rows of int8, see
     #: `int8`.
     layers: list[tuple[torch.Tensor, torch.Tensor]]
@@ -39,6 +41,8 @@ class ChatGLMCache(Cache):
     #: The `attention_mask` of the next forward: (sequences, tokens), 0 only after the end of a shorter sequence; None
     #: if all sequences have the same length. One-call decoding knows the lengths and needs no such mask.
     mask: torch.Tensor | None = None
+    #: Whether it holds int8, see `int8`; a P-tuning prefix in front of it is then rounded likewise.
+    rounds_to_int8: bool = False
 
     def room_for_tokens(self, tokens: int = 1) -> TokenRoom | None:
         """Room for `tokens` more of each sequence; None if the cache cannot take them at this point."""

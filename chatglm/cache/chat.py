@@ -26,7 +26,8 @@ class ChatCache(ChatGLMCache, DynamicCache):
         super().__init__()
         check_kv_cache_dtype(kv_cache_dtype)
         self.kv_cache_dtype = kv_cache_dtype
-        self.layer_class_to_replicate = Int8Layer if kv_cache_dtype == "int8" else GrowingLayer
+        self.rounds_to_int8 = kv_cache_dtype == "int8"
+        self.layer_class_to_replicate = Int8Layer if self.rounds_to_int8 else GrowingLayer
         self.token_ids: list[int] = []
         self.stamp = stamp
 

@@ -52,7 +52,12 @@ def decode(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What rows of an int8 cache stand for, (..., head_dim) in `dtype`."""
     size = rows.shape[-1] - SCALE_BYTES
     states = torch.empty((*rows.shape[:-1], size), dtype=dtype)
-    return torch.mul(rows[..., :size], rows[..., size:].view(torch.float32), out=states)
+    return torch.mul(rows[..., :size], scales_of(rows), out=states)
+
+
+def scales_of(rows: torch.Tensor) -> torch.Tensor:
+    """The scales of rows of an int8 cache, (..., 1): NaN where what was encoded had NaN or infinite numbers."""
+    return rows[..., -SCALE_BYTES:].view(torch.float32)
 
 
 class Int8Layer(GrowingLayer):

@@ -90,13 +90,16 @@ class Backbone(BackboneAttributes, ChatGLMPreTrainedModel):
             return DynamicCache(config=self.config)
         return given
 
-    def prefix_for(self, inputs_embeds: torch.Tensor, mask: Any, packed: Packed | None = None) -> tuple[list[Any], Any]:
+    def prefix_for(
+        self, inputs_embeds: torch.Tensor, mask: Any, packed: Packed | None = None, cache: Cache | None = None
+    ) -> tuple[list[Any], Any]:
         """The current prefix, as keys and values of every block (or None, None), and the mask with it visible: the
-        tensor, None, or a list of them for the groups of `packed`."""
+        tensor, None, or a list of them for the groups of `packed`. Behind it is what `cache` holds."""
         if self.prefix_encoder is None:
             return [(None, None)] * self.config.num_layers, mask
         length = self.prefix_encoder.pre_seq_len
         if packed is not None:
             masks = [make_prefix_visible(one, length) for one in mask]
             return self.prefix_encoder(packed.count, inputs_embeds.dtype), masks
-        return self.prefix_encoder(len(inputs_embeds), inputs_embeds.dtype), make_prefix_visible(mask, length)
+        rounded = getattr(cache, "rounds_to_int8", False)
+        return self.prefix_encoder(len(inputs_embeds), inputs_embeds.dtype, rounded), make_prefix_visible(mask, length)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import initialization
 
+from ..cache.int8 import decode, encode
+
 #: One layer's prefix: keys and values, each (batch, key/value heads, prefix, head_dim).
 LayerPrefix = tuple[torch.Tensor, torch.Tensor]
 
@@ -68,7 +70,7 @@ class PrefixEncoder(nn.Module):
             )
         self.dropout = nn.Dropout(dropout)
         # Casting or projecting the table takes as long as several layers: without gradients the result is kept.
-        self._kept: tuple[list[tuple[nn.Parameter, torch.Tensor, int]], torch.Tensor] | None = None
+        self._kept: tuple[list[tuple[nn.Parameter, torch.Tensor, int]], torch.Tensor, bool] | None = None
         #: Fingerprint of the model that the prefix was trained on, see `chatglm.adapters.fingerprint`.
         self.base_fingerprint: str | None = None
 
@@ -83,24 +85,25 @@ class PrefixEncoder(nn.Module):
         self._kept = None
         return super()._apply(fn, recurse)
 
-    def _make(self, batch_size: int, dtype: torch.dtype) -> torch.Tensor:
+    def _make(self, batch_size: int, dtype: torch.dtype, rounded: bool) -> torch.Tensor:
         """(layers * 2, batch, heads, prefix, head_dim)"""
         weight = self.embedding.weight
         table = (weight if self.trans is None else self.trans(weight)).to(dtype)
         table = table.view(1, self.pre_seq_len, self.num_layers * 2, self.num_heads, self.head_dim)
-        return self.dropout(table.expand(batch_size, -1, -1, -1, -1)).permute(2, 0, 3, 1, 4)
+        prefix = self.dropout(table.expand(batch_size, -1, -1, -1, -1)).permute(2, 0, 3, 1, 4)
+        return decode(encode(prefix), dtype) if rounded else prefix
 
-    def _finished(self, dtype: torch.dtype) -> torch.Tensor:
+    def _finished(self, dtype: torch.dtype, rounded: bool) -> torch.Tensor:
         """`_make` for one sequence, contiguous; the last result if nothing has changed since."""
         parameters = list(self.parameters())
         if any(type(one) is not nn.Parameter or one.is_inference() for one in parameters):
-            return self._make(1, dtype)
+            return self._make(1, dtype, rounded)
         kept = self._kept
         # Assigning to .data changes the address, not the version counter. The old tensors are kept alive, so that
         # nothing else can take their address.
         if (
             kept is not None
-            and kept[1].dtype == dtype
+            and (kept[1].dtype, kept[2]) == (dtype, rounded)
             and len(kept[0]) == len(parameters)
             and all(
                 one is old and one._version == version and one.data_ptr() == numbers.data_ptr()
@@ -110,20 +113,23 @@ class PrefixEncoder(nn.Module):
             return kept[1]
         self._kept = None  # frees its memory for the new one
         state = [(one, one.detach(), one._version) for one in parameters]
-        finished = self._make(1, dtype).contiguous()
-        self._kept = (state, finished)
+        finished = self._make(1, dtype, rounded).contiguous()
+        self._kept = (state, finished, rounded)
         return finished
 
     @overload
-    def forward(self, batch_size: int, dtype: torch.dtype) -> list[LayerPrefix]: ...
+    def forward(self, batch_size: int, dtype: torch.dtype, rounded: bool = False) -> list[LayerPrefix]: ...
 
     @overload
     def forward(self, batch_size: torch.Tensor) -> torch.Tensor: ...
 
     def forward(
-        self, batch_size: int | torch.Tensor, dtype: torch.dtype | None = None
+        self, batch_size: int | torch.Tensor, dtype: torch.dtype | None = None, rounded: bool = False
     ) -> list[LayerPrefix] | torch.Tensor:
         """The prefix of every layer for `batch_size` sequences, in `dtype`; do not write to it.
+
+        `rounded`: to what an int8 KV cache would hold of it. In front of such a cache, some ways of computing round it
+        and others do not; so all give the same numbers.
 
         Called as in the originals, with ids (..., prefix) of positions of the prefix alone, gives its rows
         (..., prefix, layers * 2 * heads * head_dim).
@@ -135,9 +141,9 @@ class PrefixEncoder(nn.Module):
             raise TypeError("give the dtype of the prefix, or ids as a tensor")
         autocast = torch.is_autocast_enabled(self.embedding.weight.device.type)
         if self.training or autocast or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            prefix = self._make(batch_size, dtype)
+            prefix = self._make(batch_size, dtype, rounded)
         else:
-            prefix = self._finished(dtype).expand(-1, batch_size, -1, -1, -1)
+            prefix = self._finished(dtype, rounded).expand(-1, batch_size, -1, -1, -1)
         parts = prefix.unbind()
         return list(zip(parts[::2], parts[1::2], strict=True))
 
