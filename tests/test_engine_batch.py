@@ -14,6 +14,7 @@ from transformers import AutoModel
 import chatglm
 from chatglm import ChatGLM4Config, ChatGLM4ForConditionalGeneration, kernels
 from chatglm.adapters import add_prefix, use_adapter
+from chatglm.cache.int8 import SCALE_BYTES
 from chatglm.engine import Request, Scheduler
 from chatglm.engine.batch import LEAST_SHARED
 from chatglm.generation import GenerationOptions, generate_text
@@ -77,8 +78,10 @@ class Server:
         self.scheduler = Scheduler(model, decode, **{"clock": lambda: 0.0} | sizes)
         self.batch = self.scheduler._batch
         config = model.config
-        size = 2 * config.num_layers * config.num_key_value_heads * config.head_dim
-        self.bytes_per_token = size * model.dtype.itemsize
+        width = config.head_dim * model.dtype.itemsize
+        if model.kv_cache_dtype == "int8":
+            width = config.head_dim + SCALE_BYTES
+        self.bytes_per_token = 2 * config.num_layers * config.num_key_value_heads * width
 
     def ask(self, ids: list[int], tokens: int, **settings: Any) -> Request:
         request = self.scheduler.make_request(ids, options(tokens), **settings)

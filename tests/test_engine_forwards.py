@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from chatglm import kernels
-from chatglm.adapters import add_prefix
-from chatglm.engine import Request
-from chatglm.generation import NonFiniteLogitsError
+from chatglm.adapters import add_prefix, use_adapter
+from chatglm.engine import Request, forwards
+from chatglm.generation import GenerationOptions, NonFiniteLogitsError
 from chatglm.quantization import quantize
 from test_engine_batch import Server, alone, model_of, prompt, said, words
 from test_engine_prefill import Machine
@@ -135,9 +135,119 @@ def test_a_forward_that_fails_is_tried_again_in_two(request: pytest.FixtureReque
     ids = words(150, "a long prompt")
     begun.append((server.ask(ids, 60), ids))
     server.run()
-    assert server.together > 3
+    assert server.together == 1  # the rest of this prompt is read apart at once
     assert [said(one) for one, _ in begun] == [alone(server.model, ids, 60) for _, ids in begun]
     assert server.scheduler.statistics.finished == {"length": 4}
+    server.broken = False
+    server.begin(3)
+    server.ask(words(150, "another long prompt"), 1)
+    server.run()
+    assert server.together > 3
+
+
+@pytest.mark.parametrize("times, ended", [(1, {"length": 3}), (2, {"length": 2, "error": 1})])
+def test_an_adapter_that_cannot_be_used_ends_its_request_alone(
+    times: int, ended: dict[str, int], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First while it is found out how much of a prompt fits beside the answers, then when the prompt is read."""
+    model = copy.deepcopy(quantised(3, 5))
+    use_adapter(model, None)
+    server = Watched(model, request)
+    server.ask(words(20, 2), 30, adapter=None)
+    server.ask(words(20, 1), 30, adapter="prefix")
+    for _ in range(4):
+        server.step()
+    faults = iter(range(times))
+
+    def use(model: Any, name: str | None) -> None:
+        if name == "prefix" and next(faults, None) is not None:
+            raise torch.OutOfMemoryError("not this time")
+        use_adapter(model, name)
+
+    monkeypatch.setattr(forwards, "use_adapter", use)
+    server.ask(words(30, 3), 5, adapter="prefix")
+    server.run()
+    assert next(faults, None) is None and server.scheduler.statistics.finished == ended
+
+
+def test_a_gpu_is_not_asked_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They might be compiled, while answers wait, for a model that needs none."""
+    monkeypatch.setattr(kernels, "ready_backend_for", lambda device: pytest.fail("it was asked"))
+    model = model_of(3)
+    blocks = model.get_submodule(model.part_names.blocks)
+    assert model.transformer.run_blocks.most_rows(blocks, torch.device("cuda")) == 0
+
+
+def test_short_prompts_do_not_make_the_pieces_of_a_long_one_large(request: pytest.FixtureRequest) -> None:
+    server = Watched(quantised(3), request)
+    server.machine.per_token = 0.1
+    server.begin(3)
+    for number in range(12):
+        server.ask(words(3, number), 1)
+        for _ in range(3):
+            server.step()
+    one = server.ask(words(300, "a long prompt"), 1)
+    longest = 0.0
+    while not one.answer_tokens:
+        before = server.machine.time
+        server.step()
+        longest = max(longest, server.machine.time - before)
+    assert longest <= 2.5 * (1 + 3 * 0.1) + 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_prefix_in_front_of_an_int8_cache_is_rounded_wherever_its_prompt_is_read(
+    version: int, shared: bool, request: pytest.FixtureRequest
+) -> None:
+    model = copy.deepcopy(quantised(version, 5))
+    model.kv_cache_dtype = "int8"
+    system = words(80 if shared else 0, "system")
+    ids = prompt(version, system, words(120, "mine"))
+    found = []
+    for company in (0, 3):
+        server = Watched(model, request, max_batch=6)
+        for number in range(company):
+            server.ask(prompt(version, system, words(20 + number, number)), 60)
+        for _ in range(6):
+            server.step()
+        seen: list[torch.Tensor] = []
+
+        def note(_: Any, scores: torch.Tensor, seen: list[torch.Tensor] = seen) -> torch.Tensor:
+            seen.append(scores.clone())
+            return scores
+
+        asked = GenerationOptions(do_sample=False, max_new_tokens=1, min_new_tokens=1, logits_processor=[note])
+        server.scheduler.add(server.scheduler.make_request(ids, asked))
+        server.run()
+        found.append(seen[0])
+    finite = found[0].isfinite()
+    torch.testing.assert_close(found[1][finite], found[0][finite], atol=1e-2, rtol=0)
+
+
+def test_what_a_cancelled_prompt_has_left_harms_nobody(request: pytest.FixtureRequest) -> None:
+    """NaN in the middle of a prompt shows only at its end; the modules multiply what they do not see by zero."""
+    model, bad = copy.deepcopy(model_of(3)), 7
+
+    def poison(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((args[0] == bad).unsqueeze(-1), float("nan"))
+
+    model.get_input_embeddings().register_forward_hook(poison)
+    inner = next(module for name, module in model.named_modules() if name.endswith("layers.1.mlp"))
+    inner.register_forward_hook(lambda *args: None)
+    server = Watched(model, request, max_batch=2, prefill_tokens=16)
+    long = server.ask(words(300, "long"), 60)
+    while long.answer_tokens < 2:
+        server.step()
+    poisoned = server.ask([*words(20, "p"), bad, *words(200, "q")], 5)
+    for _ in range(5):
+        server.step()
+    poisoned.stream.cancel()
+    ids = words(10, "innocent")
+    one = server.ask(ids, 20)
+    server.run()
+    assert said(one) == alone(model_of(3), ids, 20)
+    assert said(long) == alone(model_of(3), words(300, "long"), 60)
 
 
 def test_nan_in_a_prompt_ends_its_request_alone(request: pytest.FixtureRequest) -> None:

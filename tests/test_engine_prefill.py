@@ -66,16 +66,16 @@ def test_answers_that_were_measured_while_the_machine_was_busy_are_not_believed_
 
 
 class Machine:
-    """A clock that the forwards of a model move: 1 for the weights and 0.05 for each token."""
+    """A clock that the forwards of a model move: 1 for the weights and `per_token` for each token."""
 
     def __init__(self) -> None:
-        self.time = 0.0
+        self.time, self.per_token = 0.0, 0.05
 
     def __call__(self) -> float:
         return self.time
 
     def work(self, module: Any, args: Any, kwargs: Any) -> None:
-        self.time += 1 + 0.05 * kwargs["input_ids"].numel()
+        self.time += 1 + self.per_token * kwargs["input_ids"].numel()
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -1,5 +1,5 @@
-"""Decoding on a CPU: runs one token of each sequence, or a few of one sequence (guesses, short pieces of a prompt),
-through all blocks in one kernel call.
+"""Decoding on a CPU: runs single tokens (the next of each sequence, and a piece of another's prompt beside them), or a
+few of one sequence (guesses, short pieces of a prompt), through all blocks in one kernel call.
 
 Besides its four products, a block needs about fifty small operations per token, which take a good part of the time on a
 CPU. Everything but the plain case (many tokens, gradients, hooks, LoRA, masks, another device) goes through the
@@ -71,8 +71,10 @@ class BlockRunner:
 
     def most_rows(self, blocks: Iterable[Any], device: torch.device) -> int:
         """The most tokens that one call runs; 0 if the modules have to run."""
+        if device.type != "cpu":
+            return 0
         backend: Any = kernels.ready_backend_for(device)
-        if device.type != "cpu" or not hasattr(backend, "block_rows") or self._planner.plan(blocks) is None:
+        if not hasattr(backend, "block_rows") or self._planner.plan(blocks) is None:
             return 0
         return self._most_of(backend)
 
@@ -196,7 +198,7 @@ def _type_of(held: torch.Tensor) -> int:
 
 
 def _is_small(hidden_states: torch.Tensor) -> bool:
-    """Whether these are one token of each sequence, or a few of one sequence."""
+    """Whether these are single tokens, each at a place of its own, or a few of one sequence."""
     sequences, count = hidden_states.shape[:2]
     return count == 1 or (sequences == 1 and count <= FEW_TOKENS)
 

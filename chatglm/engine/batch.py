@@ -82,6 +82,8 @@ class Batch:
     def release(self, index: int, damaged: bool = False) -> Request:
         """Makes a busy row idle and returns its request; a later turn may reuse its tokens unless it is damaged."""
         request = self.request(index)
+        if index >= self.answering:  # a prompt that was not read to its end has not been seen to give no NaN
+            damaged = damaged or not self.cache.is_finite(index, self._own(index))
         if damaged:
             self.cache.clear(index)
             self.rows[index].ids = []

@@ -19,7 +19,8 @@ from .statistics import Statistics
 class Forwards:
     """Computes what the scheduler asks for, and hands each request its tokens.
 
-    An error of a request ends only that request. Three failed forwards in a row raise: the model is then broken.
+    An error of a request ends only that request. Three failed forwards in a row raise: the model is then broken. One
+    for answers and a piece of a prompt does not count, since what it was for is tried again in two.
 
     Args:
         on_end: called with each request that ends by itself, and the reason.
@@ -38,6 +39,7 @@ class Forwards:
         self._on_end, self._on_error = on_end, on_error
         self._adapter = model.current_adapter
         self._faults = 0
+        self._apart: Request | None = None  # its prompt could not be read together with answers
 
     def use(self, adapter: str | None) -> None:
         """Switches the model to this adapter until the next forward."""
@@ -53,12 +55,17 @@ class Forwards:
         start = len(row.ids)
         if not answers or not is_piece(self._model, request.ids, start) or request.options.prompt_inputs(start):
             return 0
-        self.use(request.adapter)
-        return max(0, self._model.tokens_at_once() - answers)
+        if request is self._apart:
+            return 0
+        try:
+            self.use(request.adapter)
+            return max(0, self._model.tokens_at_once() - answers)
+        except Exception:  # if `read` meets it too, it ends the request
+            return 0
 
     def read(self, most: int) -> int:
-        """Reads up to about `most` tokens of the prompt of the row behind the answers, and returns how many. The last
-        piece gives the first token of the answer."""
+        """Reads up to about `most` tokens of the prompt of the row behind the answers, and returns how many; 0 if its
+        request ended by an error. The last piece gives the first token of the answer."""
         row, request = self._reading()
         start, ids = len(row.ids), request.ids
         end = piece_end(self._model, request.sequence[:, : min(start + most, len(ids))], start)
@@ -76,24 +83,32 @@ class Forwards:
         except Exception as error:  # most likely out of memory, because of this request
             self._blame(error)
             self._on_error(self._batch.release(self._batch.answering, damaged=True), error)
-            return end - start
+            return 0
         self._has_read(end, scores)
         return end - start
 
-    def answer(self, first: int, end: int, beside: int = 0) -> None:
+    def answer(self, first: int, end: int, beside: int = 0) -> int:
         """Computes one token of each of these rows, which have the same adapter; of a row alone also those that its
         request guesses.
 
         Args:
-            beside: how many tokens of the prompt of the row behind the answers are read in the same forward.
+            beside: up to how many tokens of the prompt of the row behind the answers to read in the same forward.
+
+        Returns:
+            How many it has read in the same forward; 0 if that failed, and took two.
         """
         if beside:
-            if self._answer_and_read(first, end, beside):
-                return
+            if read := self._answer_and_read(first, end, beside):
+                return read
             self.read(beside)
         if end - first == 1:
             self._answer_alone(first)
-            return
+        else:
+            self._answer_together(first, end)
+        return 0
+
+    def _answer_together(self, first: int, end: int) -> None:
+        """Computes one token of each of these rows."""
         try:
             scores = self._run_at(range(first, end), self._lengths(first, end), 1)[:, 0]
         except Exception as error:
@@ -103,8 +118,8 @@ class Forwards:
             return
         self._have_answered(first, end, scores)
 
-    def _answer_and_read(self, first: int, end: int, most: int) -> bool:
-        """As `answer`; False if that failed, and is to be tried apart to see which request it is the fault of."""
+    def _answer_and_read(self, first: int, end: int, most: int) -> int:
+        """As `answer`; 0 if that failed, and is to be tried apart to see which request it is the fault of."""
         row, request = self._reading()
         start, stop, answers = len(row.ids), min(len(row.ids) + most, len(request.ids)), end - first
         lines = [*range(first, end), *[self._batch.answering] * (stop - start)]
@@ -113,10 +128,11 @@ class Forwards:
         try:
             scores = self._run_at(lines, [*self._lengths(first, end), *range(start, stop)], kept)
         except Exception:
-            return False
+            self._apart = request
+            return 0
         self._has_read(stop, scores[answers:])
         self._have_answered(first, end, scores[:answers])
-        return True
+        return stop - start
 
     def _answer_alone(self, index: int) -> None:
         """Computes the next token of one row, and with it those that its request guesses."""

@@ -39,7 +39,7 @@ class PrefillPace:
         self._token = seconds / tokens
 
     def read_beside(self, tokens: int, seconds: float) -> None:
-        """Notes how long a piece of a prompt and the next tokens of all running answers took in one forward."""
+        """Notes how long a step took that read a piece of a prompt in one forward with answers."""
         self._answer = min(seconds, self._answer or seconds)
         self._beside, self._run = _mean(self._beside, (seconds - self._answer) / tokens), self._run + 1
 

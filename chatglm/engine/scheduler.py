@@ -254,16 +254,16 @@ class Scheduler:
                 if beside := self._prefill.beside(self._clock() - began, read, room):
                     break
             before = self._clock()
-            tokens = self._forwards.read(most)
-            self._prefill.read(tokens, self._clock() - before)
-            read += tokens
+            if tokens := self._forwards.read(most):
+                self._prefill.read(tokens, self._clock() - before)
+                read += tokens
         for before, request in enumerate(self._waiting):
             request.stream.wait(before)
         return beside
 
     def _answer_step(self, beside: int) -> None:
         """Computes one token of every answer, and reads `beside` tokens of a prompt with them."""
-        began, answers = self._clock(), self._batch.answering
+        began = self._clock()
         while self._batch.busy and not self._batch.make_room(self._batch.busy, self._batch.longest() + 1):
             self._preempt()
         if self._batch.busy == self._batch.answering:
@@ -271,17 +271,18 @@ class Scheduler:
         joins = self._batch.rows[self._batch.answering].adapter if beside else None
         self._batch.group()
         # From the last group to the first: a row that ends is swapped only with rows after it.
-        end, left = self._batch.answering, beside
+        end = answers = self._batch.answering
+        read = 0
         while end:
             first = end - 1
             while first and self._batch.rows[first - 1].adapter == self._batch.rows[end - 1].adapter:
                 first -= 1
-            here = left if self._batch.rows[first].adapter == joins else 0
-            self._forwards.answer(first, end, here)
-            end, left = first, left - here
-        if beside > left:
-            self._prefill.read_beside(beside - left, self._clock() - began)
-        elif answers:
+            here = beside if self._batch.rows[first].adapter == joins else 0
+            read += self._forwards.answer(first, end, here)
+            end = first
+        if read:
+            self._prefill.read_beside(read, self._clock() - began)
+        elif answers and not beside:
             self._prefill.answered(self._clock() - began)
 
     def _preempt(self, client: str | None = None) -> None:
