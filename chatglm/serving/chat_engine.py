@@ -30,7 +30,7 @@ class ChatEngine(Engine):
         """Raises PromptTooLongError for a text that cannot fit into the context, before it is made into tokens."""
         least = -(-len(text.encode()) // self._longest_piece)
         if least > self.context:
-            reason = f"the prompt has more than {least} tokens and the limit for prompt and answer together is"
+            reason = f"the prompt has at least {least} tokens and the limit for prompt and answer together is"
             raise PromptTooLongError(f"{reason} {self.context}: shorten it")
 
     def chat(
