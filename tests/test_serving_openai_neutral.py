@@ -131,12 +131,21 @@ def test_penalties_reach_the_answer(live: Live, monkeypatch: pytest.MonkeyPatch,
         ({"min_tokens": 9, "max_tokens": None, "max_completion_tokens": 8}, "min_tokens", r"max_tokens \(8\)"),
         ({"messages": [{"role": "user"}]}, "messages", "a message of the role user has no content"),
         ({"messages": [{"role": "system", "content": None}]}, "messages", "of the role system has no content"),
+        ({"messages": []}, "messages", "^messages: List should have at least 1 item, not 0$"),
+        ({"stop": 5}, "stop", "^stop: Input should be a valid string; stop: Input should be a valid list$"),
+        ({"Foo-Bar": 5}, "Foo-Bar", "^Foo-Bar: Extra inputs are not permitted$"),
+        ({"logit_bias": {"5": "x"}}, "logit_bias", r"^logit_bias\.5: Input should be a valid number"),
     ],
 )
 def test_what_asks_for_nonsense_is_refused(live: Live, fields: dict[str, Any], param: str, match: str) -> None:
     answer = chat(live, **fields)
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["param"] == param and re.search(match, error["message"]), answer.text
+
+
+def test_an_empty_body_is_called_so(live: Live) -> None:
+    answer = live.http.post("/v1/chat/completions", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and "the body is empty" in answer.json()["error"]["message"]
 
 
 def test_numbers_that_clients_send_as_texts_are_taken(live: Live) -> None:

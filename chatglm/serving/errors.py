@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -74,7 +76,22 @@ def validation_message(errors: list[Any]) -> tuple[str, str | None]:
     """Returns pydantic's errors as one readable sentence, and the first parameter concerned."""
     parts = []
     for error in errors[:3]:
-        place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
-        parts.append(": ".join((*([".".join(place)] if place else []), error["msg"])))
-    first = [str(part) for part in errors[0]["loc"] if part != "body"]
-    return "; ".join(parts), first[0] if first else None
+        place = ".".join(_names(error))
+        if not place and error["type"] == "missing":
+            parts.append("the body is empty: it must be a JSON object")
+        else:
+            parts.append(": ".join(filter(None, (place, error["msg"].replace(" after validation", "")))))
+    first = _names(errors[0])
+    return "; ".join(dict.fromkeys(parts)), first[0] if first else None
+
+
+def _names(error: Mapping[str, Any]) -> list[str]:
+    """The fields and indices of an error's place; pydantic also names the types that it has tried there."""
+    *place, last = map(str, error["loc"])
+    types = ("body", "query", "path", "str", "int", "float", "bool", "dict")
+
+    def is_name(part: str) -> bool:
+        return part not in types and re.fullmatch(r"[a-z_][a-z0-9_]*|\d+", part) is not None
+
+    unknown = error["type"] == "extra_forbidden"  # whatever the client calls it
+    return [*filter(is_name, place), *([last] if unknown or is_name(last) else [])]

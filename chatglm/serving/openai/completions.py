@@ -35,7 +35,8 @@ class CompletionBody(Sampling):
         if self.suffix:
             raise ApiError(400, "suffix is not supported", param="suffix", code="unsupported_parameter")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ApiError(400, "best_of must equal n: this server returns all answers that it computes", param="best_of", code="unsupported_parameter")
+            reason = "best_of must equal n: this server returns all answers that it computes"
+            raise ApiError(400, reason, param="best_of", code="unsupported_parameter")
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
             reason = "max_tokens = 0 asks for no answer: give echo or prompt_logprobs with it, or more tokens"
             raise ApiError(400, reason, param="max_tokens")
