@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from chatglm.serving.errors import validation_message
 from live_server import NAME, Live, Parrot, serve
 
 
@@ -146,6 +147,8 @@ def test_what_asks_for_nonsense_is_refused(live: Live, fields: dict[str, Any], p
 def test_an_empty_body_is_called_so(live: Live) -> None:
     answer = live.http.post("/v1/chat/completions", headers={"Content-Type": "application/json"})
     assert answer.status_code == 400 and "the body is empty" in answer.json()["error"]["message"]
+    whole = {"loc": (), "type": "model_type", "msg": "Input should be a valid dictionary"}  # as of no field
+    assert validation_message([whole]) == ("Input should be a valid dictionary", None)
 
 
 def test_numbers_that_clients_send_as_texts_are_taken(live: Live) -> None:

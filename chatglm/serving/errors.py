@@ -87,11 +87,9 @@ def validation_message(errors: list[Any]) -> tuple[str, str | None]:
 
 def _names(error: Mapping[str, Any]) -> list[str]:
     """The fields and indices of an error's place; pydantic also names the types that it has tried there."""
-    *place, last = map(str, error["loc"])
+    place = [str(part) for part in error["loc"]]
+    unknown = place[-1:] if error["type"] == "extra_forbidden" else []  # whatever the client calls it
     types = ("body", "query", "path", "str", "int", "float", "bool", "dict")
-
-    def is_name(part: str) -> bool:
-        return part not in types and re.fullmatch(r"[a-z_][a-z0-9_]*|\d+", part) is not None
-
-    unknown = error["type"] == "extra_forbidden"  # whatever the client calls it
-    return [*filter(is_name, place), *([last] if unknown or is_name(last) else [])]
+    known = place[: len(place) - len(unknown)]
+    names = [part for part in known if part not in types and re.fullmatch(r"[a-z_][a-z0-9_]*|\d+", part)]
+    return names + unknown
