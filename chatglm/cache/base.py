@@ -41,8 +41,13 @@ class ChatGLMCache(Cache):
     #: The `attention_mask` of the next forward: (sequences, tokens), 0 only after the end of a shorter sequence; None
     #: if all sequences have the same length. One-call decoding knows the lengths and needs no such mask.
     mask: torch.Tensor | None = None
-    #: Whether it holds int8, see `int8`; a P-tuning prefix in front of it is then rounded likewise.
-    rounds_to_int8: bool = False
+    #: What it holds, see `int8`.
+    kv_cache_dtype: str = "auto"
+
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether it holds int8; a P-tuning prefix in front of it is then rounded likewise."""
+        return self.kv_cache_dtype == "int8"
 
     def room_for_tokens(self, tokens: int = 1) -> TokenRoom | None:
         """Room for `tokens` more of each sequence; None if the cache cannot take them at this point."""

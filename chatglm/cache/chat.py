@@ -26,8 +26,7 @@ class ChatCache(ChatGLMCache, DynamicCache):
         super().__init__()
         check_kv_cache_dtype(kv_cache_dtype)
         self.kv_cache_dtype = kv_cache_dtype
-        self.rounds_to_int8 = kv_cache_dtype == "int8"
-        self.layer_class_to_replicate = Int8Layer if self.rounds_to_int8 else GrowingLayer
+        self.layer_class_to_replicate = Int8Layer if self.holds_bytes else GrowingLayer
         self.token_ids: list[int] = []
         self.stamp = stamp
 

@@ -47,7 +47,7 @@ class RowCache(ChatGLMCache):
     def __init__(self, kv_cache_dtype: str = "auto") -> None:
         super().__init__(layers=[])
         check_kv_cache_dtype(kv_cache_dtype)
-        self.rounds_to_int8 = kv_cache_dtype == "int8"
+        self.kv_cache_dtype = kv_cache_dtype
         self.rows = 0
         self.capacity = 0
         self._keys: list[torch.Tensor] = []
@@ -97,7 +97,7 @@ class RowCache(ChatGLMCache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = key_states.dtype
-        if self.rounds_to_int8:
+        if self.holds_bytes:
             key_states, value_states = encode(key_states), encode(value_states)
         while len(self._keys) <= layer_idx:
             for parts, states in ((self._keys, key_states), (self._values, value_states)):
@@ -115,7 +115,7 @@ class RowCache(ChatGLMCache):
             keys, values = self._join(layer_idx, tokens)
         else:
             keys, values = (self._selected(part[layer_idx], tokens) for part in (self._keys, self._values))
-        return (decode(keys, dtype), decode(values, dtype)) if self.rounds_to_int8 else (keys, values)
+        return (decode(keys, dtype), decode(values, dtype)) if self.holds_bytes else (keys, values)
 
     def _selected(self, held: torch.Tensor, tokens: int) -> torch.Tensor:
         """The selected rows of a layer's keys or values: a copy only where they are not next to each other."""
@@ -219,7 +219,7 @@ class RowCache(ChatGLMCache):
         """Whether the first `length` tokens behind a row's beginning are without NaN and infinite numbers."""
         for held in (*self._keys, *self._values):
             part = held[row, :, :length]
-            if not bool((scales_of(part) if self.rounds_to_int8 else part).isfinite().all()):
+            if not bool((scales_of(part) if self.holds_bytes else part).isfinite().all()):
                 return False
         return True
 

@@ -101,5 +101,5 @@ class Backbone(BackboneAttributes, ChatGLMPreTrainedModel):
         if packed is not None:
             masks = [make_prefix_visible(one, length) for one in mask]
             return self.prefix_encoder(packed.count, inputs_embeds.dtype), masks
-        rounded = getattr(cache, "rounds_to_int8", False)
+        rounded = getattr(cache, "holds_bytes", False)
         return self.prefix_encoder(len(inputs_embeds), inputs_embeds.dtype, rounded), make_prefix_visible(mask, length)
