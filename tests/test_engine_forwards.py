@@ -39,6 +39,21 @@ def quantised(version: int, prefix: int | None = None) -> Any:
     return model.eval()
 
 
+def poison(model: Any, token: int) -> None:
+    """Makes the embedding of a token NaN."""
+
+    def poisoned(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((args[0] == token).unsqueeze(-1), float("nan"))
+
+    model.get_input_embeddings().register_forward_hook(poisoned)
+
+
+def run_by_modules(model: Any) -> None:
+    """Hooks a module, so that the kernels do not run the blocks in one call."""
+    inner = next(module for name, module in model.named_modules() if name.endswith("layers.1.mlp"))
+    inner.register_forward_hook(lambda *args: None)
+
+
 class Watched(Server):
     """A server that counts forwards: `together`, for a prompt and answers, and `apart`, for either."""
 
@@ -67,6 +82,15 @@ class Watched(Server):
             self.step()
         self.together = self.apart = 0
         return found
+
+    def times_until_answer(self, request: Request) -> list[float]:
+        """Steps until the first token of an answer; returns how long each took."""
+        times = []
+        while not request.answer_tokens:
+            before = self.machine.time
+            self.step()
+            times.append(self.machine.time - before)
+        return times
 
 
 @pytest.mark.parametrize("kind", ["plain", "prefix", "shared beginning"])
@@ -119,13 +143,9 @@ def test_it_takes_fewer_walks_over_the_weights(request: pytest.FixtureRequest) -
     server = Watched(quantised(3), request)
     server.begin(3)
     one = server.ask(words(150, "a long prompt"), 1)
-    steps, longest = 0, 0.0
-    while not one.answer_tokens:
-        before = server.machine.time
-        server.step()
-        steps, longest = steps + 1, max(longest, server.machine.time - before)
-    assert server.together + server.apart < 1.4 * steps
-    assert longest <= 2.5 * (1 + 3 * 0.05) + 1
+    times = server.times_until_answer(one)
+    assert server.together + server.apart < 1.4 * len(times)
+    assert max(times) <= 2.5 * (1 + 3 * 0.05) + 1
 
 
 def test_a_forward_that_fails_is_tried_again_in_two(request: pytest.FixtureRequest) -> None:
@@ -187,12 +207,7 @@ def test_short_prompts_do_not_make_the_pieces_of_a_long_one_large(request: pytes
         for _ in range(3):
             server.step()
     one = server.ask(words(300, "a long prompt"), 1)
-    longest = 0.0
-    while not one.answer_tokens:
-        before = server.machine.time
-        server.step()
-        longest = max(longest, server.machine.time - before)
-    assert longest <= 2.5 * (1 + 3 * 0.1) + 1
+    assert max(server.times_until_answer(one)) <= 2.5 * (1 + 3 * 0.1) + 1
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -228,13 +243,8 @@ def test_a_prefix_in_front_of_an_int8_cache_is_rounded_wherever_its_prompt_is_re
 def test_what_a_cancelled_prompt_has_left_harms_nobody(request: pytest.FixtureRequest) -> None:
     """NaN in the middle of a prompt shows only at its end; the modules multiply what they do not see by zero."""
     model, bad = copy.deepcopy(model_of(3)), 7
-
-    def poison(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.masked_fill((args[0] == bad).unsqueeze(-1), float("nan"))
-
-    model.get_input_embeddings().register_forward_hook(poison)
-    inner = next(module for name, module in model.named_modules() if name.endswith("layers.1.mlp"))
-    inner.register_forward_hook(lambda *args: None)
+    poison(model, bad)
+    run_by_modules(model)
     server = Watched(model, request, max_batch=2, prefill_tokens=16)
     long = server.ask(words(300, "long"), 60)
     while long.answer_tokens < 2:
@@ -252,11 +262,7 @@ def test_what_a_cancelled_prompt_has_left_harms_nobody(request: pytest.FixtureRe
 
 def test_nan_in_a_prompt_ends_its_request_alone(request: pytest.FixtureRequest) -> None:
     model, bad = copy.deepcopy(quantised(3)), 7
-
-    def poison(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.masked_fill((args[0] == bad).unsqueeze(-1), float("nan"))
-
-    model.get_input_embeddings().register_forward_hook(poison)
+    poison(model, bad)
     server = Watched(model, request)
     begun = server.begin(3)
     poisoned = server.ask([*words(120, "a long prompt"), bad, *words(9, "more")], 5)
@@ -295,8 +301,7 @@ def test_probabilities_of_a_prompt(answers: bool, request: pytest.FixtureRequest
 def test_a_network_that_runs_module_by_module_reads_prompts_apart(request: pytest.FixtureRequest) -> None:
     model = copy.deepcopy(quantised(3))
     assert model.tokens_at_once() > 8
-    inner = next(module for name, module in model.named_modules() if name.endswith("layers.1.mlp"))
-    inner.register_forward_hook(lambda *args: None)
+    run_by_modules(model)
     assert model.tokens_at_once() == 0
     server = Watched(model, request)
     begun = server.begin(3)

@@ -53,9 +53,9 @@ class Forwards:
         row, request = self._reading()
         answers = sum(one.adapter == request.adapter for one in self._batch.rows[: self._batch.answering])
         start = len(row.ids)
-        if not answers or not is_piece(self._model, request.ids, start) or request.options.prompt_inputs(start):
+        if not answers or request is self._apart:
             return 0
-        if request is self._apart:
+        if not is_piece(self._model, request.ids, start) or request.options.prompt_inputs(start):
             return 0
         try:
             self.use(request.adapter)
