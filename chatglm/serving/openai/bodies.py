@@ -41,12 +41,16 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_neutral(cls, values: Any) -> Any:
-        kept = without_neutral(values, cls.model_fields)
-        for name, field in cls.model_fields.items() if isinstance(kept, Mapping) else ():
-            value = kept.get(name)
+        return without_neutral(values, cls.model_fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_true_for_one(cls, values: Any) -> Any:
+        for name, field in cls.model_fields.items() if isinstance(values, Mapping) else ():
+            value = values.get(name)
             if isinstance(value, bool) and not _takes_bool(field.annotation):
                 raise ApiError(400, f"{name} is {str(value).lower()}: give a value of another type", param=name)
-        return kept
+        return values
 
 
 def _takes_bool(annotation: Any) -> bool:

@@ -85,13 +85,17 @@ class Message(Part):
     @classmethod
     def _reads_text_and_pictures(cls, values: Any) -> Any:
         parts = values.get("content") if isinstance(values, Mapping) else None
-        if isinstance(values, Mapping) and parts is None and values.get("role") in ("system", "developer", "user"):
-            raise ApiError(400, f"a message of the role {values['role']} has no content", param="messages")
         for part in parts[:MOST_PARTS] if isinstance(parts, list) else ():
             kind = part.get("type") if isinstance(part, Mapping) else None
             if isinstance(kind, str) and kind not in ("text", "image_url"):
                 raise reads_text_only(kind)
         return values
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.content is None and self.role in ("system", "developer", "user"):
+            raise ApiError(400, f"a message of the role {self.role} has no content", param="messages")
+        return self
 
     @property
     def text(self) -> str:
