@@ -107,6 +107,23 @@ def test_a_process_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch:
     group.close()
 
 
+def test_what_an_interrupted_product_leaves_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 1)
+    group = Group.start(2, arguments=["--model", str(folder), "--dtype", "float32"])
+    model, tokenizer = load_parallel(folder, group, "float32")
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    layer = next(module for module in model.modules() if isinstance(module, ShardedLinear))
+    hook = layer.own.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        answers(model, tokenizer)
+    hook.remove()
+    assert "out of step" in error_of(lambda: answers(model, tokenizer), ParallelError)
+    group.close()
+
+
 @pytest.mark.parametrize("text", ["", "host", "host:", ":1", "host:0", "host:99999", "host:x"])
 def test_addresses(text: str) -> None:
     assert "HOST:PORT" in error_of(lambda: parse_address(text), ValueError)

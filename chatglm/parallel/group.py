@@ -171,7 +171,7 @@ class Group:
         try:
             yield
         except BaseException as error:
-            interrupted = f"a product was interrupted ({type(error).__name__}), so the processes are out of step"
+            interrupted = f"the processes are out of step, since one was interrupted ({type(error).__name__})"
             self._failure = str(error) if isinstance(error, ParallelError) else f"{interrupted}: restart them all"
             raise
 
